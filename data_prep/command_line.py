@@ -1,0 +1,212 @@
+"""How every command of the project reads its configuration and reports a user's mistake.
+
+The configuration of a command is one frozen dataclass, possibly nested. Values come from
+``--config FILE.yaml`` (repeatable, the later file wins) and then from dotted options
+(``--model.layout 2sf:10sf``). A mistake ends in one line on stderr and exit code 2.
+"""
+
+import argparse
+import ast
+import dataclasses
+import difflib
+import inspect
+import itertools
+import os
+import sys
+import textwrap
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar, get_type_hints
+
+import yaml
+
+Config = TypeVar("Config")
+
+USER_ERROR_EXIT_CODE = 2
+INTERRUPTED_EXIT_CODE = 130  # 128 + SIGINT, as shells report it
+
+
+class UserError(Exception):
+    """Something the user can mend. The message is one line: what, where, how to mend it."""
+
+
+def run_command(program: str, main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int:
+    """Call ``main(argv)`` and return the process's exit code.
+
+    A ``UserError`` becomes one line on stderr and exit code 2; with ``--debug`` anywhere in
+    ``argv`` its traceback is shown as well. Anything else that is raised is a bug of ours and
+    keeps its traceback.
+    """
+    debug = "--debug" in argv
+    try:
+        return main([a for a in argv if a != "--debug"]) or 0
+    except UserError as error:
+        if debug:
+            raise
+        print(f"{program}: error: {one_line(str(error))}", file=sys.stderr, flush=True)
+        return USER_ERROR_EXIT_CODE
+    except KeyboardInterrupt:
+        return INTERRUPTED_EXIT_CODE
+    except BrokenPipeError:  # the reader of our output (head, less) has gone: not an error
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints are ``UserError``s."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
+def choose_command(program: str, description: str, commands: Mapping[str, str], argv: Sequence[str]) -> str:
+    """The command's name, ``argv[0]``; prints the list of commands and exits 0 on ``--help``.
+
+    Raises:
+        UserError: no command, or one that does not exist.
+    """
+    if argv and argv[0] in ("-h", "--help"):
+        width = max(map(len, commands))
+        listing = "\n".join(f"  {name:<{width}}  {text}" for name, text in commands.items())
+        print(f"usage: {program} COMMAND ...\n\n{description}\n\n{listing}\n\n{program} COMMAND --help tells more.")
+        raise SystemExit(0)
+    if not argv or argv[0] not in commands:
+        what = f"unknown command '{argv[0]}'{did_you_mean(argv[0], set(commands))}" if argv else "no command given"
+        raise UserError(f"{what}; the commands are {', '.join(commands)} (see {program} --help)")
+    return argv[0]
+
+
+def one_line(message: str) -> str:
+    """Fold a message of several lines into one."""
+    return " ".join(message.split())
+
+
+def read_config(cls: type[Config], argv: Sequence[str], program: str, description: str) -> Config:
+    """Build ``cls`` from ``--config`` files and dotted options.
+
+    Raises:
+        UserError: unknown or misspelt keys (naming the nearest key), values of the wrong type,
+            missing required keys, unreadable files.
+    """
+    from jsonargparse import ArgumentParser, Namespace
+
+    known = set(_dotted_keys(cls))
+    _reject_unknown_options(argv, known)
+    for path in _config_files(argv):
+        _reject_unknown_keys(path, known)
+    parser = ArgumentParser(prog=program, description=description, exit_on_error=False)
+    parser.add_argument("--config", action="config", help="YAML file; may be given several times")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of a user error")
+    parser.add_class_arguments(cls)
+    _describe_options(parser, cls)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            parsed = parser.instantiate(parser.parse_args(list(argv)))
+    except UserError:
+        raise
+    except Exception as error:  # jsonargparse raises several types, all about the user's input
+        raise UserError(one_line(str(error)).replace("Parser key ", "option ")) from error
+    assert isinstance(parsed, Namespace)
+    return cls(**{field.name: getattr(parsed, field.name) for field in dataclasses.fields(cls)})  # type: ignore[arg-type]
+
+
+def _describe_options(parser: argparse.ArgumentParser, cls: type[Any]) -> None:
+    """Give every option the docstring of its field as help text."""
+    texts = dict(_field_docstrings(cls))
+    for action in parser._actions:
+        text = texts.get(action.dest)
+        if text is not None:
+            action.help = " ".join(text.split()).replace("%", "%%")
+    for group in parser._action_groups:
+        if (group.title or "").startswith("<class "):
+            first = group._group_actions[0].dest
+            is_nested = f"--{first}." in "".join(o for a in group._group_actions[1:] for o in a.option_strings)
+            title = texts.get(first) if is_nested else cls.__doc__
+            group.title = " ".join((title or cls.__name__).split()).rstrip(".")
+
+
+def _field_docstrings(cls: type[Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted key, the string that stands below the field in the source)."""
+    hints = get_type_hints(cls)
+    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    for statement, following in itertools.pairwise(body.body):
+        if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.target, ast.Name):
+            continue
+        name = statement.target.id
+        match following:
+            case ast.Expr(value=ast.Constant(value=str(text))):
+                yield prefix + name, text
+        if dataclasses.is_dataclass(hints[name]):
+            yield from _field_docstrings(hints[name], f"{prefix}{name}.")  # type: ignore[arg-type]
+
+
+def did_you_mean(wrong: str, known: set[str]) -> str:
+    """``", did you mean 'x'?"`` for the nearest of ``known``, or the empty string."""
+    near = difflib.get_close_matches(wrong, sorted(known), n=1, cutoff=0.5)
+    if not near:  # right leaf in the wrong group: --train_steps for --training.train_steps
+        leaf = wrong.rsplit(".", 1)[-1]
+        near = [k for k in sorted(known) if k.rsplit(".", 1)[-1] == leaf]
+    return f", did you mean '{near[0]}'?" if near else ""
+
+
+def _dotted_keys(cls: type[Any], prefix: str = "") -> Iterator[str]:
+    hints = get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        yield prefix + field.name
+        if dataclasses.is_dataclass(hints[field.name]):
+            yield from _dotted_keys(hints[field.name], f"{prefix}{field.name}.")  # type: ignore[arg-type]
+
+
+_PARSER_OPTIONS = {"config", "print_config", "help", "debug"}
+
+
+def _reject_unknown_options(argv: Sequence[str], known: set[str]) -> None:
+    for argument in argv:
+        if not argument.startswith("--") or argument == "--":
+            continue
+        name = argument[2:].split("=", 1)[0]
+        if name not in known and name not in _PARSER_OPTIONS:
+            raise UserError(f"unknown option --{name}{did_you_mean(name, known)}")
+
+
+def _config_files(argv: Sequence[str]) -> Iterator[Path]:
+    for position, argument in enumerate(argv):
+        if argument == "--config" and position + 1 < len(argv):
+            yield Path(argv[position + 1])
+        elif argument.startswith("--config="):
+            yield Path(argument.split("=", 1)[1])
+
+
+def _reject_unknown_keys(path: Path, known: set[str]) -> None:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read the configuration file {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(one_line(f"{path} is not YAML: {error}")) from error
+    if content is None:
+        return
+    if not isinstance(content, Mapping):
+        raise UserError(f"{path} holds no keys: expected a YAML mapping such as 'model: ...'")
+    for key in _flatten_keys(content):
+        if key not in known:
+            raise UserError(f"{path}: unknown key '{key}'{did_you_mean(key, known)}")
+
+
+def _flatten_keys(content: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in content.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            yield from _flatten_keys(value, f"{prefix}{key}.")
+
+
+def config_as_dict(config: Any) -> dict[str, Any]:
+    """The configuration as plain lists, dictionaries and scalars, ready for YAML or JSON."""
+    return {
+        f.name: config_as_dict(v) if dataclasses.is_dataclass(v) else list(v) if isinstance(v, tuple) else v
+        for f in dataclasses.fields(config)
+        for v in [getattr(config, f.name)]
+    }

@@ -1,0 +1,570 @@
+"""THE contract between preparation and training: what a shard folder holds, written and read here alone.
+
+A folder holds `manifest.json`, `tokenizer.json` and tars of two splits, `train` and `validation`. A tar
+is USTAR; each member is one chunk of rows as a safetensors file. Legend of the shapes: n rows of a chunk,
+L seq_length, k mask variants, P masked_per_row.
+
+    input_ids           [n, L]     original tokens, [CLS] ... [SEP], [PAD] behind
+    lengths             [n]        real tokens
+    masked_positions    [n, k, P]  sorted; the first num_masked count, the rest are 0
+    replacement_ids     [n, k, P]  what the model's input holds there
+    num_masked          [n, k]     slots in use
+    sequence_ids        [n]        u64, stable and unique in the folder
+    boundary_offsets    [n + 1]    u32; row i has boundary_positions[offsets[i]:offsets[i + 1]]
+    boundary_positions  [ragged]   where a new document begins inside a row
+
+Token ids are u16 where the vocabulary allows, else u32; everything unmarked is u16.
+"""
+
+import hashlib
+import json
+import math
+import mmap
+import os
+import re
+import tarfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+from safetensors.numpy import save as save_safetensors
+
+from data_prep.command_line import UserError
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+TOKENIZER = "tokenizer.json"
+SPLITS = ("train", "validation")
+CHUNK_EXTENSION = "rows.safetensors"
+"""Of a chunk's member; what stands before it is the WebDataset key"""
+
+_SHARD_NAME = re.compile(r"(train|validation)-\d{5,}\.tar")
+_DTYPES = {"U16": np.dtype("<u2"), "U32": np.dtype("<u4"), "U64": np.dtype("<u8")}
+_BLOCK = tarfile.BLOCKSIZE
+_OWNER = "narrowbert"
+_MODE = 0o444
+
+
+@dataclass(frozen=True, kw_only=True)
+class Geometry:
+    """The sizes that decide every shape and dtype of a chunk."""
+
+    seq_length: int
+    """L, tokens a row"""
+    masked_per_row: int
+    """P, mask slots of a row and variant"""
+    num_variants: int
+    """k, maskings of each row"""
+    vocab_size: int
+    """One more than the largest token id"""
+
+    @property
+    def token_dtype(self) -> np.dtype:
+        """u16 where the vocabulary allows, else u32."""
+        return np.dtype("<u2") if self.vocab_size <= 1 << 16 else np.dtype("<u4")
+
+    def fields(self, rows: int, boundaries: int) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
+        """Field -> dtype and shape of a chunk of `rows` rows that holds `boundaries` boundaries."""
+        u16, slots = np.dtype("<u2"), (rows, self.num_variants, self.masked_per_row)
+        return {
+            "input_ids": (self.token_dtype, (rows, self.seq_length)),
+            "lengths": (u16, (rows,)),
+            "masked_positions": (u16, slots),
+            "replacement_ids": (self.token_dtype, slots),
+            "num_masked": (u16, slots[:2]),
+            "sequence_ids": (np.dtype("<u8"), (rows,)),
+            "boundary_offsets": (np.dtype("<u4"), (rows + 1,)),
+            "boundary_positions": (u16, (boundaries,)),
+        }
+
+    def check(self, arrays: Mapping[str, np.ndarray], rows: int) -> None:
+        """Raise ValueError where `arrays` is not a chunk of `rows` rows of this geometry."""
+        boundaries = arrays["boundary_positions"].size if "boundary_positions" in arrays else 0
+        expected = self.fields(rows, boundaries)
+        if set(arrays) != set(expected):
+            raise ValueError(f"fields {sorted(arrays)} instead of {sorted(expected)}")
+        for name, (dtype, shape) in expected.items():
+            if arrays[name].dtype != dtype or arrays[name].shape != shape:
+                found = f"{arrays[name].dtype}{list(arrays[name].shape)}"
+                raise ValueError(f"{name} is {found} instead of {dtype}{list(shape)}")
+
+
+def encode_arrays(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """Named arrays as one safetensors file."""
+    return save_safetensors({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+
+
+def decode_arrays(buffer: memoryview) -> dict[str, np.ndarray]:
+    """The arrays of a safetensors file, read-only and without a copy.
+
+    Only unsigned 16, 32 and 64 bit arrays are accepted.
+
+    Raises:
+        ValueError: not a well-formed safetensors file.
+    """
+    if len(buffer) < 8:
+        raise ValueError("too short for a safetensors file")
+    start = 8 + int.from_bytes(buffer[:8], "little")
+    if start > len(buffer):
+        raise ValueError("the safetensors header runs past the end")
+    try:
+        header = json.loads(bytes(buffer[8:start]))
+        header.pop("__metadata__", None)
+        entries = [(n, e["dtype"], tuple(e["shape"]), *e["data_offsets"]) for n, e in header.items()]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"the safetensors header is damaged: {error}") from error
+    arrays = {}
+    for name, dtype_name, shape, begin, end in entries:
+        dtype = _DTYPES.get(dtype_name)
+        if dtype is None:
+            raise ValueError(f"field {name!r} has the type {dtype_name}, which no chunk holds")
+        size = math.prod(shape) * dtype.itemsize
+        if not 0 <= begin <= end <= len(buffer) - start or end - begin != size:
+            raise ValueError(f"field {name!r} does not fit into its file")
+        data = np.frombuffer(buffer[start + begin : start + end], dtype=dtype).reshape(shape)
+        data.flags.writeable = False
+        arrays[name] = data
+    return arrays
+
+
+# --- writing ---------------------------------------------------------------------------------------
+
+
+def shard_name(split: str, index: int) -> str:
+    """File name of a split's shard."""
+    return f"{split}-{index:05d}.tar"
+
+
+def _chunk_key(shard: str, chunk: int) -> str:
+    return f"{shard.removesuffix('.tar')}-{chunk:04d}"
+
+
+def write_shard(folder: Path, split: str, index: int, chunks: Iterable[Mapping[str, np.ndarray]]) -> dict[str, Any]:
+    """Write one tar; its bytes depend on the chunks alone.
+
+    Returns:
+        The shard's entry in the manifest: name, size, sha256, rows, and per chunk offset (of the
+        member's data in the file), length, rows and xxh3 (128 bit).
+    """
+    from webdataset.writer import TarWriter  # brings torch along: not for those who only read
+
+    path = folder / shard_name(split, index)
+    entries: list[dict[str, Any]] = []
+    with open(path, "wb") as stream:
+        writer = TarWriter(stream, user=_OWNER, group=_OWNER, mode=_MODE, mtime=0, encoder=False)
+        writer.tarstream.format = tarfile.USTAR_FORMAT  # TarWriter leaves tarfile's default, PAX
+        for number, arrays in enumerate(chunks):
+            data = encode_arrays(arrays)
+            offset = writer.tarstream.offset + _BLOCK
+            writer.write({"__key__": _chunk_key(path.name, number), CHUNK_EXTENSION: data})
+            rows = len(arrays["lengths"])
+            entries.append({"offset": offset, "length": len(data), "rows": rows, "xxh3": _chunk_hash(data)})
+        writer.close()
+        stream.flush()
+        os.fsync(stream.fileno())
+    return {
+        "name": path.name,
+        "size": path.stat().st_size,
+        "sha256": file_sha256(path),
+        "rows": sum(entry["rows"] for entry in entries),
+        "chunks": entries,
+    }
+
+
+def write_manifest(folder: Path, content: Mapping[str, Any]) -> str:
+    """Write `manifest.json` for `content` (everything but schema version and root hash); the root hash."""
+    manifest = {"schema_version": SCHEMA_VERSION, **content}
+    manifest["root_hash"] = _root_hash(manifest)
+    with open(folder / MANIFEST, "wb") as stream:
+        stream.write(_manifest_bytes(manifest))
+        stream.flush()
+        os.fsync(stream.fileno())
+    return manifest["root_hash"]
+
+
+def _root_hash(manifest: Mapping[str, Any]) -> str:
+    """sha256 over the canonical JSON of everything but the root hash itself."""
+    content = {key: value for key, value in manifest.items() if key != "root_hash"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _manifest_bytes(manifest: Mapping[str, Any]) -> bytes:
+    return (json.dumps(manifest, sort_keys=True, indent=1) + "\n").encode()
+
+
+def _chunk_hash(data: bytes | memoryview) -> str:
+    return xxhash.xxh3_128_hexdigest(data)
+
+
+def file_sha256(path: str | Path) -> str:
+    """sha256 of a file's bytes, in hexadecimal."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+# --- reading ---------------------------------------------------------------------------------------
+
+
+class ShardSplit:
+    """The chunks of one split, in order. Build it through `ShardFolder.split`."""
+
+    def __init__(self, folder: Path, name: str, entry: Mapping[str, Any], geometry: Geometry) -> None:
+        self.name = name
+        self.num_rows: int = entry["rows"]
+        self.chunk_rows = np.array([c["rows"] for s in entry["shards"] for c in s["chunks"]], dtype=np.int64)
+        """[chunks] rows of each chunk"""
+        self._folder = folder
+        self._geometry = geometry
+        self._shards = entry["shards"]
+        self._places = [(s, c) for s, shard in enumerate(self._shards) for c in range(len(shard["chunks"]))]
+        self._maps: dict[int, mmap.mmap] = {}
+        self._arrays: dict[int, dict[str, np.ndarray]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the maps, so that a spawned process gets a split that opens its own."""
+        return {**self.__dict__, "_maps": {}, "_arrays": {}}
+
+    def chunk(self, index: int) -> dict[str, np.ndarray]:
+        """The fields of a chunk (table at the top of this file): read-only views of the mapped file.
+
+        The chunk's hash is checked at the first touch.
+
+        Raises:
+            UserError: the bytes are not those that were written; names shard and chunk.
+        """
+        if index not in self._arrays:
+            shard, number = self._places[index]
+            entry = self._shards[shard]["chunks"][number]
+            try:
+                self._arrays[index] = _read_chunk(self._map(shard), entry, self._geometry)
+            except ValueError as error:
+                path = self._folder / self._shards[shard]["name"]
+                raise UserError(
+                    f"shard {path}, chunk {number}: {error}; restore the file from a copy or prepare again"
+                ) from error
+        return self._arrays[index]
+
+    def _map(self, shard: int) -> mmap.mmap:
+        if shard not in self._maps:
+            self._maps[shard] = _map_file(self._folder / self._shards[shard]["name"])
+        return self._maps[shard]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardFolder:
+    """A shard folder whose manifest, tokenizer and file sizes have been checked; see `open_shards`."""
+
+    path: Path
+    """The folder"""
+    manifest: dict[str, Any]
+    """manifest.json"""
+
+    @property
+    def root_hash(self) -> str:
+        """sha256 over everything the manifest pins."""
+        return self.manifest["root_hash"]
+
+    @property
+    def seq_length(self) -> int:
+        """L, tokens a row."""
+        return self.manifest["seq_length"]
+
+    @property
+    def masked_per_row(self) -> int:
+        """P, mask slots of a row and variant."""
+        return self.manifest["masked_per_row"]
+
+    @property
+    def num_variants(self) -> int:
+        """k, maskings of each row."""
+        return self.manifest["num_variants"]
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest token id of the tokenizer."""
+        return self.manifest["vocab_size"]
+
+    @property
+    def special_ids(self) -> dict[str, int]:
+        """{"pad": id, "unk": id, "cls": id, "sep": id, "mask": id}."""
+        return self.manifest["special_ids"]
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """The tokenizer.json the rows were made with."""
+        return self.path / TOKENIZER
+
+    @property
+    def geometry(self) -> Geometry:
+        """The sizes that decide every shape of a chunk."""
+        return Geometry(
+            seq_length=self.seq_length,
+            masked_per_row=self.masked_per_row,
+            num_variants=self.num_variants,
+            vocab_size=self.vocab_size,
+        )
+
+    def split(self, name: str) -> ShardSplit:
+        """The split `train` or `validation`.
+
+        Raises:
+            UserError: no such split.
+        """
+        if name not in self.manifest["splits"]:
+            raise UserError(f"{self.path} has no split '{name}': it has {', '.join(SPLITS)}")
+        return ShardSplit(self.path, name, self.manifest["splits"][name], self.geometry)
+
+
+def open_shards(folder: str | Path) -> ShardFolder:
+    """Open a shard folder: checks schema version, root hash, tokenizer, and every shard's size.
+
+    Raises:
+        UserError: whatever does not match, by file name.
+    """
+    path = Path(folder)
+    manifest = read_manifest(path)
+    tokenizer = path / TOKENIZER
+    if not tokenizer.is_file():
+        raise UserError(f"{tokenizer} is missing: restore it from a copy or prepare again")
+    if file_sha256(tokenizer) != manifest["tokenizer"]["sha256"]:
+        raise UserError(f"{tokenizer} is not the tokenizer the shards were made with: restore it")
+    for shard in _all_shards(manifest):
+        problem = _size_problem(path, shard)
+        if problem:
+            raise UserError(f"{problem}; restore the file from a copy or prepare again")
+    return ShardFolder(path=path, manifest=manifest)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Read and check `manifest.json` alone.
+
+    Raises:
+        UserError: no folder, no manifest, a schema of another version, or a damaged manifest.
+    """
+    path = folder / MANIFEST
+    if not folder.is_dir():
+        raise UserError(f"no shard folder {folder}: make one with `narrowbert-prep shards --output {folder}`")
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{folder} holds no {MANIFEST}, so it is no shard folder: make one with `narrowbert-prep shards`"
+        ) from error
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    try:
+        manifest = json.loads(content)
+    except ValueError as error:
+        raise UserError(f"{path} is damaged (not JSON): restore it or prepare again") from error
+    version = manifest.get("schema_version") if isinstance(manifest, dict) else None
+    if version != SCHEMA_VERSION:
+        raise UserError(
+            f"{path} has schema version {version}, this program reads {SCHEMA_VERSION}: prepare the shards again"
+        )
+    # Comparing the bytes as well refuses damage that JSON would not show, as in white space.
+    if manifest.get("root_hash") != _root_hash(manifest) or content != _manifest_bytes(manifest):
+        raise UserError(f"{path} is damaged (its root hash does not match): restore it or prepare again")
+    bad = [s["name"] for s in _all_shards(manifest) if not _SHARD_NAME.fullmatch(s["name"])]
+    if bad:
+        raise UserError(f"{path} names {bad[0]!r}, which is no shard's name")
+    return manifest
+
+
+def _all_shards(manifest: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    for split in manifest["splits"].values():
+        yield from split["shards"]
+
+
+def _size_problem(folder: Path, shard: Mapping[str, Any]) -> str | None:
+    path = folder / shard["name"]
+    if not path.is_file():
+        return f"shard {path} is missing"
+    if path.stat().st_size != shard["size"]:
+        return f"shard {path} has {path.stat().st_size} bytes instead of {shard['size']}"
+    return None
+
+
+def _map_file(path: Path) -> mmap.mmap:
+    try:
+        with open(path, "rb") as stream:
+            return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read the shard {path}: {error}") from error
+
+
+def _read_chunk(data: mmap.mmap, entry: Mapping[str, Any], geometry: Geometry) -> dict[str, np.ndarray]:
+    """A chunk's arrays. Raises ValueError where hash or schema do not match."""
+    view = memoryview(data)[entry["offset"] : entry["offset"] + entry["length"]]
+    if _chunk_hash(view) != entry["xxh3"]:
+        raise ValueError("its bytes are not those that were written (hash mismatch)")
+    arrays = decode_arrays(view)
+    geometry.check(arrays, entry["rows"])
+    return arrays
+
+
+# --- verifying -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verification:
+    """What `verify` found."""
+
+    problems: tuple[str, ...]
+    """One line each, naming file and chunk; empty when all is well"""
+    summary: str
+    """One line on what was checked"""
+
+
+def verify(folder: str | Path) -> Verification:
+    """Check every byte of a shard folder and the legality of every row.
+
+    Raises:
+        UserError: the manifest cannot be read, so that nothing further can be checked.
+    """
+    path = Path(folder)
+    manifest = read_manifest(path)
+    problems: list[str] = []
+    tokenizer = path / TOKENIZER
+    if not tokenizer.is_file() or file_sha256(tokenizer) != manifest["tokenizer"]["sha256"]:
+        problems.append(f"{tokenizer} is missing or not the one the shards were made with")
+    shards = list(_all_shards(manifest))
+    known = {shard["name"] for shard in shards}
+    problems += [f"{p} is not in the manifest" for p in sorted(path.glob("*.tar")) if p.name not in known]
+    view = ShardFolder(path=path, manifest=manifest)
+    sequence_ids: list[np.ndarray] = []
+    for shard in shards:
+        problems += _verify_shard(view, shard, sequence_ids)
+    problems += _verify_counts(manifest)
+    every = np.concatenate(sequence_ids) if sequence_ids else np.empty(0, dtype=np.uint64)
+    if len(np.unique(every)) != len(every):
+        problems.append(f"{path}: sequence ids are not unique")
+    chunks = sum(len(shard["chunks"]) for shard in shards)
+    summary = (
+        f"{path}: {len(shards)} shards, {chunks} chunks, {len(every)} rows, "
+        f"{sum(shard['size'] for shard in shards)} bytes, root hash {view.root_hash}"
+    )
+    return Verification(problems=tuple(problems), summary=summary)
+
+
+def _verify_counts(manifest: Mapping[str, Any]) -> Iterator[str]:
+    for name, split in manifest["splits"].items():
+        rows = [sum(chunk["rows"] for chunk in shard["chunks"]) for shard in split["shards"]]
+        if rows != [shard["rows"] for shard in split["shards"]] or sum(rows) != split["rows"]:
+            yield f"{MANIFEST}: the row counts of split {name} do not add up"
+
+
+def _verify_shard(folder: ShardFolder, shard: Mapping[str, Any], sequence_ids: list[np.ndarray]) -> Iterator[str]:
+    """Problems of one shard; appends the sequence ids of its sound chunks."""
+    path = folder.path / shard["name"]
+    size_problem = _size_problem(folder.path, shard)
+    if size_problem:
+        yield size_problem
+        return
+    data = _map_file(path)
+    found = 0
+    for number, entry in enumerate(shard["chunks"]):
+        try:
+            arrays = _read_chunk(data, entry, folder.geometry)
+        except ValueError as error:
+            found += 1
+            yield f"shard {path}, chunk {number}: {error}"
+            continue
+        sequence_ids.append(np.array(arrays["sequence_ids"]))
+        for problem in _row_problems(arrays, folder):
+            yield f"shard {path}, chunk {number}: {problem}"
+    if hashlib.sha256(data).hexdigest() != shard["sha256"]:
+        outside = list(_frame_problems(data, shard))
+        yield from (f"shard {path}, {problem}" for problem in outside)
+        if not outside and not found:
+            yield f"shard {path}, chunk 0: its sha256 is not the manifest's, though every chunk is sound"
+        return
+    yield from (f"shard {path}, {problem}" for problem in _member_problems(path, shard))
+
+
+def _frame_problems(data: mmap.mmap, shard: Mapping[str, Any]) -> Iterator[str]:
+    """Where the bytes between the chunks (tar headers, padding, the end) are not as they were written."""
+    end = 0
+    for number, entry in enumerate(shard["chunks"]):
+        member = tarfile.TarInfo(f"{_chunk_key(shard['name'], number)}.{CHUNK_EXTENSION}")
+        member.size, member.mode, member.uname, member.gname = entry["length"], _MODE, _OWNER, _OWNER
+        if data[end : entry["offset"]] != member.tobuf(tarfile.USTAR_FORMAT):
+            yield f"chunk {number}: its tar header is damaged"
+        end = entry["offset"] + -(-entry["length"] // _BLOCK) * _BLOCK
+        if any(data[entry["offset"] + entry["length"] : end]):
+            yield f"chunk {number}: the padding behind it is damaged"
+    if any(data[end:]):
+        yield f"chunk {len(shard['chunks']) - 1}: the end of the tar behind it is damaged"
+
+
+def _member_problems(path: Path, shard: Mapping[str, Any]) -> Iterator[str]:
+    """A plain walk of the tar: only the expected members, plain files, where the manifest says."""
+    try:
+        with tarfile.open(path, "r:") as tar:
+            members = tar.getmembers()
+    except tarfile.TarError as error:
+        yield f"chunk 0: not a tar: {error}"
+        return
+    if len(members) != len(shard["chunks"]):
+        yield f"chunk {len(members)}: {len(members)} members instead of {len(shard['chunks'])}"
+    for number, (member, entry) in enumerate(zip(members, shard["chunks"], strict=False)):
+        name = f"{_chunk_key(shard['name'], number)}.{CHUNK_EXTENSION}"
+        if member.name != name or not member.isreg():
+            yield f"chunk {number}: member {member.name!r} instead of the plain file {name!r}"
+        if (member.offset_data, member.size) != (entry["offset"], entry["length"]):
+            yield f"chunk {number}: its place in the tar is not the manifest's"
+
+
+def _row_problems(arrays: Mapping[str, np.ndarray], folder: ShardFolder) -> Iterator[str]:
+    """What in a chunk's rows breaks the contract; one line a kind of problem, naming the first row."""
+    for problem, wrong in _row_checks(arrays, folder):
+        bad = wrong.reshape(len(wrong), -1).any(axis=1)
+        if bad.any():
+            yield f"row {int(np.argmax(bad))} {problem} ({int(bad.sum())} such rows)"
+    yield from _boundary_problems(arrays, folder)
+
+
+def _row_checks(arrays: Mapping[str, np.ndarray], folder: ShardFolder) -> Iterator[tuple[str, np.ndarray]]:
+    """(problem, [n, ...] true where a row has it)."""
+    special, vocab_size = folder.special_ids, folder.vocab_size
+    ids, lengths = arrays["input_ids"], arrays["lengths"].astype(np.int64)
+    positions, replacements = arrays["masked_positions"].astype(np.int64), arrays["replacement_ids"]
+    column = np.arange(folder.seq_length)
+    yield "has a length out of range", (lengths < 3) | (lengths > folder.seq_length)
+    yield "has a token id beyond the vocabulary", ids >= vocab_size
+    yield "has a replacement id beyond the vocabulary", replacements >= vocab_size
+    yield "does not begin with [CLS]", ids[:, 0] != special["cls"]
+    last = np.take_along_axis(ids, np.clip(lengths - 1, 0, folder.seq_length - 1)[:, None], axis=1)
+    yield "does not end with [SEP]", last != special["sep"]
+    yield "has a length that does not fit its padding", (ids == special["pad"]) != (column >= lengths[:, None])
+    yield "has a [MASK] among its original tokens", ids == special["mask"]
+    yield "has more masks than slots", arrays["num_masked"] > folder.masked_per_row
+    used = np.arange(folder.masked_per_row) < arrays["num_masked"][..., None]
+    yield "has a masked position outside its tokens", used & (positions >= lengths[:, None, None])
+    inside = np.clip(positions, 0, folder.seq_length - 1)
+    original = np.take_along_axis(ids[:, None, :], inside, axis=2)
+    frame = np.array([special[role] for role in ("pad", "cls", "sep")])
+    yield "has a special token or padding masked", used & np.isin(original, frame)
+    yield "has a special token as replacement", used & np.isin(replacements, frame)
+    yield "has masked positions that do not rise", used[..., 1:] & (np.diff(positions, axis=2) <= 0)
+    yield "has an unused slot that is not neutral", ~used & ((positions != 0) | (replacements != original))
+
+
+def _boundary_problems(arrays: Mapping[str, np.ndarray], folder: ShardFolder) -> Iterator[str]:
+    offsets, positions = arrays["boundary_offsets"].astype(np.int64), arrays["boundary_positions"]
+    counts = np.diff(offsets)
+    if offsets[0] != 0 or offsets[-1] != len(positions) or (counts < 0).any():
+        yield "its boundary offsets are not rising from 0 to the number of boundaries"
+        return
+    rows = np.repeat(np.arange(len(counts)), counts)
+    places = positions.astype(np.int64)
+    outside = (places < 2) | (places >= arrays["lengths"][rows].astype(np.int64) - 1)
+    if outside.any():
+        yield f"row {rows[np.argmax(outside)]} has a boundary outside its tokens"
+        return
+    if (np.diff(rows * folder.seq_length + places) <= 0).any():
+        yield "has boundaries that do not rise"
+    if (arrays["input_ids"][rows, places - 1] != folder.special_ids["sep"]).any():
+        yield "has a boundary that no [SEP] precedes"

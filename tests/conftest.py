@@ -1,0 +1,52 @@
+"""What every test shares: a small corpus, its shards, and quiet, offline, single-threaded processes."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Before torch is imported anywhere: one thread a process, no accelerator, nothing from a hub.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.pop("MLFLOW_TRACKING_URI", None)
+
+from data_prep.shards import ShardFolder, open_shards
+from tests.processes import run_command
+
+TEXT = (
+    "the model reads a row of tokens and predicts every masked word from what stands around it while "
+    "narrow layers compute only few positions so training takes less time on small machines than before"
+)
+
+
+def write_corpus(path: Path, num_documents: int = 120) -> None:
+    """Documents of pseudo-random sentences over a small vocabulary, as .jsonl."""
+    lines, vocabulary = [], TEXT.split()
+    for document in range(num_documents):
+        words = [vocabulary[(document * 7 + 3 * i * i + i) % len(vocabulary)] for i in range(60 + document % 50)]
+        lines.append('{"text": "' + " ".join(words) + '."}')
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def shard_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A shard folder made by the real commands: rows of 32 tokens, 5 masked, 3 variants."""
+    folder = tmp_path_factory.mktemp("shards")
+    write_corpus(folder / "corpus.jsonl")
+    options = [
+        "--corpus.paths", f"[{folder / 'corpus.jsonl'}]", "--output", str(folder / "shards"),
+        "--vocabulary.size", "160", "--vocabulary.alphabet_size", "40", "--seq_length", "32",
+        "--mask.variants", "3", "--validation_fraction", "0.15", "--chunk_rows", "32",
+        "--rows_per_shard", "128", "--num_workers", "1",
+    ]  # fmt: skip
+    run_command("data_prep", "vocab", *options)
+    run_command("data_prep", "shards", *options)
+    return folder / "shards"
+
+
+@pytest.fixture(scope="session")
+def shards(shard_folder: Path) -> ShardFolder:
+    """The shard folder, opened."""
+    return open_shards(shard_folder)

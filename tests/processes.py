@@ -1,0 +1,82 @@
+"""The one way in which tests run the project's commands: real processes, bounded lives."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+TIMEOUT_S = 300
+
+# Small and quick: 2 layers of 32, ten steps.
+TINY_RUN = [
+    "--model.hidden_size", "32", "--model.num_attention_heads", "4", "--model.ffn_hidden_size", "64",
+    "--model.max_position_embeddings", "32", "--training.train_steps", "10",
+    "--training.global_batch_size", "16", "--training.micro_batch_size", "4",
+    "--training.log_interval", "1", "--training.eval_interval", "100", "--training.save_interval", "4",
+    "--tracking.enabled", "false",
+]  # fmt: skip
+
+
+def start_command(package: str, *argv: str, cwd: Path | None = None, **environment: str) -> subprocess.Popen[str]:
+    """Start ``python -m package argv`` in a process group of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", package, *argv],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def run_command(
+    package: str, *argv: str, expect: int = 0, cwd: Path | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end and check its exit code."""
+    process = start_command(package, *argv, cwd=cwd, **environment)
+    try:
+        out, err = process.communicate(timeout=TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        kill_group(process)
+        out, err = process.communicate()
+        raise AssertionError(f"{argv} took more than {TIMEOUT_S} s\n{out}\n{err}") from None
+    assert process.returncode == expect, f"{argv} ended with {process.returncode}, not {expect}\n{out}\n{err}"
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def kill_group(process: subprocess.Popen[str]) -> None:
+    """SIGKILL the process and all it started, as a lost node would."""
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str], what: str) -> None:
+    """Wait for something that a running process brings about."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while not condition():
+        assert process.poll() is None, f"the process ended before {what}: {process.communicate()}"
+        assert time.monotonic() < deadline, f"{what} did not happen in {TIMEOUT_S} s"
+        time.sleep(0.02)
+
+
+def user_error(package: str, *argv: str, cwd: Path | None = None, **environment: str) -> str:
+    """Run a command that must be refused: exit code 2, one line on stderr, which is returned."""
+    ended = run_command(package, *argv, expect=2, cwd=cwd, **environment)
+    lines = ended.stderr.strip().splitlines()
+    assert len(lines) == 1, ended.stderr
+    return lines[0]
+
+
+def losses(run_dir: Path) -> dict[int, float]:
+    """Training loss by step, from the spool: the exact values, as their repr was written."""
+    found = {}
+    for line in (run_dir / "metrics.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        if "train/loss" in record["metrics"]:
+            found[record["step"]] = record["metrics"]["train/loss"]
+    return found
