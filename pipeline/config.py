@@ -1,0 +1,217 @@
+"""The configuration of a training run and the checks across its fields. Imports no torch."""
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+from data_prep.command_line import UserError
+from pipeline.layout import parse_layout
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which shards, and in which order."""
+
+    path: str = "shards"
+    """Folder made by ``narrowbert-prep shards``."""
+    seed: int = 1234
+    """Seed of the order of the rows."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Shape of the encoder. The vocabulary size comes from the shards. Defaults: BERT-base, narrowed."""
+
+    layout: str = "2sf:10sf"
+    """The paper's notation; '12sf' is plain BERT."""
+    hidden_size: int = 768
+    """Width of the residual stream."""
+    num_attention_heads: int = 12
+    """Attention heads; must divide hidden_size."""
+    ffn_hidden_size: int = 3072
+    """Inner width of the feed-forward sublayers."""
+    max_position_embeddings: int = 512
+    """Longest row in tokens."""
+    hidden_dropout: float = 0.1
+    """Dropout after embeddings and on every sublayer's output."""
+    attention_dropout: float = 0.1
+    """Dropout on attention probabilities."""
+    layernorm_epsilon: float = 1e-12
+    """Epsilon of the layer norms (BERT: 1e-12)."""
+    init_method_std: float = 0.02
+    """Standard deviation of the normal initialisation (BERT: 0.02)."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW and its learning-rate schedule. Defaults: the paper's recipe."""
+
+    lr: float = 5e-4
+    """Peak learning rate."""
+    min_lr: float = 0.0
+    """Learning rate at the end of the decay."""
+    lr_decay_style: Literal["linear", "cosine"] = "linear"
+    """Shape of the decay after warm-up."""
+    lr_warmup_fraction: float = 0.02
+    """Share of train_steps over which the rate rises linearly from 0."""
+    adam_beta1: float = 0.9
+    """First-moment decay."""
+    adam_beta2: float = 0.999
+    """Second-moment decay."""
+    adam_eps: float = 1e-6
+    """Added to the root of the second moment."""
+    weight_decay: float = 0.01
+    """Decoupled decay; biases and norms have none."""
+    clip_grad: float = 1.0
+    """Global gradient norm above which gradients are scaled down; 0 switches clipping off."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """How long, in which batches, at which precision, and what happens every n steps."""
+
+    train_steps: int = 70_000
+    """Optimizer steps."""
+    global_batch_size: int = 1728
+    """Rows a step, over all processes and accumulation steps."""
+    micro_batch_size: int = 24
+    """Rows a process computes at once; the rest is gradient accumulation."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """Type of weights and activations; master weights and optimizer states are fp32."""
+    zero_stage: Literal[1, 2] = 1
+    """DeepSpeed ZeRO stage: 1 splits optimizer states, 2 gradients as well."""
+    seed: int = 42
+    """Seed of initialisation and dropout."""
+    log_interval: int = 10
+    """Steps between two writes of metrics (every step's loss is kept)."""
+    eval_interval: int = 1000
+    """Steps between two evaluations on the validation split; there is always one at the end."""
+    eval_rows: int = 4096
+    """Validation rows an evaluation reads at most."""
+    save_interval: int = 1000
+    """Steps between two checkpoints; there is always one at the end."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrackingConfig:
+    """MLflow. The server is MLFLOW_TRACKING_URI, or else sqlite:///mlflow.db in the working folder."""
+
+    enabled: bool = True
+    """Send metrics to MLflow; metrics.jsonl in the run directory is written in any case."""
+    experiment_name: str = "narrowbert"
+    """MLflow experiment."""
+    run_name: str | None = None
+    """Name of the MLflow run; default: the run directory's name."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One training run."""
+
+    run_dir: str = ""
+    """Folder of the run: configuration, checkpoints, metrics, logs. Needed to train."""
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    """Data."""
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    """Model."""
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    """Optimizer."""
+    training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
+    """Training."""
+    tracking: TrackingConfig = dataclasses.field(default_factory=TrackingConfig)
+    """Tracking."""
+
+
+# What may differ between a run's stored configuration and the command that resumes it: nothing
+# here changes a loss (beyond rounding, for the batch split and the ZeRO stage).
+RESUMABLE_CHANGES = {
+    "run_dir",
+    "data.path",
+    "training.micro_batch_size",
+    "training.zero_stage",
+    "training.log_interval",
+    "training.eval_interval",
+    "training.eval_rows",
+    "training.save_interval",
+    "tracking.enabled",
+    "tracking.experiment_name",
+    "tracking.run_name",
+}
+
+
+def check_config(config: RunConfig, *, world_size: int) -> None:
+    """Refuse values that cannot work together, before anything is started.
+
+    Raises:
+        UserError: the first problem, with the values that would do.
+    """
+    _check_model(config.model)
+    _check_ranges(config)
+    _check_batch(config.training, world_size)
+    if Path(config.run_dir).is_file():
+        raise UserError(f"run_dir {config.run_dir} is a file: give a folder")
+
+
+def _check_model(model: ModelConfig) -> None:
+    try:
+        parse_layout(model.layout)
+    except ValueError as error:
+        raise UserError(f"model.layout: {error}") from error
+    for name in ("hidden_size", "num_attention_heads", "ffn_hidden_size", "max_position_embeddings"):
+        if getattr(model, name) < 1:
+            raise UserError(f"model.{name} is {getattr(model, name)}: give a positive number")
+    if model.hidden_size % model.num_attention_heads:
+        fitting = [n for n in range(1, model.hidden_size + 1) if model.hidden_size % n == 0]
+        near = sorted(fitting, key=lambda n: abs(n - model.num_attention_heads))[:4]
+        raise UserError(
+            f"model.num_attention_heads {model.num_attention_heads} does not divide "
+            f"model.hidden_size {model.hidden_size}: take one of {sorted(near)}"
+        )
+
+
+def _check_ranges(config: RunConfig) -> None:
+    for name, value in [
+        ("model.hidden_dropout", config.model.hidden_dropout),
+        ("model.attention_dropout", config.model.attention_dropout),
+        ("optimizer.lr_warmup_fraction", config.optimizer.lr_warmup_fraction),
+        ("optimizer.adam_beta1", config.optimizer.adam_beta1),
+        ("optimizer.adam_beta2", config.optimizer.adam_beta2),
+    ]:
+        if not 0 <= value < 1:
+            raise UserError(f"{name} is {value}: give a number of at least 0 and below 1")
+    for name, value in [
+        ("model.layernorm_epsilon", config.model.layernorm_epsilon),
+        ("model.init_method_std", config.model.init_method_std),
+        ("optimizer.lr", config.optimizer.lr),
+        ("optimizer.adam_eps", config.optimizer.adam_eps),
+    ]:
+        if not value > 0:
+            raise UserError(f"{name} is {value}: give a number above 0")
+    for name, value in [
+        ("optimizer.weight_decay", config.optimizer.weight_decay),
+        ("optimizer.clip_grad", config.optimizer.clip_grad),
+        ("optimizer.min_lr", config.optimizer.min_lr),
+    ]:
+        if not value >= 0:
+            raise UserError(f"{name} is {value}: give a number of at least 0")
+    for field in dataclasses.fields(TrainingConfig):
+        value = getattr(config.training, field.name)
+        if isinstance(value, int) and field.name != "seed" and value < 1:
+            raise UserError(f"training.{field.name} is {value}: give a positive number")
+    for name, value in [("data.seed", config.data.seed), ("training.seed", config.training.seed)]:
+        if not 0 <= value < 2**63:
+            raise UserError(f"{name} is {value}: give a number from 0 to 2^63 - 1")
+
+
+def _check_batch(training: TrainingConfig, world_size: int) -> None:
+    total, micro = training.global_batch_size, training.micro_batch_size
+    if total % (micro * world_size) == 0:
+        return
+    where = f"training.global_batch_size {total} is not a multiple of micro_batch_size {micro} x {world_size} processes"
+    if total % world_size:
+        around = {max(total // world_size, 1) * world_size, -(-total // world_size) * world_size}
+        fitting = " or ".join(str(n) for n in sorted(around))
+        raise UserError(f"{where}: with {world_size} processes take a global_batch_size of {fitting}")
+    divisors = [n for n in range(1, total // world_size + 1) if total // world_size % n == 0]
+    nearest = sorted(sorted(divisors, key=lambda n: abs(n - micro))[:4])
+    raise UserError(f"{where}: take a micro_batch_size of {', '.join(map(str, nearest))}")

@@ -1,0 +1,84 @@
+"""The paper's layout strings: ``2sf:10sf`` -> the sublayers of an encoder.
+
+``s`` is one self-attention sublayer, ``f`` one feed-forward sublayer, a number repeats the
+letters after it, ``:`` is the narrowing point. Left of it every position is computed; right of
+it only the narrow (masked) positions are. Source: Li et al., "NarrowBERT", ACL 2023, section 2.
+"""
+
+import dataclasses
+import re
+from typing import NoReturn
+
+MAX_REPEATS = 1000
+
+_GROUP = re.compile(r"\s*([0-9]*)([sf]*)")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Layout:
+    """The sublayers of one encoder, in the order in which they run."""
+
+    full: str
+    """Sublayers over every position, one letter each, such as ``sfsf``."""
+    narrow: str
+    """Sublayers over the narrow positions only; empty for plain BERT."""
+
+    @property
+    def num_layers(self) -> int:
+        """Attention sublayers, which is what ``num_hidden_layers`` counts in the paper's models."""
+        return (self.full + self.narrow).count("s")
+
+    def control(self) -> "Layout":
+        """Plain BERT with the same sublayers: what a speed-up is measured against."""
+        return Layout(full=self.full + self.narrow, narrow="")
+
+    def __str__(self) -> str:
+        text = _compress(self.full)
+        return f"{text}:{_compress(self.narrow)}" if self.narrow else text
+
+
+def parse_layout(text: str) -> Layout:
+    """Read a layout string such as ``12sf``, ``2sf:10sf`` or ``2sf 10s : 10f``.
+
+    Raises:
+        ValueError: one line that shows the first character that does not fit.
+    """
+    parts = text.split(":")
+    if len(parts) > 2:
+        _fail(text, text.index(":", text.index(":") + 1), "a second ':' (one narrowing point at most)")
+    full = _parse_side(text, 0, len(parts[0]))
+    narrow = _parse_side(text, len(parts[0]) + 1, len(text)) if len(parts) == 2 else ""
+    if "s" not in full + narrow:
+        raise ValueError(f"layout '{text}' has no attention sublayer: write for example '12sf' or '2sf:10sf'")
+    return Layout(full=full, narrow=narrow)
+
+
+def _parse_side(text: str, start: int, end: int) -> str:
+    sublayers = ""
+    while text[start:end].strip():
+        match = _GROUP.match(text, start, end)
+        assert match is not None  # the pattern matches the empty string
+        (number, letters), start = match.groups(), match.end()
+        if not letters and start < end and not text[start].isspace():
+            _fail(text, start, "expected 's' or 'f', with an optional number before")
+        if not letters:
+            _fail(text, start - 1, "no 's' or 'f' follows this number")
+        if number and not 1 <= int(number) <= MAX_REPEATS:
+            _fail(text, match.start(1), f"a repeat count is 1 to {MAX_REPEATS}")
+        sublayers += letters * int(number or 1)
+    return sublayers
+
+
+def _fail(text: str, position: int, problem: str) -> NoReturn:
+    marked = f"{text[:position]}>>{text[position]}<<{text[position + 1 :]}"
+    raise ValueError(f"layout '{text}', character {position + 1} ({marked}): {problem}")
+
+
+def _compress(sublayers: str) -> str:
+    """``sfsfss`` -> ``2sf 2s``: runs of the pair first, then runs of one letter."""
+    groups: list[str] = []
+    for run in re.findall(r"(?:sf)+|s(?:s(?!f))*|f+", sublayers):
+        unit = "sf" if run.startswith("sf") else run[0]
+        count = len(run) // len(unit)
+        groups.append(f"{count}{unit}" if count > 1 else unit)
+    return " ".join(groups)

@@ -1,0 +1,109 @@
+"""The trained model: embeddings, encoder, masked-LM head on the narrow rows, loss sum."""
+
+import functools
+import typing
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from pipeline.config import ModelConfig
+from pipeline.model.encoder import Encoder
+from pipeline.parallel import ColumnLinear, Initializer, WordEmbedding
+
+NUM_TOKEN_TYPES = 2  # BERT's segments; without next-sentence pairs every token is in segment 0
+
+
+class MaskedLMOutput(typing.NamedTuple):
+    """Sums over the real masked tokens of a micro-batch, ready to be added over ranks."""
+
+    loss_sum: torch.Tensor
+    """Cross-entropy in nats, fp32 scalar."""
+    num_correct: torch.Tensor | None
+    """How often the most probable token was the right one; None unless asked for."""
+
+
+class Embeddings(nn.Module):
+    """Word + absolute position + segment, LayerNorm, dropout."""
+
+    def __init__(self, config: ModelConfig, vocab_size: int, init_method: Initializer) -> None:
+        super().__init__()
+        self.word_embeddings = WordEmbedding(vocab_size, config.hidden_size, init_method)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.token_type_embeddings = nn.Embedding(NUM_TOKEN_TYPES, config.hidden_size)
+        for table in (self.position_embeddings, self.token_type_embeddings):
+            init_method(table.weight)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layernorm_epsilon)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+
+    def forward(self, input_ids_BT: torch.Tensor) -> torch.Tensor:
+        """[B, T] -> [B, T, H]."""
+        rows = self.position_embeddings.weight[: input_ids_BT.shape[1]] + self.token_type_embeddings.weight[0]
+        return self.dropout(self.norm(self.word_embeddings(input_ids_BT) + rows))
+
+
+class MaskedLMHead(nn.Module):
+    """Dense, GELU, LayerNorm; the decoder is the word embedding (tied) plus its own bias."""
+
+    def __init__(self, config: ModelConfig, vocab_size: int, init_method: Initializer) -> None:
+        super().__init__()
+        self.dense = ColumnLinear(config.hidden_size, config.hidden_size, init_method)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layernorm_epsilon)
+        self.bias = nn.Parameter(torch.zeros(vocab_size))
+
+    def forward(self, narrow_BNH: torch.Tensor, decoder_VH: torch.Tensor) -> torch.Tensor:
+        """[B, N, H] -> logits [B, N, V]."""
+        return F.linear(self.norm(F.gelu(self.dense(narrow_BNH))), decoder_VH, self.bias)
+
+
+class NarrowBertForPretraining(nn.Module):
+    """Masked-LM pretraining model for any layout.
+
+    Args:
+        config: shape of the encoder.
+        vocab_size: entries of the tokenizer.
+    """
+
+    def __init__(self, config: ModelConfig, vocab_size: int) -> None:
+        super().__init__()
+        self.config = config
+        init_method = functools.partial(nn.init.normal_, mean=0.0, std=config.init_method_std)
+        self.embeddings = Embeddings(config, vocab_size, init_method)
+        self.encoder = Encoder(config, init_method)
+        self.head = MaskedLMHead(config, vocab_size, init_method)
+
+    def logits(
+        self,
+        input_ids: torch.Tensor,
+        narrow_positions: torch.Tensor,
+        key_mask: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Vocabulary logits [B, N, V] at ``narrow_positions`` [B, N] of ``input_ids`` [B, T].
+
+        ``key_mask`` [B, 1, 1, T] is True at real tokens, None where there is no padding.
+        """
+        narrow = self.encoder(self.embeddings(input_ids), narrow_positions, key_mask)
+        return self.head(narrow, self.embeddings.word_embeddings.weight)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        narrow_positions: torch.Tensor,
+        key_mask: torch.Tensor | None,
+        labels: torch.Tensor,
+        label_mask: torch.Tensor,
+        *,
+        count_correct: bool = False,
+    ) -> MaskedLMOutput:
+        """Sum of the masked-LM loss over the labels whose ``label_mask`` [B, N] is True.
+
+        A sum, not a mean: the mean over the *global* count of masked tokens of a step can only be
+        formed across micro-batches and ranks, and that is the trainer's to do.
+        """
+        logits = self.logits(input_ids, narrow_positions, key_mask).flatten(0, 1).float()
+        losses = F.cross_entropy(logits, labels.flatten(), reduction="none")
+        loss_sum = (losses * label_mask.flatten()).sum()
+        if not count_correct:
+            return MaskedLMOutput(loss_sum, None)
+        hits = (logits.argmax(-1) == labels.flatten()) & label_mask.flatten()
+        return MaskedLMOutput(loss_sum, hits.sum())

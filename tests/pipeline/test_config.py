@@ -1,0 +1,91 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_prep.command_line import UserError, config_as_dict, read_config
+from pipeline.config import RESUMABLE_CHANGES, ModelConfig, OptimizerConfig, RunConfig, TrainingConfig, check_config
+from pipeline.run_directory import flatten
+
+
+def training(**values: Any) -> RunConfig:
+    return RunConfig(training=TrainingConfig(**values))
+
+
+@pytest.mark.parametrize(
+    ("config", "world_size", "expected"),
+    [
+        (training(global_batch_size=100, micro_batch_size=24), 1, "take a micro_batch_size of 5, 10, 20, 25"),
+        (training(global_batch_size=101, micro_batch_size=1), 4, "take a global_batch_size of 100 or 104"),
+        (training(train_steps=0), 1, "training.train_steps is 0"),
+        (RunConfig(model=ModelConfig(num_attention_heads=7)), 1, "take one of [3, 4, 6, 8]"),
+        (RunConfig(model=ModelConfig(layout="2sx")), 1, "character 3 (2s>>x<<)"),
+        (RunConfig(model=ModelConfig(hidden_dropout=1.0)), 1, "model.hidden_dropout is 1.0"),
+        (RunConfig(optimizer=OptimizerConfig(lr=float("nan"))), 1, "optimizer.lr is nan"),
+    ],
+)
+def test_what_cannot_work_is_refused_with_what_would(config: RunConfig, world_size: int, expected: str) -> None:
+    with pytest.raises(UserError) as caught:
+        check_config(config, world_size=world_size)
+    assert expected in str(caught.value)
+
+
+def test_every_suggestion_is_accepted() -> None:
+    for micro in (5, 10, 20, 25):
+        check_config(training(global_batch_size=100, micro_batch_size=micro), world_size=1)
+    for total in (100, 104):
+        check_config(training(global_batch_size=total, micro_batch_size=1), world_size=4)
+
+
+@pytest.mark.parametrize("preset", sorted(Path("configs/pretrain").glob("*.yaml")), ids=lambda path: path.stem)
+def test_presets_are_complete_and_fit_together(preset: Path) -> None:
+    config = read_config(RunConfig, ["--config", str(preset)], "test", "")
+    check_config(config, world_size=1)
+    assert config.run_dir
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["--model.layuot", "12sf"], "did you mean 'model.layout'"),
+        (["--train_steps", "3"], "did you mean 'training.train_steps'"),
+        (["--model.hidden_size", "wide"], "model.hidden_size"),
+        (["--training.precision", "fp64"], "fp64"),
+        (["--config", "nowhere.yaml"], "cannot read the configuration file nowhere.yaml"),
+    ],
+)
+def test_wrong_options_are_one_line(argv: list[str], expected: str) -> None:
+    with pytest.raises(UserError) as caught:
+        read_config(RunConfig, argv, "test", "")
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("model:\n  layuot: 12sf\n", "unknown key 'model.layuot', did you mean 'model.layout'"),
+        ("modle:\n  layout: 12sf\n", "unknown key 'modle', did you mean 'model'"),
+        ("model: {layout: 12sf\n", "is not YAML"),
+        ("just text\n", "expected a YAML mapping"),
+        ("model:\n  hidden_size: wide\n", "model.hidden_size"),
+    ],
+)
+def test_wrong_files_are_one_line(tmp_path: Path, content: str, expected: str) -> None:
+    (tmp_path / "wrong.yaml").write_text(content)
+    with pytest.raises(UserError) as caught:
+        read_config(RunConfig, ["--config", str(tmp_path / "wrong.yaml")], "test", "")
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_later_files_and_options_win(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("model: {layout: 4sf, hidden_size: 64}\nrun_dir: a\n")
+    (tmp_path / "b.yaml").write_text("model: {layout: 3sf}\n")
+    argv = ["--config", str(tmp_path / "a.yaml"), "--config", str(tmp_path / "b.yaml"), "--run_dir", "c"]
+    config = read_config(RunConfig, argv, "test", "")
+    assert (config.model.layout, config.model.hidden_size, config.run_dir) == ("3sf", 64, "c")
+
+
+def test_resumable_changes_name_existing_fields() -> None:
+    assert set(flatten(config_as_dict(RunConfig()))) >= RESUMABLE_CHANGES

@@ -1,0 +1,56 @@
+import pytest
+
+from pipeline.config import ModelConfig
+from pipeline.layout import parse_layout
+from pipeline.model.masked_lm import NarrowBertForPretraining
+from pipeline.throughput import RowShape, count_parameters, forward_flops, model_state_bytes, predicted_speedup
+
+
+@pytest.mark.parametrize("layout", ["3sf", "sf:2sf", "sf 2s:2f", "s:sff"])
+def test_parameter_count_is_the_models(layout: str) -> None:
+    config = ModelConfig(
+        layout=layout, hidden_size=24, num_attention_heads=3, ffn_hidden_size=56, max_position_embeddings=40
+    )
+    model = NarrowBertForPretraining(config, vocab_size=77)
+    assert count_parameters(config, 77) == sum(p.numel() for p in model.parameters())
+
+
+def test_bert_base_has_its_published_size() -> None:
+    # Devlin et al. 2019 round to 110M; with the masked-LM head and without the pooler: 109,514,298.
+    assert count_parameters(ModelConfig(layout="12sf"), 30_522) == 109_514_298
+
+
+@pytest.mark.parametrize(
+    ("layout", "at_128", "at_512"),
+    [("1sf:11sf", 2.68, 2.76), ("2sf:10sf", 2.33, 2.38), ("3sf:9sf", 2.05, 2.09), ("4sf:8sf", 1.84, 1.87)],
+)
+def test_predicted_speedups(layout: str, at_128: float, at_512: float) -> None:
+    # Worked out by hand from the matrix products of a layer, 15% masked (19.2 and 76.8 rows).
+    for length, masked, expected in ((128, 19, at_128), (512, 77, at_512)):
+        shape = RowShape(seq_length=length, masked_per_row=masked, vocab_size=30_522)
+        assert predicted_speedup(ModelConfig(layout=layout), shape) == pytest.approx(expected, abs=0.02)
+
+
+def test_flops_are_those_of_the_matrix_products() -> None:
+    """Counted by torch itself while the model runs."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    config = ModelConfig(
+        layout="sf s:f sf", hidden_size=16, num_attention_heads=2, ffn_hidden_size=40, max_position_embeddings=24,
+        hidden_dropout=0.0, attention_dropout=0.0,
+    )  # fmt: skip
+    shape = RowShape(seq_length=24, masked_per_row=5, vocab_size=50)
+    model = NarrowBertForPretraining(config, 50).eval()
+    counter = FlopCounterMode(display=False)
+    with counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), torch.no_grad():
+        model.logits(torch.zeros(1, 24, dtype=torch.long), torch.arange(5).unsqueeze(0), None)
+    assert counter.get_total_flops() == forward_flops(parse_layout(config.layout), config, shape)
+
+
+def test_model_states_follow_zero() -> None:
+    def states(stage: int, precision: str = "bf16") -> int:
+        return model_state_bytes(1000, precision, stage, 4)
+
+    assert [states(stage) for stage in range(4)] == [16_000, 7_000, 5_500, 4_000]
+    assert states(1, "fp32") == 11_000
