@@ -1,0 +1,54 @@
+# The two commands to start with: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+# Two ranks on two cores: more threads than cores would only fight each other.
+DEMO_PROCESSES ?= 2
+
+.PHONY: demo install test test-fast check clean
+
+$(VENV)/installed: pyproject.toml constraints-cpu.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --upgrade pip
+	$(VENV)/bin/python -m pip install --quiet --requirement constraints-cpu.txt
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints-cpu.txt --editable .
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints-cpu.txt --editable '.[dev]'
+	touch $@
+
+install: $(VENV)/installed
+
+# Every line is an ordinary command: copy it, put in your own corpus.
+demo: $(VENV)/installed
+	rm -rf demo
+	narrowbert-prep vocab --config configs/prep/quickstart.yaml --output demo/shards
+	narrowbert-prep shards --config configs/prep/quickstart.yaml --output demo/shards
+	narrowbert-prep verify demo/shards
+	narrowbert-prep inspect demo/shards --rows 1
+	narrowbert plan --config configs/pretrain/quickstart.yaml --data.path demo/shards --processes $(DEMO_PROCESSES)
+	narrowbert train --config configs/pretrain/quickstart.yaml --data.path demo/shards --run_dir demo/narrowbert --processes $(DEMO_PROCESSES)
+	narrowbert train --config configs/pretrain/quickstart.yaml --data.path demo/shards --run_dir demo/bert-control --model.layout 8sf --processes $(DEMO_PROCESSES)
+	narrowbert evaluate demo/narrowbert
+	narrowbert export demo/narrowbert --output demo/model
+	python examples/fill_mask.py demo/model 'the default value of this parameter is [MASK] .'
+	narrowbert report demo/narrowbert demo/bert-control
+	@echo
+	@echo "Curves: $(VENV)/bin/mlflow ui --backend-store-uri sqlite:///mlflow.db   then open http://127.0.0.1:5000"
+
+test: $(VENV)/installed-dev
+	pytest
+
+test-fast: $(VENV)/installed-dev
+	pytest -m 'not slow'
+
+check: $(VENV)/installed-dev
+	ruff check .
+	ruff format --check .
+	pyright
+	lint-imports
+
+clean:
+	rm -rf demo $(VENV) build dist *.egg-info

@@ -1,0 +1,127 @@
+"""The ``narrowbert`` command."""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from data_prep.command_line import Parser, choose_command, read_config, run_command
+from pipeline.config import RunConfig
+from pipeline.launch import SINGLE_PROCESS, die_with_launcher, start_local_processes, world_from_environment
+from pipeline.plan import PlanOptions
+
+Part = TypeVar("Part")
+
+COMMANDS = {
+    "plan": "what a configuration costs: parameters, FLOPs, speed-up, memory, time; starts nothing",
+    "train": "train, or go on training, a run",
+    "evaluate": "masked-LM loss and accuracy of a run's newest checkpoint on the validation split",
+    "report": "runs side by side; the last is the control",
+    "export": "write a run's model as a folder that transformers loads",
+    "sync": "send metrics that MLflow has not got yet",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainArguments(RunConfig):
+    """A run and how many processes to start for it."""
+
+    processes: int | None = None
+    """Processes to start on this machine (default 1); under torchrun or srun this process joins those instead."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlanArguments(RunConfig, PlanOptions):
+    """A run and what to plan it for."""
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    sys.exit(run_command("narrowbert", _dispatch, sys.argv[1:]))
+
+
+def _dispatch(argv: Sequence[str]) -> int | None:
+    command = choose_command("narrowbert", "Pretrain NarrowBERT and use the result.", COMMANDS, argv)
+    return {
+        "plan": _plan,
+        "train": _train,
+        "evaluate": _evaluate,
+        "report": _report,
+        "export": _export,
+        "sync": _sync,
+    }[command](argv[1:])
+
+
+def _plan(argv: Sequence[str]) -> None:
+    from pipeline.plan import plan
+
+    arguments = read_config(PlanArguments, argv, "narrowbert plan", COMMANDS["plan"])
+    print(plan(_part(RunConfig, arguments), _part(PlanOptions, arguments)))
+
+
+def _train(argv: Sequence[str]) -> int:
+    die_with_launcher()
+    arguments = read_config(TrainArguments, argv, "narrowbert train", COMMANDS["train"])
+    config = _part(RunConfig, arguments)
+    world = world_from_environment()
+    processes = 1 if arguments.processes is None else arguments.processes
+    if world is None and processes != 1:
+        from pipeline.run_directory import prepare_run
+
+        prepare_run(config, processes)  # one clear line here instead of one from every process
+        return start_local_processes(processes, ["train", *argv], Path(config.run_dir) / "logs")
+    from pipeline.train import train
+
+    train(config, world or SINGLE_PROCESS)
+    return 0
+
+
+def _evaluate(argv: Sequence[str]) -> None:
+    parser = Parser("narrowbert evaluate", description=COMMANDS["evaluate"])
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("--max_rows", type=int, default=None, help="validation rows to read (default: all)")
+    arguments = parser.parse_args(argv)
+    from pipeline.evaluation import evaluate_run
+
+    print(evaluate_run(arguments.run_dir, arguments.max_rows))
+
+
+def _report(argv: Sequence[str]) -> None:
+    parser = Parser("narrowbert report", description=COMMANDS["report"])
+    parser.add_argument("run_dirs", type=Path, nargs="+", metavar="RUN_DIR")
+    from pipeline.report import report
+
+    print(report(parser.parse_args(argv).run_dirs))
+
+
+def _export(argv: Sequence[str]) -> None:
+    parser = Parser("narrowbert export", description=COMMANDS["export"])
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("--output", type=Path, required=True, help="new folder to write")
+    arguments = parser.parse_args(argv)
+    from pipeline.export.run import export_run
+
+    export_run(arguments.run_dir, arguments.output)
+    print(
+        f"{arguments.output} loads with transformers: AutoModelForMaskedLM.from_pretrained(..., trust_remote_code=True)"
+    )
+
+
+def _sync(argv: Sequence[str]) -> None:
+    parser = Parser("narrowbert sync", description=COMMANDS["sync"])
+    parser.add_argument("run_dir", type=Path)
+    from pipeline.tracking import sync
+
+    run_dir = parser.parse_args(argv).run_dir
+    sync(run_dir)
+    print(f"all metrics of {run_dir} are in MLflow")
+
+
+def _part(cls: type[Part], arguments: object) -> Part:
+    """The fields of ``arguments`` that belong to ``cls``."""
+    return cls(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(cls)})  # type: ignore[arg-type]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,220 @@
+"""Shards and a position -> batches. Owns the order of the rows.
+
+The order is a pure function of (root hash of the shards, data seed, epoch); the position is one
+number, the rows consumed so far. So a resume computes where it is and replays nothing, and
+neither the number of processes nor of shards read at once can change which row comes when.
+
+How one epoch of R rows is laid out:
+
+1. the chunks are permuted and, in that order, joined into one line of R rows;
+2. the line is cut into lanes of equal length (the first few one row longer): ``MAX_LANES``, or
+   fewer where a lane would be shorter than a window;
+3. inside a lane, rows are permuted within windows of ``WINDOW_ROWS``;
+4. row j of the epoch is the next row of lane ``j mod lanes``.
+
+Every row comes exactly once an epoch, and any position is found without visiting the ones
+before it. A process takes every ``data_parallel_size``-th row of a batch, which is a subset of
+the lanes whenever that size divides their number: then no two processes read the same chunk (but
+for lane ends). Rows were already shuffled globally when the shards were made.
+"""
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from data_prep.shards import ShardFolder, ShardSplit
+
+MAX_LANES = 64
+WINDOW_ROWS = 4096
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Rows of one micro-batch; B rows, T positions, P masked positions a row."""
+
+    input_ids: torch.Tensor
+    """[B, T] int64, the masked input."""
+    masked_positions: torch.Tensor
+    """[B, P] int64."""
+    labels: torch.Tensor
+    """[B, P] int64, the original tokens at the masked positions."""
+    label_mask: torch.Tensor
+    """[B, P] bool, False where a short row has fewer than P masked tokens."""
+    key_mask: torch.Tensor | None
+    """[B, 1, 1, T] bool, True at real tokens; None if no row has padding."""
+    sequence_ids: np.ndarray
+    """[B] uint64, which rows these are."""
+
+    @property
+    def num_masked(self) -> int:
+        """Real masked tokens in the batch."""
+        return int(self.label_mask.sum())
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on ``device``."""
+        moved = {
+            name: value.to(device, non_blocking=True)
+            for name, value in vars(self).items()
+            if isinstance(value, torch.Tensor)
+        }
+        return dataclasses.replace(self, **moved)
+
+
+class RowOrder:
+    """Which row stands at a position of the endless row stream.
+
+    Args:
+        chunk_rows: rows of every chunk, in manifest order.
+        root_hash: the shard folder's root hash.
+        seed: data seed.
+    """
+
+    def __init__(self, chunk_rows: np.ndarray, root_hash: str, seed: int) -> None:
+        self.chunk_rows = np.asarray(chunk_rows, dtype=np.int64)
+        self.num_rows = int(self.chunk_rows.sum())
+        # A power of two, so that the usual data-parallel sizes divide it.
+        self.lanes = 1 << (min(MAX_LANES, max(1, self.num_rows // WINDOW_ROWS)).bit_length() - 1)
+        self._key = f"{root_hash}/{seed}"
+
+    def locate(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Positions [n] -> (epoch, chunk index, row inside the chunk), each [n] int64."""
+        positions = np.asarray(positions, dtype=np.int64)
+        epochs, in_epoch = np.divmod(positions, self.num_rows)
+        chunks, rows = np.empty_like(positions), np.empty_like(positions)
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            chunks[here], rows[here] = self._locate_in_epoch(int(epoch), in_epoch[here])
+        return epochs, chunks, rows
+
+    def _locate_in_epoch(self, epoch: int, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        order, starts = self._chunk_line(epoch)
+        lane, step = index % self.lanes, index // self.lanes
+        lane_starts = _lane_starts(self.num_rows, self.lanes)
+        line = np.empty_like(index)
+        for key in np.unique(np.stack([lane, step // WINDOW_ROWS]), axis=1).T:
+            here = (lane == key[0]) & (step // WINDOW_ROWS == key[1])
+            first = int(key[1]) * WINDOW_ROWS
+            lane_rows = int(lane_starts[key[0] + 1] - lane_starts[key[0]])
+            window = self._window(epoch, int(key[0]), int(key[1]), min(WINDOW_ROWS, lane_rows - first))
+            line[here] = lane_starts[key[0]] + first + window[step[here] - first]
+        place = np.searchsorted(starts, line, side="right") - 1
+        return order[place], line - starts[place]
+
+    @functools.lru_cache(maxsize=4)  # noqa: B019 - lives as long as the process's one order does
+    def _chunk_line(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        order = self._generator("chunks", epoch).permutation(len(self.chunk_rows))
+        return order, np.concatenate([[0], np.cumsum(self.chunk_rows[order])[:-1]])
+
+    @functools.lru_cache(maxsize=4 * MAX_LANES)  # noqa: B019
+    def _window(self, epoch: int, lane: int, window: int, size: int) -> np.ndarray:
+        return self._generator("window", epoch, lane, window).permutation(size)
+
+    def _generator(self, *what: object) -> np.random.Generator:
+        key = hashlib.sha256("/".join([self._key, *map(str, what)]).encode()).digest()
+        # Philox is counter-based and its stream is pinned by numpy's compatibility policy.
+        return np.random.Generator(np.random.Philox(key=int.from_bytes(key[:16], "little")))
+
+
+def _lane_starts(num_rows: int, lanes: int) -> np.ndarray:
+    """[lanes + 1] first row of each lane; a lane holds ceil or floor of num_rows / lanes."""
+    short, longer = divmod(num_rows, lanes)
+    index = np.arange(lanes + 1)
+    return index * short + np.minimum(index, longer)
+
+
+class TrainingData:
+    """The rows that one process computes, step by step.
+
+    Args:
+        shards: an opened shard folder.
+        seed: data seed.
+        global_batch_size: rows a step over all processes.
+        micro_batch_size: rows of one forward pass.
+        data_rank, data_parallel_size: which share of the batch is ours.
+    """
+
+    def __init__(
+        self,
+        shards: ShardFolder,
+        *,
+        seed: int,
+        global_batch_size: int,
+        micro_batch_size: int,
+        data_rank: int = 0,
+        data_parallel_size: int = 1,
+    ) -> None:
+        self._split = shards.split("train")
+        self._num_variants = shards.num_variants
+        self.order = RowOrder(self._split.chunk_rows, shards.root_hash, seed)
+        self._global_batch_size = global_batch_size
+        self._micro_batch_size = micro_batch_size
+        self._data_rank = data_rank
+        self._data_parallel_size = data_parallel_size
+
+    def step(self, rows_consumed: int) -> list[Batch]:
+        """This process's micro-batches of the step that starts at ``rows_consumed``."""
+        stop = rows_consumed + self._global_batch_size
+        positions = np.arange(rows_consumed + self._data_rank, stop, self._data_parallel_size)
+        epochs, chunks, rows = self.order.locate(positions)
+        variants = epochs % self._num_variants
+        return [
+            make_batch(self._split, chunks[part], rows[part], variants[part])
+            for part in _slices(len(positions), self._micro_batch_size)
+        ]
+
+
+def validation_batches(
+    shards: ShardFolder, *, max_rows: int, micro_batch_size: int, data_rank: int, data_parallel_size: int
+) -> Iterator[Batch]:
+    """This process's share of the first ``max_rows`` validation rows, always with variant 0."""
+    split = shards.split("validation")
+    starts = np.concatenate([[0], np.cumsum(split.chunk_rows)])
+    flat = np.arange(data_rank, min(max_rows, split.num_rows), data_parallel_size)
+    chunks = np.searchsorted(starts, flat, side="right") - 1
+    for part in _slices(len(flat), micro_batch_size):
+        rows = flat[part] - starts[chunks[part]]
+        yield make_batch(split, chunks[part], rows, np.zeros_like(rows))
+
+
+def make_batch(split: ShardSplit, chunks: np.ndarray, rows: np.ndarray, variants: np.ndarray) -> Batch:
+    """Read rows (chunk index, row inside it, mask variant; each [B]) and lay them out as tensors."""
+    names = ("input_ids", "lengths", "masked_positions", "replacement_ids", "num_masked", "sequence_ids")
+    fields: dict[str, np.ndarray] = {}
+    for chunk in np.unique(chunks):
+        here = np.flatnonzero(chunks == chunk)
+        arrays = split.chunk(int(chunk))
+        for name in names:
+            # [n, k, ...] fields take the row's variant, the others the row.
+            by_variant = name in ("masked_positions", "replacement_ids", "num_masked")
+            picked = arrays[name][rows[here], variants[here]] if by_variant else arrays[name][rows[here]]
+            if name not in fields:
+                fields[name] = np.empty((len(chunks), *picked.shape[1:]), picked.dtype)
+            fields[name][here] = picked
+    original = fields["input_ids"].astype(np.int64)
+    positions = fields["masked_positions"].astype(np.int64)
+    labels = np.take_along_axis(original, positions, axis=1)
+    real = np.arange(positions.shape[1]) < fields["num_masked"][:, None]
+    masked_input = original.copy()
+    here, slot = np.nonzero(real)
+    masked_input[here, positions[here, slot]] = fields["replacement_ids"].astype(np.int64)[here, slot]
+    lengths = fields["lengths"].astype(np.int64)
+    key_mask = None
+    if (lengths < original.shape[1]).any():
+        key_mask = torch.from_numpy(np.arange(original.shape[1]) < lengths[:, None])[:, None, None, :]
+    return Batch(
+        input_ids=torch.from_numpy(masked_input),
+        masked_positions=torch.from_numpy(positions),
+        labels=torch.from_numpy(labels),
+        label_mask=torch.from_numpy(real),
+        key_mask=key_mask,
+        sequence_ids=fields["sequence_ids"],
+    )
+
+
+def _slices(total: int, size: int) -> Iterator[slice]:
+    for start in range(0, total, size):
+        yield slice(start, min(start + size, total))

@@ -1,0 +1,49 @@
+"""``narrowbert export``: a run directory -> a folder that transformers loads."""
+
+from pathlib import Path
+from typing import Any
+
+from pipeline.checkpoint import TrainerState, load_run_model
+from pipeline.export.convert import write_export
+from pipeline.run_directory import open_run_shards
+from pipeline.throughput import count_parameters
+from pipeline.tracking import read_metrics
+
+
+def export_run(run_dir: Path, output: Path) -> None:
+    """Export the newest intact checkpoint of a run.
+
+    Raises:
+        UserError: no run or checkpoint, the shards (which hold the tokenizer) are gone or others,
+            or ``output`` exists already.
+    """
+    model, state = load_run_model(run_dir)
+    shards = open_run_shards(run_dir)
+    write_export(
+        dict(model.named_parameters()),
+        model_config={**state.config["model"], "vocab_size": state.vocab_size},
+        tokenizer_path=Path(shards.tokenizer_path),
+        special_ids=shards.special_ids,
+        facts=_facts(run_dir, model.config, state, shards.seq_length),
+        output=output,
+    )
+
+
+def _facts(run_dir: Path, config: Any, state: TrainerState, seq_length: int) -> dict[str, Any]:
+    """What the model card says of the run, as it was measured."""
+    series = read_metrics(run_dir)
+
+    def at_checkpoint(key: str) -> str:
+        return next((f"{value:.4f}" for step, value in series.get(key, []) if step == state.step), "not evaluated")
+
+    return {
+        "layout": config.layout,
+        "parameters": f"{count_parameters(config, state.vocab_size):,}",
+        "steps": f"{state.step:,} of {state.config['training']['train_steps']:,}",
+        "rows": f"{state.rows_consumed:,} of {seq_length} tokens",
+        "precision": state.config["training"]["precision"],
+        "validation loss (masked LM, nats)": at_checkpoint("validation/loss"),
+        "validation masked accuracy": at_checkpoint("validation/masked_accuracy"),
+        "data root hash": state.data_root_hash,
+        "lineage": state.lineage_id,
+    }

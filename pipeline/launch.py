@@ -1,0 +1,192 @@
+"""Where this process stands among the others: started here, by torchrun, or by srun."""
+
+import ctypes
+import dataclasses
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from data_prep.command_line import USER_ERROR_EXIT_CODE, UserError
+
+_TERMINATION_GRACE_S = 10.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class World:
+    """The processes of a run and which one this is."""
+
+    rank: int
+    """Number of this process over all nodes."""
+    local_rank: int
+    """Number of this process on its node: the index of its GPU."""
+    size: int
+    """Processes over all nodes."""
+
+
+SINGLE_PROCESS = World(rank=0, local_rank=0, size=1)
+
+
+def world_from_environment() -> World | None:
+    """The world that torchrun or srun describes, or None outside of both.
+
+    Under srun, MASTER_ADDR and MASTER_PORT are filled in where they are missing.
+
+    Raises:
+        UserError: the variables are incomplete or contradict each other.
+    """
+    if "RANK" in os.environ or "WORLD_SIZE" in os.environ:
+        world = _read_world("RANK", "LOCAL_RANK", "WORLD_SIZE", started_by="torchrun")
+        for name in ("MASTER_ADDR", "MASTER_PORT"):
+            if world.size > 1 and name not in os.environ:
+                raise UserError(f"RANK and WORLD_SIZE are set but {name} is not: start with torchrun, or unset them")
+        return world
+    # SLURM_STEP_ID is set by srun alone: in a batch script or an salloc shell nothing is to be joined.
+    if "SLURM_STEP_ID" in os.environ and "SLURM_PROCID" in os.environ:
+        world = _read_world("SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS", started_by="srun")
+        if "MASTER_ADDR" not in os.environ:
+            os.environ["MASTER_ADDR"] = _first_slurm_host()
+        # A port per job: two jobs on one node do not meet.
+        os.environ.setdefault("MASTER_PORT", str(20_000 + int(os.environ.get("SLURM_JOB_ID", "0")) % 20_000))
+        return world
+    return None
+
+
+def _read_world(rank: str, local_rank: str, size: str, *, started_by: str) -> World:
+    values = {}
+    for name in (rank, local_rank, size):
+        text = os.environ.get(name, "")
+        if not text.isdigit():
+            raise UserError(f"environment variable {name} is '{text}', expected a number as {started_by} sets it")
+        values[name] = int(text)
+    if not values[rank] < values[size]:
+        raise UserError(
+            f"environment variable {rank} is {values[rank]}, expected a number below {size} ({values[size]})"
+        )
+    return World(rank=values[rank], local_rank=values[local_rank], size=values[size])
+
+
+def _first_slurm_host() -> str:
+    nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_JOB_NODELIST", "")
+    if re.fullmatch(r"[A-Za-z0-9_.-]+", nodes):  # a single node needs no expansion
+        return nodes
+    try:
+        shown = subprocess.run(
+            ["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, timeout=30, check=True
+        )
+        return shown.stdout.split()[0]
+    except (OSError, subprocess.SubprocessError, IndexError) as error:
+        raise UserError(f"cannot find the first host of the SLURM node list '{nodes}': set MASTER_ADDR") from error
+
+
+def start_local_processes(num_processes: int, argv: Sequence[str], log_dir: Path) -> int:
+    """Run ``narrowbert <argv>`` as ``num_processes`` joined processes on this machine.
+
+    Rank 0 has the terminal; the others write to ``log_dir/rank-N.log``. When one fails the rest
+    are stopped. Returns the exit code of the first that failed, else 0.
+    """
+    log_dir.mkdir(parents=True, exist_ok=True)
+    port = _free_port()
+    children: list[subprocess.Popen[bytes]] = []
+    for rank in range(num_processes):
+        output = None if rank == 0 else (log_dir / f"rank-{rank}.log").open("ab")
+        children.append(
+            subprocess.Popen(
+                # -P: a folder called "pipeline" where the user works must not shadow this package.
+                [sys.executable, "-P", "-m", "pipeline", *argv],
+                env=_child_environment(rank, num_processes, port),
+                stdout=output,
+                stderr=output,
+            )
+        )
+        if output is not None:
+            output.close()
+    forward = signal.signal(signal.SIGTERM, lambda *_: _terminate(children))
+    try:
+        return _wait_for_all(children, log_dir)
+    finally:
+        signal.signal(signal.SIGTERM, forward)
+        _terminate(children)
+
+
+def _child_environment(rank: int, num_processes: int, port: int) -> dict[str, str]:
+    threads = max(1, len(os.sched_getaffinity(0)) // num_processes)
+    return {
+        "OMP_NUM_THREADS": str(threads),
+        "GLOO_SOCKET_IFNAME": "lo",
+        # Keep freed activations instead of returning them to the kernel after every use: their page
+        # faults cost about a tenth of a CPU step (benchmarks/cpu_choices.py).
+        "MALLOC_MMAP_THRESHOLD_": str(4 * 2**30),
+        "MALLOC_TRIM_THRESHOLD_": str(8 * 2**30),
+        **os.environ,
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(num_processes),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "NARROWBERT_LAUNCHER_PID": str(os.getpid()),
+    }
+
+
+def die_with_launcher() -> None:
+    """In a process started by ``start_local_processes``: be killed when the launcher is.
+
+    Without this a launcher killed by SIGKILL would leave ranks behind that go on training.
+    """
+    launcher = os.environ.get("NARROWBERT_LAUNCHER_PID")
+    if launcher is None or not sys.platform.startswith("linux"):
+        return
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    if os.getppid() != int(launcher):  # it died before the call above
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _wait_for_all(children: list[subprocess.Popen[bytes]], log_dir: Path) -> int:
+    while True:
+        codes = [child.poll() for child in children]
+        failed = [rank for rank, code in enumerate(codes) if code not in (None, 0)]
+        if failed:
+            return _report_failure(failed[0], codes[failed[0]] or 1, log_dir)
+        if all(code == 0 for code in codes):
+            return 0
+        time.sleep(0.05)
+
+
+def _report_failure(rank: int, code: int, log_dir: Path) -> int:
+    if code == USER_ERROR_EXIT_CODE:
+        if rank != 0:  # rank 0 has printed its line on the terminal already
+            sys.stderr.write((log_dir / f"rank-{rank}.log").read_text(errors="replace").strip().split("\n")[-1] + "\n")
+        return USER_ERROR_EXIT_CODE
+    how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    print(
+        f"narrowbert: rank {rank} {how}; its log is {log_dir / f'rank-{rank}.log'}; the other ranks are stopped. "
+        "Run the same command again to go on from the last checkpoint.",
+        file=sys.stderr,
+        flush=True,
+    )
+    return 1
+
+
+def _terminate(children: list[subprocess.Popen[bytes]]) -> None:
+    for child in children:
+        if child.poll() is None:
+            child.terminate()
+    deadline = time.monotonic() + _TERMINATION_GRACE_S
+    for child in children:
+        try:
+            child.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]

@@ -1,0 +1,103 @@
+"""``narrowbert plan``: what a configuration costs, without starting anything."""
+
+import dataclasses
+from pathlib import Path
+
+from data_prep.command_line import UserError
+from data_prep.shards import open_shards
+from pipeline.config import RunConfig, check_config
+from pipeline.layout import parse_layout
+from pipeline.throughput import (
+    RowShape,
+    count_parameters,
+    forward_flops,
+    model_state_bytes,
+    predicted_speedup,
+    training_flops,
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlanOptions:
+    """What ``plan`` needs besides the run's configuration."""
+
+    processes: int = 1
+    """Processes (GPUs) the run would have."""
+    tokens_per_second: float | None = None
+    """Rate of all processes together at which to state the time."""
+    seq_length: int | None = None
+    """Tokens a row; default: as in the shards at data.path."""
+    masked_per_row: int | None = None
+    """Masked positions a row; default: as in the shards, or 15% of seq_length."""
+    vocab_size: int | None = None
+    """Vocabulary size; default: as in the shards."""
+
+
+def plan(config: RunConfig, options: PlanOptions) -> str:
+    """The plan as text.
+
+    Raises:
+        UserError: the configuration does not fit together, or neither shards nor sizes are given.
+    """
+    if options.processes < 1:
+        raise UserError(f"processes is {options.processes}: give a positive number")
+    if options.tokens_per_second is not None and not options.tokens_per_second > 0:
+        raise UserError(f"tokens_per_second is {options.tokens_per_second}: give a number above 0")
+    check_config(config, world_size=options.processes)
+    shape, train_rows = _row_shape(config, options)
+    layout = parse_layout(config.model.layout)
+    parameters = count_parameters(config.model, shape.vocab_size)
+    tokens = config.training.train_steps * config.training.global_batch_size * shape.seq_length
+    rows = config.training.train_steps * config.training.global_batch_size
+    lines = [
+        ("layout", f"{layout} (control: {layout.control()})"),
+        ("row", f"{shape.seq_length} tokens, {shape.masked_per_row} masked, vocabulary {shape.vocab_size:,}"),
+        ("parameters", f"{parameters:,}"),
+        ("forward FLOPs a sequence", f"{forward_flops(layout, config.model, shape):.4g}"),
+        ("training FLOPs a sequence", f"{training_flops(layout, config.model, shape):.4g}"),
+        ("control's training FLOPs", f"{training_flops(layout.control(), config.model, shape):.4g}"),
+        ("predicted speed-up", f"{predicted_speedup(config.model, shape):.2f}x (control's head on masked rows too)"),
+        ("steps", f"{config.training.train_steps:,} of {config.training.global_batch_size:,} rows"),
+        ("tokens", f"{tokens:,}" + (f" ({rows / train_rows:.2f} epochs)" if train_rows else "")),
+    ]
+    for stage in (0, 1, 2, 3):
+        size = model_state_bytes(parameters, config.training.precision, stage, options.processes)
+        chosen = " <- configured" if stage == config.training.zero_stage else ""
+        lines.append((f"model states a rank, ZeRO {stage}", f"{size / 2**30:.3f} GiB{chosen}"))
+    lines.append(("", f"(weights, gradients, optimizer over {options.processes} processes; activations come on top)"))
+    if options.tokens_per_second:
+        hours = tokens / options.tokens_per_second / 3600
+        lines.append((f"time at {options.tokens_per_second:,.0f} tokens/s", f"{hours:,.2f} hours"))
+    else:
+        lines.append(("time", "give --tokens_per_second RATE to have it stated"))
+    width = max(len(name) for name, _ in lines)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
+
+
+def _row_shape(config: RunConfig, options: PlanOptions) -> tuple[RowShape, int | None]:
+    """Sizes from the options, completed from the shards; and the shards' training rows, if read."""
+    if options.seq_length is not None and options.vocab_size is not None:
+        masked = options.masked_per_row or max(1, round(0.15 * options.seq_length))
+        shape = RowShape(seq_length=options.seq_length, masked_per_row=masked, vocab_size=options.vocab_size)
+        return _checked(shape), None
+    if not (Path(config.data.path) / "manifest.json").exists():
+        raise UserError(
+            f"no shards at {config.data.path}: make them with narrowbert-prep shards, "
+            "or state --seq_length and --vocab_size"
+        )
+    shards = open_shards(config.data.path)
+    shape = RowShape(
+        seq_length=options.seq_length or shards.seq_length,
+        masked_per_row=options.masked_per_row or shards.masked_per_row,
+        vocab_size=options.vocab_size or shards.vocab_size,
+    )
+    return _checked(shape), shards.split("train").num_rows
+
+
+def _checked(shape: RowShape) -> RowShape:
+    if not 0 < shape.masked_per_row <= shape.seq_length or shape.vocab_size < 1:
+        raise UserError(
+            f"seq_length {shape.seq_length}, masked_per_row {shape.masked_per_row} and vocab_size "
+            f"{shape.vocab_size} do not fit together: all positive, masked_per_row at most seq_length"
+        )
+    return shape

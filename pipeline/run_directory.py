@@ -1,0 +1,124 @@
+"""The run directory: what may be started in it, and the small files that describe the run.
+
+``config.yaml`` the resolved configuration, ``run.json`` lineage, attempts and data, ``checkpoints/``,
+``metrics.jsonl``, ``logs/rank-N.log``, and ``DONE`` once the last step is saved. Imports no torch.
+"""
+
+import json
+import uuid
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from data_prep.command_line import UserError, config_as_dict
+from data_prep.shards import ShardFolder, open_shards
+from pipeline.config import RESUMABLE_CHANGES, RunConfig, check_config
+
+
+def prepare_run(config: RunConfig, world_size: int) -> ShardFolder:
+    """Everything that can be refused before a process is started.
+
+    Raises:
+        UserError: the configuration, the shards or the run directory do not fit.
+    """
+    if not config.run_dir.strip():
+        raise UserError("no run_dir: give a folder, for example --run_dir runs/my-first")
+    check_config(config, world_size=world_size)
+    shards = open_shards(config.data.path)
+    if shards.seq_length > config.model.max_position_embeddings:
+        raise UserError(
+            f"the rows of {config.data.path} have {shards.seq_length} tokens: "
+            f"give model.max_position_embeddings of at least that (it is {config.model.max_position_embeddings})"
+        )
+    _check_run_dir(config, shards)
+    return shards
+
+
+def _check_run_dir(config: RunConfig, shards: ShardFolder) -> None:
+    run_dir = Path(config.run_dir)
+    stored_path = run_dir / "config.yaml"
+    if not stored_path.exists():
+        # A start that was killed early leaves these two; anything else belongs to somebody.
+        if run_dir.is_dir() and {path.name for path in run_dir.iterdir()} - {"logs", "run.json", ".run.json"}:
+            raise UserError(f"run_dir {run_dir} holds other files: give a new or empty folder")
+        return
+    stored = flatten(yaml.safe_load(stored_path.read_text(encoding="utf-8")))
+    current = flatten(config_as_dict(config))
+    different = [
+        f"{key} {stored.get(key)} there, {current.get(key)} here"
+        for key in sorted(stored.keys() | current.keys())
+        if stored.get(key) != current.get(key) and key not in RESUMABLE_CHANGES
+    ]
+    if read_run_record(run_dir)["data"]["root_hash"] != shards.root_hash:
+        different.append("the shards' contents")
+    if different:
+        raise UserError(
+            f"run_dir {run_dir} holds a run of another configuration ({'; '.join(different)}): "
+            "give another --run_dir, or the same values to resume it"
+        )
+
+
+def flatten(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        flat.update(flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
+    return flat
+
+
+def open_run_shards(run_dir: Path) -> ShardFolder:
+    """The shards that a run was trained on.
+
+    Raises:
+        UserError: no run, the shards are gone, or others have taken their place.
+    """
+    record = read_run_record(run_dir)
+    config = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
+    shards = open_shards(config["data"]["path"])
+    if shards.root_hash != record["data"]["root_hash"]:
+        raise UserError(
+            f"{config['data']['path']} holds other data than {run_dir} was trained on: restore those shards"
+        )
+    return shards
+
+
+def read_run_record(run_dir: Path) -> dict[str, Any]:
+    """``run.json``: lineage id, attempts so far, and what the shards were (``data``).
+
+    Raises:
+        UserError: the folder holds no run, or its record is damaged.
+    """
+    try:
+        return json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{run_dir} is no run directory: it has no run.json") from error
+    except ValueError as error:
+        raise UserError(f"{run_dir / 'run.json'} is damaged: {error}") from error
+
+
+def register_attempt(run_dir: Path, shards: ShardFolder) -> tuple[str, int]:
+    """Record one more start: the lineage id (made once) and this start's number. Rank 0 only."""
+    (run_dir / "logs").mkdir(parents=True, exist_ok=True)
+    fresh = {"lineage_id": uuid.uuid4().hex, "attempt": 0}
+    record = read_run_record(run_dir) if (run_dir / "run.json").exists() else fresh
+    record |= {"attempt": record["attempt"] + 1, "data": data_facts(shards)}
+    write_atomically(run_dir / "run.json", json.dumps(record, indent=1) + "\n")
+    return record["lineage_id"], record["attempt"]
+
+
+def data_facts(shards: ShardFolder) -> dict[str, Any]:
+    """What a run records of its shards."""
+    return {
+        "root_hash": shards.root_hash,
+        "seq_length": shards.seq_length,
+        "masked_per_row": shards.masked_per_row,
+        "vocab_size": shards.vocab_size,
+    }
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a small file whole: a reader sees the old content or the new, never half."""
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)

@@ -1,0 +1,310 @@
+"""The training loop."""
+
+import contextlib
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import yaml
+from tqdm import tqdm
+
+from data_prep.command_line import UserError, config_as_dict
+from data_prep.shards import ShardFolder
+from pipeline import checkpoint, tracking
+from pipeline.config import RunConfig
+from pipeline.data import Batch, TrainingData, validation_batches
+from pipeline.engine import build_engine, destroy_engine, initialise_process_group
+from pipeline.evaluation import evaluate
+from pipeline.launch import World
+from pipeline.model.masked_lm import NarrowBertForPretraining
+from pipeline.optimizer import learning_rate
+from pipeline.parallel import seed_dropout
+from pipeline.run_directory import data_facts, flatten, prepare_run, register_attempt, write_atomically
+from pipeline.throughput import count_parameters
+
+log = logging.getLogger("narrowbert")
+
+
+def train(config: RunConfig, world: World) -> None:
+    """Train, or go on training, the run in ``config.run_dir``; every process calls this."""
+    shards = prepare_run(config, world.size)
+    if (Path(config.run_dir) / "DONE").exists():
+        if world.rank == 0:
+            print(f"{config.run_dir} is finished: nothing to do", flush=True)
+        return
+    device = initialise_process_group(world)
+    run = Run(config, world, shards, device)
+    try:
+        run.train_to_end()
+    finally:
+        run.close()
+    destroy_engine(run.engine)
+
+
+class Run:
+    """One start of a run: the engine, the data and rank 0's records."""
+
+    def __init__(self, config: RunConfig, world: World, shards: ShardFolder, device: torch.device) -> None:
+        self.config, self.world, self.shards, self.device = config, world, shards, device
+        self.run_dir = Path(config.run_dir)
+        self.is_main = world.rank == 0
+        self.lineage_id, self.attempt = self._register_attempt()
+        self.spool: tracking.Spool | None = None
+        self.shipper: tracking.Shipper | None = None
+        _set_up_logging(self.run_dir, world)
+        self.data = TrainingData(
+            shards,
+            seed=config.data.seed,
+            global_batch_size=config.training.global_batch_size,
+            micro_batch_size=config.training.micro_batch_size,
+            data_rank=world.rank,
+            data_parallel_size=world.size,
+        )
+        self.engine, self.step = self._build_or_resume()
+        if self.is_main:
+            self._open_records()
+
+    # ------------------------------------------------------------------------------------ start
+
+    def _register_attempt(self) -> tuple[str, int]:
+        answer: list[Any] = [register_attempt(self.run_dir, self.shards) if self.is_main else None]
+        dist.broadcast_object_list(answer, src=0)
+        return answer[0]
+
+    def _build_or_resume(self) -> tuple[Any, int]:
+        torch.manual_seed(self.config.training.seed)  # the same initial weights on every rank
+        model = NarrowBertForPretraining(self.config.model, self.shards.vocab_size)
+        chosen: list[Any] = [None, []]
+        if self.is_main:
+            chosen = list(checkpoint.newest_checkpoint(self.run_dir / "checkpoints"))
+        dist.broadcast_object_list(chosen, src=0)
+        folder, problems = chosen
+        for problem in problems:
+            log.warning("checkpoint passed over: %s", problem)
+        if folder is None:
+            if problems:
+                raise UserError(
+                    f"no checkpoint of {self.run_dir} is intact: restore one, or start anew in another --run_dir"
+                )
+            return build_engine(self.config, model.to(self.device), self.world), 0
+        state = checkpoint.read_trainer_state(folder)
+        checkpoint.load_weights(model, folder)
+        engine = build_engine(self.config, model.to(self.device), self.world)
+        checkpoint.load_optimizer(engine, folder, state)
+        log.info("resuming from %s (step %d of %d)", folder, state.step, self.config.training.train_steps)
+        return engine, state.step
+
+    def _open_records(self) -> None:
+        resolved = config_as_dict(self.config)
+        write_atomically(self.run_dir / "config.yaml", yaml.safe_dump(resolved, sort_keys=False))
+        self.spool = tracking.Spool(self.run_dir)
+        if not self.config.tracking.enabled:
+            return
+        facts = {
+            "num_parameters": count_parameters(self.config.model, self.shards.vocab_size),
+            "device": str(self.device),
+            **{f"shards.{key}": value for key, value in data_facts(self.shards).items()},
+        }
+        tags = {
+            "narrowbert.lineage": self.lineage_id,
+            "narrowbert.attempt": self.attempt,
+            "narrowbert.processes": self.world.size,
+        }
+        tracking.describe_run(
+            self.run_dir,
+            {
+                "experiment_name": self.config.tracking.experiment_name,
+                "run_name": self.config.tracking.run_name or self.run_dir.resolve().name,
+                "params": {**flatten(resolved), **facts},
+                "tags": tags,
+            },
+        )
+        self.shipper = tracking.Shipper(self.run_dir)
+
+    # ------------------------------------------------------------------------------------- loop
+
+    def train_to_end(self) -> None:
+        """Run the remaining steps, with logs, evaluations and checkpoints on their intervals."""
+        training = self.config.training
+        total = training.train_steps
+        meter = Meter(self.config, self.shards)
+        progress = tqdm(
+            total=total, initial=self.step, unit="step", dynamic_ncols=True,
+            disable=not (self.is_main and sys.stderr.isatty()),
+        )  # fmt: skip
+        if self.step == 0:
+            with meter.paused():
+                self.evaluate()
+        while self.step < total:
+            meter.add(*self.train_step())
+            self.step += 1
+            progress.update()
+            if self.step % training.log_interval == 0 or self.step == total:
+                self._log(meter.flush(self.step, self.engine), progress)
+            with meter.paused():
+                if self.step % training.eval_interval == 0 or self.step == total:
+                    self.evaluate()
+                if self.step % training.save_interval == 0 or self.step == total:
+                    self.save()
+        progress.close()
+        if self.is_main:
+            write_atomically(self.run_dir / "DONE", f"{self.step} steps\n")
+            log.info("done: %d steps; the last checkpoint is %s", self.step, self.run_dir / "checkpoints/latest")
+
+    def train_step(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """One optimizer step. Returns this rank's loss sum and the masked tokens of all ranks."""
+        batches = self.data.step(self.step * self.config.training.global_batch_size)
+        global_masked = torch.tensor(
+            float(sum(batch.num_masked for batch in batches)), dtype=torch.float64, device=self.device
+        )
+        dist.all_reduce(global_masked)
+        # DeepSpeed averages over ranks and accumulation steps; the loss is a sum over the global
+        # count of masked tokens, so the average is undone here.
+        scale = (self.world.size * len(batches) / global_masked).float()
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = learning_rate(self.step, self.config.training.train_steps, self.config.optimizer)
+        seed_dropout(self.config.training.seed, self.step, self.world.rank)
+        loss_sum = torch.zeros((), device=self.device)
+        for batch in batches:
+            loss_sum += self._forward_backward(batch.to(self.device), scale)
+        return loss_sum, global_masked
+
+    def _forward_backward(self, batch: Batch, scale: torch.Tensor) -> torch.Tensor:
+        output = self.engine(batch.input_ids, batch.masked_positions, batch.key_mask, batch.labels, batch.label_mask)
+        self.engine.backward(output.loss_sum * scale)
+        self.engine.step()  # updates on the last micro-batch of the step only
+        return output.loss_sum.detach()
+
+    # ---------------------------------------------------------------------------------- records
+
+    def _log(self, points: dict[int, dict[str, float]], progress: Any) -> None:
+        if self.spool is None:
+            return
+        for step, metrics in points.items():
+            self.spool.write(step, metrics)
+        last = points[self.step]
+        remaining = (self.config.training.train_steps - self.step) * last["train/step_seconds"]
+        line = f"loss {last['train/loss']:.4f}  {last['train/tokens_per_second']:,.0f} tokens/s"
+        if progress.disable:
+            log.info("step %d/%d  %s  ETA %.0f s", self.step, self.config.training.train_steps, line, remaining)
+        else:
+            progress.set_postfix_str(line)
+        for change in self.spool.changed:
+            log.warning("not deterministic: %s", change)
+        self.spool.changed.clear()
+
+    def evaluate(self) -> None:
+        """Evaluate on the validation split and write the figures."""
+        training = self.config.training
+        batches = validation_batches(
+            self.shards,
+            max_rows=training.eval_rows,
+            micro_batch_size=training.micro_batch_size,
+            data_rank=self.world.rank,
+            data_parallel_size=self.world.size,
+        )
+        result = evaluate(self.engine.module, batches, self.device)
+        if self.spool is not None:
+            figures = {
+                "validation/loss": result.loss,
+                "validation/masked_accuracy": result.masked_accuracy,
+                "validation/perplexity": result.perplexity,
+            }
+            self.spool.write(self.step, figures)
+            log.info(
+                "step %d  validation loss %.4f, masked accuracy %.4f", self.step, result.loss, result.masked_accuracy
+            )
+
+    def save(self) -> None:
+        """Write a checkpoint of the current step."""
+        state = checkpoint.TrainerState(
+            step=self.step,
+            rows_consumed=self.step * self.config.training.global_batch_size,
+            optimizer_steps=checkpoint.optimizer_steps(self.engine),
+            skipped_steps=self.engine.skipped_steps,
+            lineage_id=self.lineage_id,
+            attempt=self.attempt,
+            data_root_hash=self.shards.root_hash,
+            vocab_size=self.shards.vocab_size,
+            config=config_as_dict(self.config),
+        )
+        started = time.perf_counter()
+        folder = checkpoint.save_checkpoint(self.engine, self.run_dir / "checkpoints", state)
+        if self.spool is not None:
+            self.spool.write(self.step, {"checkpoint/seconds": time.perf_counter() - started})
+            log.info("step %d  saved %s", self.step, folder)
+
+    def close(self) -> None:
+        """End rank 0's records; what MLflow did not get stays on disk."""
+        if self.spool is not None:
+            self.spool.close()
+        if self.shipper is not None and not self.shipper.finish():
+            log.warning(
+                "MLflow did not get all metrics (see %s): they are kept, send them with: narrowbert sync %s",
+                self.run_dir / "logs/tracking.log", self.run_dir,
+            )  # fmt: skip
+
+
+class Meter:
+    """Collects losses and times between two logs; reads the device only when flushed."""
+
+    def __init__(self, config: RunConfig, shards: ShardFolder) -> None:
+        self._config, self._tokens_a_step = config, config.training.global_batch_size * shards.seq_length
+        self._losses: list[torch.Tensor] = []
+        self._masked: list[torch.Tensor] = []
+        self._seconds = 0.0
+        self._started = time.perf_counter()
+
+    def add(self, loss_sum: torch.Tensor, global_masked: torch.Tensor) -> None:
+        """One step's loss sum on this rank and masked tokens over all."""
+        self._losses.append(loss_sum)
+        self._masked.append(global_masked)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave out the time of an evaluation or a checkpoint."""
+        self._seconds += time.perf_counter() - self._started
+        yield
+        self._started = time.perf_counter()
+
+    def flush(self, step: int, engine: Any) -> dict[int, dict[str, float]]:
+        """Metrics by step for the steps since the last flush; ``step`` is the newest of them."""
+        sums = torch.stack(self._losses).double()
+        dist.all_reduce(sums)
+        losses = (sums / torch.stack(self._masked)).tolist()
+        now = time.perf_counter()
+        seconds = (self._seconds + now - self._started) / len(losses)
+        self._seconds, self._started = 0.0, now
+        first = step - len(losses) + 1
+        self._losses, self._masked = [], []
+        points = {first + i: {"train/loss": loss} for i, loss in enumerate(losses)}
+        points[step] |= {
+            "train/learning_rate": learning_rate(step - 1, self._config.training.train_steps, self._config.optimizer),
+            "train/gradient_norm": float(engine.get_global_grad_norm()),
+            "train/skipped_steps": float(engine.skipped_steps),
+            "train/step_seconds": seconds,
+            "train/tokens_per_second": self._tokens_a_step / seconds,
+            "train/tokens": float(step * self._tokens_a_step),
+        }
+        return points
+
+
+def _set_up_logging(run_dir: Path, world: World) -> None:
+    """Rank 0 speaks on the terminal and in its log file; the others' output is their log file."""
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    log.handlers.clear()
+    handlers: list[logging.Handler] = []
+    if world.rank == 0:
+        handlers.append(logging.StreamHandler(sys.stdout))
+    if world.rank == 0 or "NARROWBERT_LAUNCHER_PID" not in os.environ:
+        handlers.append(logging.FileHandler(run_dir / f"logs/rank-{world.rank}.log"))
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        log.addHandler(handler)
