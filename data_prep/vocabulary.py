@@ -49,7 +49,7 @@ def train_wordpiece(
     tokenizer.decoder = decoders.WordPiece(prefix=CONTINUATION)  # type: ignore[assignment]
     alphabet = _alphabet(texts(), tokenizer.normalizer, alphabet_size)
     if not alphabet:
-        raise UserError("the corpus holds no text to train a vocabulary on")
+        raise UserError("the corpus holds no text to train a vocabulary on: check --corpus.paths")
     if size < len(SPECIAL_TOKENS) + 2 * len(alphabet):
         raise UserError(
             f"vocabulary.size {size} has no room for the corpus's {len(alphabet)} characters (each needs "

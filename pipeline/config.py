@@ -145,6 +145,8 @@ def check_config(config: RunConfig, *, world_size: int) -> None:
     Raises:
         UserError: the first problem, with the values that would do.
     """
+    if world_size < 1:
+        raise UserError(f"processes is {world_size}: give a positive number")
     _check_model(config.model)
     _check_ranges(config)
     _check_batch(config.training, world_size)

@@ -39,8 +39,6 @@ def plan(config: RunConfig, options: PlanOptions) -> str:
     Raises:
         UserError: the configuration does not fit together, or neither shards nor sizes are given.
     """
-    if options.processes < 1:
-        raise UserError(f"processes is {options.processes}: give a positive number")
     if options.tokens_per_second is not None and not options.tokens_per_second > 0:
         raise UserError(f"tokens_per_second is {options.tokens_per_second}: give a number above 0")
     check_config(config, world_size=options.processes)

@@ -7,6 +7,7 @@ from transformers import BertConfig, BertForMaskedLM
 from pipeline.config import ModelConfig
 from pipeline.export import NarrowBertConfig, NarrowBertForMaskedLM
 from pipeline.export.convert import to_transformers
+from pipeline.model.attention import dot_product_attention
 from pipeline.model.masked_lm import NarrowBertForPretraining
 
 VOCAB, LENGTH, MASKED, ROWS = 97, 24, 5, 6
@@ -131,3 +132,15 @@ def test_dropout_acts_in_training_only() -> None:
     assert model(**batch).loss_sum != model(**batch).loss_sum
     model.eval()
     assert model(**batch).loss_sum == model(**batch).loss_sum
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_bf16_attention_on_cpu_equals_the_fused_kernel_in_fp32(masked: bool) -> None:
+    # bf16 takes another path on CPU; both must compute the same function.
+    generator = torch.Generator().manual_seed(1)
+    q = torch.randn(3, 4, 5, 16, generator=generator).bfloat16()
+    k, v = (torch.randn(3, 4, 9, 16, generator=generator).bfloat16() for _ in range(2))
+    mask = (torch.arange(9) < torch.tensor([9, 4, 7])[:, None])[:, None, None, :] if masked else None
+    expected = dot_product_attention(q.float(), k.float(), v.float(), mask, 0.0)
+    assert (dot_product_attention(q, k, v, mask, 0.0).float() - expected).abs().max() < 0.03
+    assert not torch.allclose(expected, dot_product_attention(q.float(), k.float(), v.float().flip(2), mask, 0.0))

@@ -1,0 +1,105 @@
+"""What the CPU path does differently, each against what it replaced, in turn in one run.
+
+1. attention: two plain products against torch's fused kernel, forward and backward;
+2. a training step with freed memory kept (MALLOC_* as the launcher sets them) against glibc's defaults.
+
+    python benchmarks/cpu_choices.py
+"""
+
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+
+from pipeline.config import ModelConfig
+from pipeline.model.attention import dot_product_attention
+from pipeline.model.masked_lm import NarrowBertForPretraining
+
+PAIRS = 9
+KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(4 * 2**30), "MALLOC_TRIM_THRESHOLD_": str(8 * 2**30)}
+
+
+def seconds(call: Callable[[], None]) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+def attention() -> None:
+    print("attention, forward and backward, one thread: fused / plain, median of pairs")
+    for dtype in (torch.bfloat16, torch.float32):
+        for rows, heads, queries, keys in ((32, 4, 128, 128), (32, 4, 19, 128), (8, 12, 512, 512), (8, 12, 77, 512)):
+            q = torch.randn(rows, heads, queries, 64, dtype=dtype, requires_grad=True)
+            k, v = (torch.randn(rows, heads, keys, 64, dtype=dtype, requires_grad=True) for _ in range(2))
+            gradient = torch.randn_like(q)
+
+            def fused(q=q, k=k, v=v, gradient=gradient) -> None:
+                F.scaled_dot_product_attention(q, k, v).backward(gradient)
+
+            def plain(q=q, k=k, v=v, gradient=gradient) -> None:
+                dot_product_attention(q, k, v, None, 0.0).backward(gradient)
+
+            fused()
+            plain()
+            ratios = [seconds(fused) / seconds(plain) for _ in range(PAIRS)]
+            name = str(dtype).removeprefix("torch.")
+            print(f"  {name:9} {rows} x {heads} heads, {queries:3} x {keys} : {statistics.median(ratios):.2f}x")
+
+
+def step(layout: str) -> None:
+    """Median seconds of a forward and backward pass of the quickstart shape; printed for the parent."""
+    torch.manual_seed(0)
+    config = ModelConfig(
+        layout=layout,
+        hidden_size=256,
+        num_attention_heads=4,
+        ffn_hidden_size=1024,
+        max_position_embeddings=128,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+    )
+    model = NarrowBertForPretraining(config, 8192).bfloat16()
+    ids, labels = torch.randint(0, 8192, (16, 128)), torch.randint(0, 8192, (16, 19))
+    positions = torch.rand(16, 128).argsort(1)[:, :19].sort(1).values
+    real = torch.ones_like(labels, dtype=torch.bool)
+
+    def once() -> None:
+        model(ids, positions, None, labels, real).loss_sum.backward()
+        model.zero_grad()
+
+    once()
+    print(statistics.median(seconds(once) for _ in range(PAIRS)))
+
+
+def memory() -> None:
+    print("training step of the quickstart shape, bf16, one thread: default malloc / kept memory, median of pairs")
+    for layout in ("1sf:7sf", "8sf"):
+        ratios = []
+        for _ in range(5):
+            plain, kept = (
+                float(
+                    subprocess.run(
+                        [sys.executable, __file__, layout],
+                        env={**os.environ, **environment},
+                        capture_output=True,
+                        check=True,
+                    ).stdout
+                )
+                for environment in ({}, KEEP_MEMORY)
+            )
+            ratios.append(plain / kept)
+        print(f"  {layout:8}: {statistics.median(ratios):.2f}x")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    if len(sys.argv) > 1:
+        step(sys.argv[1])
+    else:
+        attention()
+        memory()

@@ -1,0 +1,96 @@
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from data_prep.command_line import UserError
+from pipeline.launch import World, world_from_environment
+from tests.processes import TINY_RUN, start_command, wait_until
+
+LAUNCH_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+@pytest.fixture(autouse=True)
+def _bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name in LAUNCH_VARIABLES or name.startswith("SLURM_"):
+            monkeypatch.delenv(name)
+
+
+def set_all(monkeypatch: pytest.MonkeyPatch, **values: str) -> None:
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+
+
+def test_outside_of_launchers_there_is_no_world(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert world_from_environment() is None
+    # A batch script or an salloc shell: SLURM, but no srun step to join.
+    set_all(monkeypatch, SLURM_JOB_ID="7", SLURM_PROCID="0", SLURM_NTASKS="4")
+    assert world_from_environment() is None
+
+
+def test_torchrun_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_all(monkeypatch, RANK="5", LOCAL_RANK="1", WORLD_SIZE="8", MASTER_ADDR="a", MASTER_PORT="1")
+    assert world_from_environment() == World(rank=5, local_rank=1, size=8)
+
+
+def test_srun_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_all(
+        monkeypatch, SLURM_STEP_ID="0", SLURM_PROCID="3", SLURM_LOCALID="1", SLURM_STEP_NUM_TASKS="4",
+        SLURM_STEP_NODELIST="node7", SLURM_JOB_ID="41",
+    )  # fmt: skip
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    assert world_from_environment() == World(rank=3, local_rank=1, size=4)
+    assert os.environ.pop("MASTER_ADDR") == "node7"
+    assert os.environ.pop("MASTER_PORT") == "20041"
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({"RANK": "0"}, "LOCAL_RANK is ''"),
+        ({"RANK": "4", "LOCAL_RANK": "0", "WORLD_SIZE": "4"}, "expected a number below"),
+        ({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}, "MASTER_ADDR is not"),
+        ({"RANK": "x", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}, "RANK is 'x'"),
+    ],
+)
+def test_wrong_variables_are_named(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], expected: str) -> None:
+    set_all(monkeypatch, **variables)
+    with pytest.raises(UserError, match=expected):
+        world_from_environment()
+
+
+def ranks_of(run_dir: Path) -> list[int]:
+    """Process ids whose command line names the run directory."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and str(run_dir).encode() in (entry / "cmdline").read_bytes():
+                found.append(int(entry.name))
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["launcher", "rank"])
+def test_nothing_goes_on_when_the_launcher_or_a_rank_is_killed(tmp_path: Path, shard_folder: Path, victim: str) -> None:
+    run_dir = tmp_path / "run"
+    launcher = start_command(
+        "pipeline", "train", *TINY_RUN, "--run_dir", str(run_dir), "--data.path", str(shard_folder),
+        "--processes", "2", "--training.train_steps", "100000",
+    )  # fmt: skip
+    wait_until((run_dir / "checkpoints/latest").exists, launcher, "the first checkpoint")
+    ranks = [pid for pid in ranks_of(run_dir) if pid != launcher.pid]
+    assert len(ranks) == 2
+    os.kill(launcher.pid if victim == "launcher" else ranks[1], signal.SIGKILL)
+    _, err = launcher.communicate(timeout=60)
+    if victim == "rank":
+        assert launcher.returncode == 1
+        assert "rank 1 was ended by SIGKILL" in err
+    wait = 0
+    while ranks_of(run_dir) and wait < 200:
+        signal.sigtimedwait([], 0.05)
+        wait += 1
+    assert ranks_of(run_dir) == []
