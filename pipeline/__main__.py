@@ -9,7 +9,8 @@ from typing import TypeVar
 from data_prep.command_line import Parser, choose_command, read_config, run_command
 from pipeline.config import RunConfig
 from pipeline.launch import SINGLE_PROCESS, die_with_launcher, start_local_processes, world_from_environment
-from pipeline.plan import PlanOptions
+from pipeline.plan import PlanOptions, plan
+from pipeline.run_directory import is_finished, prepare_run
 
 Part = TypeVar("Part")
 
@@ -54,8 +55,6 @@ def _dispatch(argv: Sequence[str]) -> int | None:
 
 
 def _plan(argv: Sequence[str]) -> None:
-    from pipeline.plan import plan
-
     arguments = read_config(PlanArguments, argv, "narrowbert plan", COMMANDS["plan"])
     print(plan(_part(RunConfig, arguments), _part(PlanOptions, arguments)))
 
@@ -64,16 +63,19 @@ def _train(argv: Sequence[str]) -> int:
     die_with_launcher()
     arguments = read_config(TrainArguments, argv, "narrowbert train", COMMANDS["train"])
     config = _part(RunConfig, arguments)
-    world = world_from_environment()
+    joined = world_from_environment()
     processes = 1 if arguments.processes is None else arguments.processes
-    if world is None and processes != 1:
-        from pipeline.run_directory import prepare_run
-
-        prepare_run(config, processes)  # one clear line here instead of one from every process
+    # Here, before anything heavy is imported or started: a mistake is one quick line.
+    shards = prepare_run(config, joined.size if joined else processes)
+    if is_finished(config):
+        if joined is None or joined.rank == 0:
+            print(f"{config.run_dir} is finished: nothing to do")
+        return 0
+    if joined is None and processes > 1:
         return start_local_processes(processes, ["train", *argv], Path(config.run_dir) / "logs")
     from pipeline.train import train
 
-    train(config, world or SINGLE_PROCESS)
+    train(config, joined or SINGLE_PROCESS, shards)
     return 0
 
 

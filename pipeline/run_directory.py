@@ -1,7 +1,7 @@
 """The run directory: what may be started in it, and the small files that describe the run.
 
-``config.yaml`` the resolved configuration, ``run.json`` lineage, attempts and data, ``checkpoints/``,
-``metrics.jsonl``, ``logs/rank-N.log``, and ``DONE`` once the last step is saved. Imports no torch.
+``config.yaml`` the resolved configuration, ``run.json`` lineage, attempts and data, ``tokenizer.json``,
+``checkpoints/``, ``metrics.jsonl``, ``logs/rank-N.log``, and ``DONE`` once the last step is saved. Imports no torch.
 """
 
 import json
@@ -33,6 +33,11 @@ def prepare_run(config: RunConfig, world_size: int) -> ShardFolder:
         )
     _check_run_dir(config, shards)
     return shards
+
+
+def is_finished(config: RunConfig) -> bool:
+    """Whether the run has done its last step and saved it."""
+    return (Path(config.run_dir) / "DONE").exists()
 
 
 def _check_run_dir(config: RunConfig, shards: ShardFolder) -> None:
@@ -114,6 +119,7 @@ def data_facts(shards: ShardFolder) -> dict[str, Any]:
         "seq_length": shards.seq_length,
         "masked_per_row": shards.masked_per_row,
         "vocab_size": shards.vocab_size,
+        "special_ids": shards.special_ids,
     }
 
 

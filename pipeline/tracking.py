@@ -165,7 +165,8 @@ def _find_or_create_run(client: Any, run_dir: Path, description: dict[str, Any])
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         try:
-            experiment_id = client.create_experiment(name)
+            # The kind opens the experiment on its training pages instead of those for language-model traces.
+            experiment_id = client.create_experiment(name, tags={"mlflow.experimentKind": "custom_model_development"})
         except MlflowException:  # another run has just made it
             experiment_id = client.get_experiment_by_name(name).experiment_id
     else:

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import torch
 import torch.distributed as dist
 import yaml
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from data_prep.command_line import UserError, config_as_dict
 from data_prep.shards import ShardFolder
@@ -25,23 +27,25 @@ from pipeline.launch import World
 from pipeline.model.masked_lm import NarrowBertForPretraining
 from pipeline.optimizer import learning_rate
 from pipeline.parallel import seed_dropout
-from pipeline.run_directory import data_facts, flatten, prepare_run, register_attempt, write_atomically
+from pipeline.run_directory import data_facts, flatten, register_attempt, write_atomically
 from pipeline.throughput import count_parameters
 
 log = logging.getLogger("narrowbert")
 
 
-def train(config: RunConfig, world: World) -> None:
-    """Train, or go on training, the run in ``config.run_dir``; every process calls this."""
-    shards = prepare_run(config, world.size)
-    if (Path(config.run_dir) / "DONE").exists():
-        if world.rank == 0:
-            print(f"{config.run_dir} is finished: nothing to do", flush=True)
-        return
+def train(config: RunConfig, world: World, shards: ShardFolder) -> None:
+    """Train, or go on training, the run in ``config.run_dir``; every process calls this.
+
+    Args:
+        config: checked by ``run_directory.prepare_run``, which also opens ``shards``.
+        world: which of the processes this is.
+        shards: the opened shard folder.
+    """
     device = initialise_process_group(world)
     run = Run(config, world, shards, device)
     try:
-        run.train_to_end()
+        with logging_redirect_tqdm([log]):  # log lines appear above the progress bar, not in it
+            run.train_to_end()
     finally:
         run.close()
     destroy_engine(run.engine)
@@ -103,13 +107,15 @@ class Run:
     def _open_records(self) -> None:
         resolved = config_as_dict(self.config)
         write_atomically(self.run_dir / "config.yaml", yaml.safe_dump(resolved, sort_keys=False))
+        # The run keeps what an export needs: its shards may be gone by then.
+        shutil.copyfile(self.shards.tokenizer_path, self.run_dir / "tokenizer.json")
         self.spool = tracking.Spool(self.run_dir)
         if not self.config.tracking.enabled:
             return
         facts = {
             "num_parameters": count_parameters(self.config.model, self.shards.vocab_size),
             "device": str(self.device),
-            **{f"shards.{key}": value for key, value in data_facts(self.shards).items()},
+            **flatten({"shards": data_facts(self.shards)}),
         }
         tags = {
             "narrowbert.lineage": self.lineage_id,
@@ -145,12 +151,17 @@ class Run:
             meter.add(*self.train_step())
             self.step += 1
             progress.update()
-            if self.step % training.log_interval == 0 or self.step == total:
+            to_log, to_evaluate, to_save = (
+                self.step % interval == 0 or self.step == total
+                for interval in (training.log_interval, training.eval_interval, training.save_interval)
+            )
+            # Before a checkpoint the losses go to disk: a resume does not compute those steps again.
+            if to_log or to_save:
                 self._log(meter.flush(self.step, self.engine), progress)
             with meter.paused():
-                if self.step % training.eval_interval == 0 or self.step == total:
+                if to_evaluate:
                     self.evaluate()
-                if self.step % training.save_interval == 0 or self.step == total:
+                if to_save:
                     self.save()
         progress.close()
         if self.is_main:

@@ -5,7 +5,7 @@ from typing import Any
 
 from pipeline.checkpoint import TrainerState, load_run_model
 from pipeline.export.convert import write_export
-from pipeline.run_directory import open_run_shards
+from pipeline.run_directory import read_run_record
 from pipeline.throughput import count_parameters
 from pipeline.tracking import read_metrics
 
@@ -14,17 +14,16 @@ def export_run(run_dir: Path, output: Path) -> None:
     """Export the newest intact checkpoint of a run.
 
     Raises:
-        UserError: no run or checkpoint, the shards (which hold the tokenizer) are gone or others,
-            or ``output`` exists already.
+        UserError: no run or checkpoint, or ``output`` exists already.
     """
     model, state = load_run_model(run_dir)
-    shards = open_run_shards(run_dir)
+    data = read_run_record(run_dir)["data"]
     write_export(
         dict(model.named_parameters()),
         model_config={**state.config["model"], "vocab_size": state.vocab_size},
-        tokenizer_path=Path(shards.tokenizer_path),
-        special_ids=shards.special_ids,
-        facts=_facts(run_dir, model.config, state, shards.seq_length),
+        tokenizer_path=run_dir / "tokenizer.json",
+        special_ids=data["special_ids"],
+        facts=_facts(run_dir, model.config, state, data["seq_length"]),
         output=output,
     )
 

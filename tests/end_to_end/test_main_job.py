@@ -43,7 +43,9 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     train = ["train", "--config", str(REPOSITORY / "configs/pretrain/quickstart.yaml"), "--data.path", "shards", *SIZES]
     run_command("pipeline", *train, "--model.layout", "sf:2sf", "--run_dir", "runs/narrow", cwd=folder)
     run_command("pipeline", *train, "--model.layout", "3sf", "--run_dir", "runs/control", cwd=folder)
+    (folder / "shards").rename(folder / "moved")  # an export needs the run directory alone
     run_command("pipeline", "export", "runs/narrow", "--output", "model", cwd=folder)
+    (folder / "moved").rename(folder / "shards")
     return folder
 
 
