@@ -4,14 +4,14 @@ VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 # Two ranks on two cores: more threads than cores would only fight each other.
 DEMO_PROCESSES ?= 2
-# The CPU build of torch. On a GPU machine: put your torch into .venv first, then CONSTRAINTS=/dev/null.
+# The torch that is tested. On a GPU machine: put your torch into .venv first, and export CONSTRAINTS=/dev/null.
 CONSTRAINTS ?= constraints-cpu.txt
 
 .PHONY: demo install test test-fast check clean
 
 $(VENV)/installed: pyproject.toml $(filter-out /dev/null,$(CONSTRAINTS))
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
-	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	test -x $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --upgrade pip
 	$(VENV)/bin/python -m pip install --quiet --requirement $(CONSTRAINTS)
 	$(VENV)/bin/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable .

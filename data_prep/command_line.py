@@ -34,9 +34,9 @@ class UserError(Exception):
 def run_command(program: str, main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int:
     """Call ``main(argv)`` and return the process's exit code.
 
-    A ``UserError`` becomes one line on stderr and exit code 2; with ``--debug`` anywhere in
-    ``argv`` its traceback is shown as well. Anything else that is raised is a bug of ours and
-    keeps its traceback.
+    A ``UserError`` becomes one line on stderr and exit code 2. With ``--debug`` anywhere in
+    ``argv`` it is raised on instead, for its traceback. Anything else that is raised is a bug of
+    ours and keeps its traceback.
     """
     debug = "--debug" in argv
     try:
@@ -95,9 +95,9 @@ def read_config(cls: type[Config], argv: Sequence[str], program: str, descriptio
     _reject_unknown_options(argv, known)
     for path in _config_files(argv):
         _reject_unknown_keys(path, known)
+    description += " A mistake is one line and exit code 2; --debug shows its traceback instead."
     parser = ArgumentParser(prog=program, description=description, exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML file; may be given several times")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of a user error")
     parser.add_class_arguments(cls)
     _describe_options(parser, cls)
     try:

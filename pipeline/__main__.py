@@ -72,7 +72,9 @@ def _train(argv: Sequence[str]) -> int:
             print(f"{config.run_dir} is finished: nothing to do")
         return 0
     if joined is None and processes > 1:
-        return start_local_processes(processes, ["train", *argv], Path(config.run_dir) / "logs")
+        return start_local_processes(
+            processes, ["train", *argv, *(["--debug"] if "--debug" in sys.argv else [])], Path(config.run_dir) / "logs"
+        )
     from pipeline.train import train
 
     train(config, joined or SINGLE_PROCESS, shards)

@@ -75,12 +75,9 @@ def save_checkpoint(engine: Any, checkpoints: Path, state: TrainerState) -> Path
     """
     final = checkpoints / f"step-{state.step:08d}"
     temporary = checkpoints / f".tmp-step-{state.step:08d}"
-    if dist.get_rank() == 0:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-    dist.barrier()
     mine = _gather_tensors(engine)
     try:
+        temporary.mkdir(parents=True, exist_ok=True)
         written = _write_tensors(temporary, mine)
         problem = ""
     except Exception as error:  # whatever went wrong, the other ranks are waiting below
@@ -175,6 +172,12 @@ def _flush(path: Path) -> None:
 def _fingerprint(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def remove_unfinished(checkpoints: Path) -> None:
+    """Remove what a killed save left behind. Rank 0 only, before any save of this start."""
+    for folder in checkpoints.glob(".tmp-step-*"):
+        shutil.rmtree(folder)
 
 
 # ------------------------------------------------------------------------------------------ read

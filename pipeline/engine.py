@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from data_prep.command_line import UserError
 from pipeline.config import RunConfig
 from pipeline.launch import World
 from pipeline.optimizer import build_optimizer
@@ -20,13 +21,20 @@ _COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=30)
 
 
 def initialise_process_group(world: World) -> torch.device:
-    """Join the other processes (gloo on CPU, NCCL on CUDA) and return this process's device."""
+    """Join the other processes (gloo on CPU, NCCL on CUDA) and return this process's device.
+
+    Raises:
+        UserError: more processes than GPUs on this machine.
+    """
     use_cuda = torch.cuda.is_available()
-    device = torch.device("cuda", world.local_rank) if use_cuda else torch.device("cpu")
+    index = _cuda_index(world) if use_cuda else world.local_rank
+    device = torch.device("cuda", index) if use_cuda else torch.device("cpu")
     if use_cuda:
         torch.cuda.set_device(device)
     else:
         os.environ["DS_ACCELERATOR"] = "cpu"
+    # DeepSpeed reads these, and srun sets none of them.
+    os.environ.update(RANK=str(world.rank), LOCAL_RANK=str(index), WORLD_SIZE=str(world.size))
     backend = "nccl" if use_cuda else "gloo"
     if world.size == 1:
         # DeepSpeed wants a group even for one process; this one needs no port.
@@ -42,10 +50,18 @@ def initialise_process_group(world: World) -> torch.device:
     return device
 
 
+def _cuda_index(world: World) -> int:
+    visible = torch.cuda.device_count()
+    if visible == 1 and "SLURM_STEP_ID" in os.environ:
+        return 0  # srun --gpus-per-task=1 shows every process its own GPU alone
+    if world.local_rank >= visible:
+        raise UserError(f"process {world.local_rank} of this machine has no GPU: start at most {visible} here")
+    return world.local_rank
+
+
 def _set_rendezvous_of_one() -> None:
     # DeepSpeed looks at these variables even when the group exists already.
-    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}.items():
-        os.environ.setdefault(name, value)
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     if "MASTER_PORT" not in os.environ:
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", 0))

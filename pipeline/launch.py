@@ -15,6 +15,7 @@ from pathlib import Path
 from data_prep.command_line import USER_ERROR_EXIT_CODE, UserError
 
 _TERMINATION_GRACE_S = 10.0
+_SECOND_FAILURE_S = 0.5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -150,22 +151,29 @@ def die_with_launcher() -> None:
 def _wait_for_all(children: list[subprocess.Popen[bytes]], log_dir: Path) -> int:
     while True:
         codes = [child.poll() for child in children]
-        failed = [rank for rank, code in enumerate(codes) if code not in (None, 0)]
-        if failed:
-            return _report_failure(failed[0], codes[failed[0]] or 1, log_dir)
+        if any(code not in (None, 0) for code in codes):
+            time.sleep(_SECOND_FAILURE_S)
+            codes = [child.poll() for child in children]
+            failed = [rank for rank, code in enumerate(codes) if code not in (None, 0)]
+            # A rank that says what the user did wrong tells more than the ranks that it leaves behind.
+            first = next((rank for rank in failed if codes[rank] == USER_ERROR_EXIT_CODE), failed[0])
+            return _report_failure(first, codes[first] or 1, log_dir)
         if all(code == 0 for code in codes):
             return 0
         time.sleep(0.05)
 
 
 def _report_failure(rank: int, code: int, log_dir: Path) -> int:
+    log = log_dir / f"rank-{rank}.log"
     if code == USER_ERROR_EXIT_CODE:
         if rank != 0:  # rank 0 has printed its line on the terminal already
-            sys.stderr.write((log_dir / f"rank-{rank}.log").read_text(errors="replace").strip().split("\n")[-1] + "\n")
+            lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+            print([line for line in lines if line.startswith("narrowbert: error: ")][-1], file=sys.stderr)
         return USER_ERROR_EXIT_CODE
     how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    where = "see above" if rank == 0 else f"its log is {log}"
     print(
-        f"narrowbert: rank {rank} {how}; its log is {log_dir / f'rank-{rank}.log'}; the other ranks are stopped. "
+        f"narrowbert: rank {rank} {how} ({where}); the other ranks are stopped. "
         "Run the same command again to go on from the last checkpoint.",
         file=sys.stderr,
         flush=True,

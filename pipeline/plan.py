@@ -75,24 +75,28 @@ def plan(config: RunConfig, options: PlanOptions) -> str:
 def _row_shape(config: RunConfig, options: PlanOptions) -> tuple[RowShape, int | None]:
     """Sizes from the options, completed from the shards; and the shards' training rows, if read."""
     if options.seq_length is not None and options.vocab_size is not None:
-        masked = options.masked_per_row or max(1, round(0.15 * options.seq_length))
-        shape = RowShape(seq_length=options.seq_length, masked_per_row=masked, vocab_size=options.vocab_size)
-        return _checked(shape), None
+        return _checked(config, options.seq_length, options.masked_per_row, options.vocab_size), None
     if not (Path(config.data.path) / "manifest.json").exists():
         raise UserError(
             f"no shards at {config.data.path}: make them with narrowbert-prep shards, "
             "or state --seq_length and --vocab_size"
         )
     shards = open_shards(config.data.path)
-    shape = RowShape(
-        seq_length=options.seq_length or shards.seq_length,
-        masked_per_row=options.masked_per_row or shards.masked_per_row,
-        vocab_size=options.vocab_size or shards.vocab_size,
-    )
-    return _checked(shape), shards.split("train").num_rows
+    seq_length, masked = options.seq_length, options.masked_per_row
+    if seq_length in (None, shards.seq_length):  # rows of another length have another number of masks
+        seq_length, masked = shards.seq_length, shards.masked_per_row if masked is None else masked
+    vocab_size = shards.vocab_size if options.vocab_size is None else options.vocab_size
+    return _checked(config, seq_length, masked, vocab_size), shards.split("train").num_rows
 
 
-def _checked(shape: RowShape) -> RowShape:
+def _checked(config: RunConfig, seq_length: int, masked: int | None, vocab_size: int) -> RowShape:
+    masked = max(1, round(0.15 * seq_length)) if masked is None else masked
+    shape = RowShape(seq_length=seq_length, masked_per_row=masked, vocab_size=vocab_size)
+    if seq_length > config.model.max_position_embeddings:
+        raise UserError(
+            f"seq_length {seq_length} needs model.max_position_embeddings of at least that "
+            f"(it is {config.model.max_position_embeddings})"
+        )
     if not 0 < shape.masked_per_row <= shape.seq_length or shape.vocab_size < 1:
         raise UserError(
             f"seq_length {shape.seq_length}, masked_per_row {shape.masked_per_row} and vocab_size "

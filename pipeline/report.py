@@ -3,11 +3,9 @@
 import statistics
 from pathlib import Path
 
-import yaml
-
 from data_prep.command_line import UserError
 from pipeline.config import ModelConfig
-from pipeline.run_directory import read_run_record
+from pipeline.run_directory import read_run_config, read_run_record
 from pipeline.throughput import RowShape, predicted_speedup
 from pipeline.tracking import read_metrics
 
@@ -44,10 +42,7 @@ def report(run_dirs: list[Path]) -> str:
 
 
 def _read_run(run_dir: Path) -> dict:
-    stored = run_dir / "config.yaml"
-    if not stored.exists():
-        raise UserError(f"{run_dir} is no run directory: it has no config.yaml")
-    config = yaml.safe_load(stored.read_text(encoding="utf-8"))
+    config = read_run_config(run_dir)
     series = read_metrics(run_dir)
     if not series.get("validation/loss") or not series.get("train/tokens_per_second"):
         raise UserError(f"{run_dir} has no evaluation yet: let it train to its end")

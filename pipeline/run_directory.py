@@ -4,6 +4,7 @@
 ``checkpoints/``, ``metrics.jsonl``, ``logs/rank-N.log``, and ``DONE`` once the last step is saved. Imports no torch.
 """
 
+import dataclasses
 import json
 import uuid
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from data_prep.command_line import UserError, config_as_dict
+from data_prep.command_line import UserError, config_as_dict, one_line
 from data_prep.shards import ShardFolder, open_shards
 from pipeline.config import RESUMABLE_CHANGES, RunConfig, check_config
 
@@ -32,6 +33,10 @@ def prepare_run(config: RunConfig, world_size: int) -> ShardFolder:
             f"give model.max_position_embeddings of at least that (it is {config.model.max_position_embeddings})"
         )
     _check_run_dir(config, shards)
+    try:
+        (Path(config.run_dir) / "logs").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make run_dir {config.run_dir}: {error.strerror}") from error
     return shards
 
 
@@ -44,11 +49,12 @@ def _check_run_dir(config: RunConfig, shards: ShardFolder) -> None:
     run_dir = Path(config.run_dir)
     stored_path = run_dir / "config.yaml"
     if not stored_path.exists():
-        # A start that was killed early leaves these two; anything else belongs to somebody.
-        if run_dir.is_dir() and {path.name for path in run_dir.iterdir()} - {"logs", "run.json", ".run.json"}:
+        # A start that was killed early leaves these; anything else belongs to somebody.
+        early = {"logs", "run.json", ".run.json", ".config.yaml"}
+        if run_dir.is_dir() and {path.name for path in run_dir.iterdir()} - early:
             raise UserError(f"run_dir {run_dir} holds other files: give a new or empty folder")
         return
-    stored = flatten(yaml.safe_load(stored_path.read_text(encoding="utf-8")))
+    stored = flatten(read_run_config(run_dir))
     current = flatten(config_as_dict(config))
     different = [
         f"{key} {stored.get(key)} there, {current.get(key)} here"
@@ -78,14 +84,29 @@ def open_run_shards(run_dir: Path) -> ShardFolder:
     Raises:
         UserError: no run, the shards are gone, or others have taken their place.
     """
-    record = read_run_record(run_dir)
-    config = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
-    shards = open_shards(config["data"]["path"])
-    if shards.root_hash != record["data"]["root_hash"]:
-        raise UserError(
-            f"{config['data']['path']} holds other data than {run_dir} was trained on: restore those shards"
-        )
+    data = read_run_record(run_dir)["data"]
+    shards = open_shards(data["path"])
+    if shards.root_hash != data["root_hash"]:
+        raise UserError(f"{data['path']} holds other data than {run_dir} was trained on: restore those shards")
     return shards
+
+
+def read_run_config(run_dir: Path) -> dict[str, Any]:
+    """``config.yaml``, the resolved configuration.
+
+    Raises:
+        UserError: the folder holds no run, or the file is damaged.
+    """
+    path = run_dir / "config.yaml"
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{run_dir} is no run directory: it has no config.yaml") from error
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(one_line(f"{path} cannot be read: {error}")) from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is damaged: it holds no configuration")
+    return content
 
 
 def read_run_record(run_dir: Path) -> dict[str, Any]:
@@ -94,28 +115,47 @@ def read_run_record(run_dir: Path) -> dict[str, Any]:
     Raises:
         UserError: the folder holds no run, or its record is damaged.
     """
+    path = run_dir / "run.json"
     try:
-        return json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
+        record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{run_dir} is no run directory: it has no run.json") from error
-    except ValueError as error:
-        raise UserError(f"{run_dir / 'run.json'} is damaged: {error}") from error
+    except (OSError, ValueError) as error:
+        raise UserError(one_line(f"{path} cannot be read: {error}")) from error
+    if not isinstance(record, dict) or not {"lineage_id", "attempt", "data", "arithmetic"} <= record.keys():
+        raise UserError(f"{path} is damaged: it does not describe a run")
+    return record
 
 
-def register_attempt(run_dir: Path, shards: ShardFolder) -> tuple[str, int]:
-    """Record one more start: the lineage id (made once) and this start's number. Rank 0 only."""
-    (run_dir / "logs").mkdir(parents=True, exist_ok=True)
-    fresh = {"lineage_id": uuid.uuid4().hex, "attempt": 0}
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """One start of a run."""
+
+    lineage_id: str
+    """The run, over all its starts."""
+    number: int
+    """Which start this is; the first is 1."""
+    same_arithmetic: bool
+    """Whether losses must equal those of the start before to the bit."""
+
+
+def register_attempt(run_dir: Path, config: RunConfig, shards: ShardFolder, world_size: int) -> Attempt:
+    """Record one more start of a run. Rank 0 only."""
+    # Other numbers here add the same terms in another order: equal within rounding, not to the bit.
+    arithmetic = [world_size, config.training.micro_batch_size, config.training.zero_stage]
+    fresh = {"lineage_id": uuid.uuid4().hex, "attempt": 0, "arithmetic": arithmetic}
     record = read_run_record(run_dir) if (run_dir / "run.json").exists() else fresh
-    record |= {"attempt": record["attempt"] + 1, "data": data_facts(shards)}
+    same = record["arithmetic"] == arithmetic
+    record |= {"attempt": record["attempt"] + 1, "data": data_facts(shards), "arithmetic": arithmetic}
     write_atomically(run_dir / "run.json", json.dumps(record, indent=1) + "\n")
-    return record["lineage_id"], record["attempt"]
+    return Attempt(lineage_id=record["lineage_id"], number=record["attempt"], same_arithmetic=same)
 
 
 def data_facts(shards: ShardFolder) -> dict[str, Any]:
     """What a run records of its shards."""
     return {
         "root_hash": shards.root_hash,
+        "path": str(Path(shards.path).resolve()),
         "seq_length": shards.seq_length,
         "masked_per_row": shards.masked_per_row,
         "vocab_size": shards.vocab_size,

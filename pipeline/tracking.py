@@ -33,24 +33,26 @@ _LAST_SHIPMENT_S = 60.0
 class Spool:
     """The append-only file of a run's metrics; one JSON object a line: step, timestamp_ms, metrics."""
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: Path, *, compare: bool = True) -> None:
         path = run_dir / SPOOL
-        self._known = _cut_torn_line_and_index(path)
+        self._compare = compare
+        _cut_torn_line(path)
+        self._known = _read_points(path)
         self._file = path.open("a", encoding="utf-8")
         self.changed: list[str] = []
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append metrics of optimizer step ``step`` (1 is the first).
 
-        A point that is there already, from before a resume, is kept as it is. If a *loss* computed
-        again differs from it, the line is added to ``changed``: the run is not deterministic.
+        A point that is there already, from before a resume, is kept as it is. With ``compare``, a
+        *loss* that differs from it adds a line to ``changed``: the run is not deterministic.
         """
         known = self._known.setdefault(step, {})
         new = {}
         for key, value in metrics.items():
             if key not in known:
                 new[key] = known[key] = value
-            elif key.endswith("/loss") and known[key] != value:
+            elif self._compare and key.endswith("/loss") and repr(known[key]) != repr(value):
                 self.changed.append(f"{key} of step {step} is {value!r}, was {known[key]!r} before the resume")
         if new:
             record = {"step": step, "timestamp_ms": time.time_ns() // 1_000_000, "metrics": new}
@@ -61,26 +63,34 @@ class Spool:
         self._file.close()
 
 
-def _cut_torn_line_and_index(path: Path) -> dict[int, dict[str, float]]:
-    """Drop a last line that a kill left half written; return the points by step."""
-    if not path.exists():
-        return {}
-    content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content):
+def _cut_torn_line(path: Path) -> None:
+    """Drop a last line that a kill left half written. For the file's one writer only."""
+    if path.exists():
         with path.open("r+b") as file:
-            file.truncate(len(whole))
+            file.truncate(file.read().rfind(b"\n") + 1)
+
+
+def _read_points(path: Path) -> dict[int, dict[str, float]]:
+    """The points of the complete lines, by step."""
     known: dict[int, dict[str, float]] = {}
-    for line in whole.splitlines():
-        record = json.loads(line)
-        known.setdefault(record["step"], {}).update(record["metrics"])
+    content = path.read_bytes() if path.exists() else b""
+    for number, line in enumerate(content[: content.rfind(b"\n") + 1].splitlines(), start=1):
+        try:
+            record = json.loads(line)
+            known.setdefault(record["step"], {}).update(record["metrics"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}, line {number} is damaged: remove the line ({error})") from error
     return known
 
 
 def read_metrics(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
-    """Every metric of a run as (step, value) pairs in order of step."""
+    """Every metric of a run as (step, value) pairs in order of step.
+
+    Raises:
+        UserError: naming a damaged line.
+    """
     series: dict[str, list[tuple[int, float]]] = {}
-    for step, metrics in sorted(_cut_torn_line_and_index(run_dir / SPOOL).items()):
+    for step, metrics in sorted(_read_points(run_dir / SPOOL).items()):
         for key, value in metrics.items():
             series.setdefault(key, []).append((step, value))
     return series
@@ -110,6 +120,7 @@ class Shipper:
                 stdout=log,
                 stderr=log,
                 env={**os.environ, "OMP_NUM_THREADS": "1"},
+                start_new_session=True,  # Ctrl-C is for the trainer; the shipper still sends the rest
             )
 
     def finish(self) -> bool:
@@ -154,7 +165,10 @@ def ship(run_dir: Path, *, finished: Callable[[float], bool]) -> None:
 def _connect(description: dict[str, Any]) -> Any:
     from mlflow.tracking import MlflowClient
 
-    return MlflowClient(tracking_uri=os.environ.get("MLFLOW_TRACKING_URI") or description["default_store"])
+    store = os.environ.get("MLFLOW_TRACKING_URI") or description.get("default_store")
+    if store is None:
+        raise UserError("set MLFLOW_TRACKING_URI as it was for the training")
+    return MlflowClient(tracking_uri=store)
 
 
 def _find_or_create_run(client: Any, run_dir: Path, description: dict[str, Any]) -> str:
@@ -171,18 +185,21 @@ def _find_or_create_run(client: Any, run_dir: Path, description: dict[str, Any])
             experiment_id = client.get_experiment_by_name(name).experiment_id
     else:
         experiment_id = experiment.experiment_id
-    lineage = description["tags"]["narrowbert.lineage"]
+    tags = {key: str(value) for key, value in description["tags"].items()}
+    lineage = tags["narrowbert.lineage"]
     found = client.search_runs([experiment_id], filter_string=f"tags.`narrowbert.lineage` = '{lineage}'")
     if found:
-        run_id = found[0].info.run_id
-        client.update_run(run_id, status="RUNNING")
+        run = found[0]
+        client.update_run(run.info.run_id, status="RUNNING")
     else:
-        run_id = client.create_run(experiment_id, run_name=description["run_name"]).info.run_id
-        params = [Param(key, str(value)) for key, value in description["params"].items()]
-        for start in range(0, len(params), _MAX_PARAMS_A_BATCH):
-            client.log_batch(run_id, params=params[start : start + _MAX_PARAMS_A_BATCH])
-    tags = [RunTag(key, str(value)) for key, value in description["tags"].items()]
-    client.log_batch(run_id, tags=tags)
+        # With its tags from the first moment: an outage right after must not make a second run.
+        run = client.create_run(experiment_id, run_name=description["run_name"], tags=tags)
+    run_id = run.info.run_id
+    # Parameters cannot be changed in MLflow: a resume sends only what an outage kept back.
+    params = [Param(k, str(v)) for k, v in description["params"].items() if k not in run.data.params]
+    for start in range(0, len(params), _MAX_PARAMS_A_BATCH):
+        client.log_batch(run_id, params=params[start : start + _MAX_PARAMS_A_BATCH])
+    client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
     client.log_artifact(run_id, str(run_dir / "config.yaml"))
     return run_id
 
@@ -191,8 +208,7 @@ def _send_new_points(client: Any, run_id: str, run_dir: Path) -> bool:
     """Send complete lines past the stored offset, a batch at a time; True if there were any."""
     from mlflow.entities import Metric
 
-    offset_file = run_dir / _OFFSET
-    offset = int(offset_file.read_text()) if offset_file.exists() else 0
+    offset = _read_offset(run_dir, run_id)
     spool = run_dir / SPOOL
     if not spool.exists():
         return False
@@ -208,9 +224,18 @@ def _send_new_points(client: Any, run_id: str, run_dir: Path) -> bool:
         return False
     client.log_batch(run_id, metrics=metrics)
     temporary = run_dir / f".{_OFFSET}"
-    temporary.write_text(str(offset))
-    temporary.replace(offset_file)
+    temporary.write_text(json.dumps({"run_id": run_id, "offset": offset}))
+    temporary.replace(run_dir / _OFFSET)
     return True
+
+
+def _read_offset(run_dir: Path, run_id: str) -> int:
+    """How much of the spool this MLflow run has; 0 for another one (other server, experiment, deleted)."""
+    try:
+        stored = json.loads((run_dir / _OFFSET).read_text())
+        return stored["offset"] if stored["run_id"] == run_id else 0
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return 0  # sending again is harmless
 
 
 def sync(run_dir: Path) -> None:
@@ -223,6 +248,8 @@ def sync(run_dir: Path) -> None:
         raise UserError(f"{run_dir} is no run directory with tracking: it has no {DESCRIPTION}")
     try:
         ship(run_dir, finished=lambda _: True)
+    except UserError:
+        raise
     except Exception as error:
         raise UserError(f"MLflow cannot be reached, nothing is lost, try again later: {error}") from error
 

@@ -6,9 +6,9 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -27,8 +27,10 @@ from pipeline.launch import World
 from pipeline.model.masked_lm import NarrowBertForPretraining
 from pipeline.optimizer import learning_rate
 from pipeline.parallel import seed_dropout
-from pipeline.run_directory import data_facts, flatten, register_attempt, write_atomically
+from pipeline.run_directory import Attempt, data_facts, flatten, register_attempt, write_atomically
 from pipeline.throughput import count_parameters
+
+T = TypeVar("T")
 
 log = logging.getLogger("narrowbert")
 
@@ -58,7 +60,7 @@ class Run:
         self.config, self.world, self.shards, self.device = config, world, shards, device
         self.run_dir = Path(config.run_dir)
         self.is_main = world.rank == 0
-        self.lineage_id, self.attempt = self._register_attempt()
+        self.attempt = self._register_attempt()
         self.spool: tracking.Spool | None = None
         self.shipper: tracking.Shipper | None = None
         _set_up_logging(self.run_dir, world)
@@ -76,8 +78,10 @@ class Run:
 
     # ------------------------------------------------------------------------------------ start
 
-    def _register_attempt(self) -> tuple[str, int]:
-        answer: list[Any] = [register_attempt(self.run_dir, self.shards) if self.is_main else None]
+    def _register_attempt(self) -> Attempt:
+        answer: list[Any] = [None]
+        if self.is_main:
+            answer = [register_attempt(self.run_dir, self.config, self.shards, self.world.size)]
         dist.broadcast_object_list(answer, src=0)
         return answer[0]
 
@@ -86,6 +90,7 @@ class Run:
         model = NarrowBertForPretraining(self.config.model, self.shards.vocab_size)
         chosen: list[Any] = [None, []]
         if self.is_main:
+            checkpoint.remove_unfinished(self.run_dir / "checkpoints")
             chosen = list(checkpoint.newest_checkpoint(self.run_dir / "checkpoints"))
         dist.broadcast_object_list(chosen, src=0)
         folder, problems = chosen
@@ -109,7 +114,7 @@ class Run:
         write_atomically(self.run_dir / "config.yaml", yaml.safe_dump(resolved, sort_keys=False))
         # The run keeps what an export needs: its shards may be gone by then.
         shutil.copyfile(self.shards.tokenizer_path, self.run_dir / "tokenizer.json")
-        self.spool = tracking.Spool(self.run_dir)
+        self.spool = tracking.Spool(self.run_dir, compare=self.attempt.same_arithmetic)
         if not self.config.tracking.enabled:
             return
         facts = {
@@ -118,8 +123,8 @@ class Run:
             **flatten({"shards": data_facts(self.shards)}),
         }
         tags = {
-            "narrowbert.lineage": self.lineage_id,
-            "narrowbert.attempt": self.attempt,
+            "narrowbert.lineage": self.attempt.lineage_id,
+            "narrowbert.attempt": self.attempt.number,
             "narrowbert.processes": self.world.size,
         }
         tracking.describe_run(
@@ -170,7 +175,8 @@ class Run:
 
     def train_step(self) -> tuple[torch.Tensor, torch.Tensor]:
         """One optimizer step. Returns this rank's loss sum and the masked tokens of all ranks."""
-        batches = self.data.step(self.step * self.config.training.global_batch_size)
+        position = self.step * self.config.training.global_batch_size
+        batches = self._together(lambda: self.data.step(position))
         global_masked = torch.tensor(
             float(sum(batch.num_masked for batch in batches)), dtype=torch.float64, device=self.device
         )
@@ -185,6 +191,29 @@ class Run:
         for batch in batches:
             loss_sum += self._forward_backward(batch.to(self.device), scale)
         return loss_sum, global_masked
+
+    def _together(self, read: Callable[[], T]) -> T:
+        """Read shards on every rank; what stops one rank stops all with the same line.
+
+        On CUDA the failing rank ends alone, and whoever started the ranks stops the others: to ask
+        each step would make the device wait for the host.
+        """
+        result, problem = None, ""
+        try:
+            result = read()
+        except UserError as error:
+            problem = str(error)
+        if self.device.type == "cpu":
+            failed = torch.tensor(float(bool(problem)))
+            dist.all_reduce(failed)
+            if failed:
+                problems: list[Any] = [None] * self.world.size
+                dist.all_gather_object(problems, problem)
+                problem = next(text for text in problems if text)
+        if problem:
+            raise UserError(problem)
+        assert result is not None
+        return result
 
     def _forward_backward(self, batch: Batch, scale: torch.Tensor) -> torch.Tensor:
         output = self.engine(batch.input_ids, batch.masked_positions, batch.key_mask, batch.labels, batch.label_mask)
@@ -220,7 +249,7 @@ class Run:
             data_rank=self.world.rank,
             data_parallel_size=self.world.size,
         )
-        result = evaluate(self.engine.module, batches, self.device)
+        result = evaluate(self.engine.module, self._together(lambda: list(batches)), self.device)
         if self.spool is not None:
             figures = {
                 "validation/loss": result.loss,
@@ -239,8 +268,8 @@ class Run:
             rows_consumed=self.step * self.config.training.global_batch_size,
             optimizer_steps=checkpoint.optimizer_steps(self.engine),
             skipped_steps=self.engine.skipped_steps,
-            lineage_id=self.lineage_id,
-            attempt=self.attempt,
+            lineage_id=self.attempt.lineage_id,
+            attempt=self.attempt.number,
             data_root_hash=self.shards.root_hash,
             vocab_size=self.shards.vocab_size,
             config=config_as_dict(self.config),
@@ -307,14 +336,15 @@ class Meter:
 
 
 def _set_up_logging(run_dir: Path, world: World) -> None:
-    """Rank 0 speaks on the terminal and in its log file; the others' output is their log file."""
+    """Rank 0 speaks on the terminal and in its log file, the others in their log files."""
     log.setLevel(logging.INFO)
     log.propagate = False
     log.handlers.clear()
     handlers: list[logging.Handler] = []
-    if world.rank == 0:
+    started_here = "NARROWBERT_LAUNCHER_PID" in os.environ
+    if world.rank == 0 or started_here:  # started here, the output of ranks from 1 on *is* their log file
         handlers.append(logging.StreamHandler(sys.stdout))
-    if world.rank == 0 or "NARROWBERT_LAUNCHER_PID" not in os.environ:
+    if world.rank == 0 or not started_here:
         handlers.append(logging.FileHandler(run_dir / f"logs/rank-{world.rank}.log"))
     for handler in handlers:
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))

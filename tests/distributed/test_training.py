@@ -1,12 +1,16 @@
 """Real training processes over gloo: resume after SIGKILL, parity across topologies."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from tests.processes import TINY_RUN, kill_group, losses, run_command, start_command, wait_until
+from data_prep.shards import ShardFolder
+from pipeline.data import RowOrder
+from tests.processes import TINY_RUN, kill_group, losses, run_command, start_command, user_error, wait_until
 
 
 def train(run_dir: Path, shard_folder: Path, processes: int, *options: str) -> dict[int, float]:
@@ -74,6 +78,63 @@ def test_resume_on_other_process_count_and_zero_stage(tmp_path: Path, shard_fold
     resumed = train(run_dir, shard_folder, 1, *base, "--training.zero_stage", "2")
     assert sorted(resumed) == [5, 6, 7, 8, 9, 10]
     assert resumed == pytest.approx({step: whole[step] for step in resumed}, abs=2e-5)
+
+
+@pytest.mark.slow
+def test_losses_are_on_disk_before_the_checkpoint_that_skips_them(tmp_path: Path, shard_folder: Path) -> None:
+    train(tmp_path / "run", shard_folder, 1, "--training.log_interval", "10", "--training.save_interval", "4")
+    lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    records = [(record["step"], set(record["metrics"])) for record in map(json.loads, lines)]
+    for saved in (4, 8, 10):
+        at = next(i for i, (step, keys) in enumerate(records) if step == saved and "checkpoint/seconds" in keys)
+        assert {step for step, keys in records[:at] if "train/loss" in keys} == set(range(1, saved + 1))
+
+
+@pytest.mark.slow
+def test_processes_started_by_srun_join_and_train(tmp_path: Path, shard_folder: Path) -> None:
+    # What srun sets for a step of two tasks on this host, and nothing else.
+    step = {
+        "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "127.0.0.1",
+        "SLURM_JOB_ID": str(os.getpid()), "GLOO_SOCKET_IFNAME": "lo",
+    }  # fmt: skip
+    argv = ["train", *TINY_RUN, "--run_dir", str(tmp_path / "run"), "--data.path", str(shard_folder)]
+    tasks = [
+        start_command("pipeline", *argv, **step, SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank)) for rank in range(2)
+    ]
+    for task in tasks:
+        _, err = task.communicate(timeout=120)
+        assert task.returncode == 0, err
+    expected = train(tmp_path / "local", shard_folder, 2)
+    assert losses(tmp_path / "run") == expected
+    assert (tmp_path / "run/logs/rank-1.log").exists()
+
+
+@pytest.mark.slow
+def test_corrupt_chunk_that_one_rank_reads_ends_all_with_its_name(
+    tmp_path: Path, shard_folder: Path, shards: ShardFolder
+) -> None:
+    chunk_rows = shards.split("train").chunk_rows
+    chunks = {}
+    for seed in range(100):  # ranks 0 and 1 read the first two rows: find an order that has them in two chunks
+        _, (first, second), _ = RowOrder(chunk_rows, shards.root_hash, seed).locate(np.arange(2))
+        if first != second:
+            chunks[seed] = int(second)
+    seed, chunk = next(iter(chunks.items()))
+    broken = tmp_path / "shards"
+    shutil.copytree(shard_folder, broken)
+    first_shard = shards.manifest["splits"]["train"]["shards"][0]
+    assert chunk < len(first_shard["chunks"]), "take another seed: this test damages the first shard"
+    place = first_shard["chunks"][chunk]
+    content = bytearray((broken / first_shard["name"]).read_bytes())
+    content[place["offset"] + place["length"] - 3] ^= 1
+    (broken / first_shard["name"]).write_bytes(content)
+    line = user_error(
+        "pipeline", "train", *TINY_RUN, "--run_dir", str(tmp_path / "run"), "--data.path", str(broken),
+        "--processes", "2", "--data.seed", str(seed), "--training.global_batch_size", "2",
+        "--training.micro_batch_size", "1",
+    )  # fmt: skip
+    assert first_shard["name"] in line
+    assert f"chunk {chunk}" in line
 
 
 @pytest.mark.slow

@@ -55,8 +55,11 @@ def test_loss_falls_and_the_report_compares(workplace: Path) -> None:
     loss = float(evaluated.split("validation loss ")[1].split()[0])
     assert loss < 0.8 * math.log(160)  # a model that knows nothing is at log(160)
     table = run_command("pipeline", "report", "runs/narrow", "runs/control", cwd=workplace).stdout.splitlines()
-    assert table[2].split()[:3] == ["narrow", "sf:2sf", "40"]
-    assert table[3].split()[-2] == "1.00x"
+    narrow, control = (line.split() for line in table[2:4])
+    assert narrow[:3] == ["narrow", "sf:2sf", "40"]
+    rates = [float(row[-3].replace(",", "")) for row in (narrow, control)]
+    assert float(narrow[-2].removesuffix("x")) == pytest.approx(rates[0] / rates[1], abs=0.01)
+    assert float(narrow[-1].removesuffix("x")) > 1.2
 
 
 @pytest.mark.slow

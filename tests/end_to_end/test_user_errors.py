@@ -60,6 +60,28 @@ def test_run_directory_of_another_configuration_or_of_somebody_else(tmp_path: Pa
     assert (tmp_path / "mine/thesis.tex").read_text() == "years of work"
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("config.yaml", "", "config.yaml is damaged"),
+        ("config.yaml", "model: {", "config.yaml cannot be read"),
+        ("run.json", "{}", "run.json is damaged"),
+        ("run.json", "{", "run.json cannot be read"),
+    ],
+)
+def test_damaged_files_of_a_run(tmp_path: Path, shard_folder: Path, name: str, content: str, expected: str) -> None:
+    for file, text in {"config.yaml": "run_dir: x\n", "run.json": "{}", name: content}.items():
+        (tmp_path / file).write_text(text)
+    argv = ["train", *TINY_RUN, "--run_dir", str(tmp_path), "--data.path", str(shard_folder)]
+    assert expected in user_error("pipeline", *argv)
+
+
+def test_run_dir_that_cannot_be_made(tmp_path: Path, shard_folder: Path) -> None:
+    (tmp_path / "file").write_text("")
+    argv = ["train", *TINY_RUN, "--run_dir", str(tmp_path / "file/run"), "--data.path", str(shard_folder)]
+    assert "cannot make run_dir" in user_error("pipeline", *argv, "--processes", "2")
+
+
 @pytest.mark.slow
 def test_corrupt_shard_is_named_by_training(tmp_path: Path, shard_folder: Path) -> None:
     broken = tmp_path / "shards"
@@ -82,6 +104,9 @@ def test_corrupt_shard_is_named_by_training(tmp_path: Path, shard_folder: Path) 
         (["trian"], "did you mean 'train'?"),
         (["plan"], "no shards at shards"),
         (["plan", "--seq_length", "128", "--vocab_size", "100", "--tokens_per_second", "-3"], "above 0"),
+        (["plan", "--seq_length", "0", "--vocab_size", "100"], "do not fit together"),
+        (["plan", "--seq_length", "128", "--vocab_size", "100", "--masked_per_row", "0"], "do not fit together"),
+        (["plan", "--seq_length", "1024", "--vocab_size", "100"], "max_position_embeddings"),
         (["evaluate", "nowhere"], "nowhere has no intact checkpoint"),
         (["export", "nowhere", "--output", "x"], "nowhere has no intact checkpoint"),
         (["export", "nowhere"], "--output"),

@@ -4,8 +4,10 @@ from typing import Any
 import pytest
 
 from data_prep.command_line import UserError, config_as_dict, read_config
+from pipeline.__main__ import TrainArguments
 from pipeline.config import RESUMABLE_CHANGES, ModelConfig, OptimizerConfig, RunConfig, TrainingConfig, check_config
 from pipeline.run_directory import flatten
+from tests.processes import run_command
 
 
 def training(**values: Any) -> RunConfig:
@@ -77,6 +79,12 @@ def test_wrong_files_are_one_line(tmp_path: Path, content: str, expected: str) -
         read_config(RunConfig, ["--config", str(tmp_path / "wrong.yaml")], "test", "")
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_what_print_config_prints_can_be_read(tmp_path: Path) -> None:
+    (tmp_path / "printed.yaml").write_text(run_command("pipeline", "train", "--run_dir", "x", "--print_config").stdout)
+    config = read_config(TrainArguments, ["--config", str(tmp_path / "printed.yaml")], "test", "")
+    assert config == TrainArguments(run_dir="x")
 
 
 def test_later_files_and_options_win(tmp_path: Path) -> None:

@@ -27,6 +27,17 @@ def test_a_point_is_written_once_and_keeps_its_time(tmp_path: Path) -> None:
     assert (tmp_path / "metrics.jsonl").read_text() == before
 
 
+def test_other_arithmetic_or_nan_is_no_fault(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    spool.write(1, {"train/loss": float("nan")})
+    spool.write(2, {"train/loss": 2.0})
+    spool.close()
+    again, moved = Spool(tmp_path), Spool(tmp_path, compare=False)
+    again.write(1, {"train/loss": float("nan")})
+    moved.write(2, {"train/loss": 2.0000001})
+    assert again.changed == moved.changed == []
+
+
 def test_a_torn_last_line_is_dropped_and_written_anew(tmp_path: Path) -> None:
     spool = Spool(tmp_path)
     for step in (1, 2):
@@ -34,6 +45,9 @@ def test_a_torn_last_line_is_dropped_and_written_anew(tmp_path: Path) -> None:
     spool.close()
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(path.read_bytes()[:-7])
+    torn = path.read_bytes()
+    assert read_metrics(tmp_path) == {"train/loss": [(1, 1.0)]}
+    assert path.read_bytes() == torn  # a reader must not touch the file: its writer may be alive
     resumed = Spool(tmp_path)
     resumed.write(2, {"train/loss": 2.0})
     resumed.close()
@@ -65,6 +79,20 @@ def test_shipper_sends_every_point_once_and_resumes_one_run(tmp_path: Path, monk
     (run_dir / "DONE").write_text("")
     sync(run_dir)
     sync(run_dir)  # nothing left: harmless
+
+    # Another experiment is another MLflow run: it gets every point, not those since the last shipment.
+    describe_run(run_dir, description | {"experiment_name": "moved"})
+    sync(run_dir)
+    with sqlite3.connect(tmp_path / "mlflow.db") as store:
+        moved = store.execute(
+            "select count(*) from metrics join runs using (run_uuid) join experiments using (experiment_id) "
+            "where experiments.name = 'moved' and key = 'train/loss'"
+        ).fetchone()
+        assert moved == (701,)
+        store.execute("delete from metrics where run_uuid in (select run_uuid from runs where experiment_id = 2)")
+        store.execute("delete from params where run_uuid in (select run_uuid from runs where experiment_id = 2)")
+        store.execute("delete from tags where run_uuid in (select run_uuid from runs where experiment_id = 2)")
+        store.execute("delete from runs where experiment_id = 2")
 
     with sqlite3.connect(tmp_path / "mlflow.db") as store:
         runs = store.execute("select name, status from runs").fetchall()
