@@ -1,8 +1,11 @@
 """What every test shares: a small corpus, its shards, and quiet, offline, single-threaded processes."""
 
 import os
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 # Before torch is imported anywhere: one thread a process, no accelerator, nothing from a hub.
@@ -12,7 +15,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 
-from data_prep.shards import ShardFolder, open_shards
+from data_prep.shards import ShardFolder, open_shards, write_manifest, write_shard
 from tests.processes import run_command
 
 TEXT = (
@@ -44,6 +47,31 @@ def shard_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_command("data_prep", "vocab", *options)
     run_command("data_prep", "shards", *options)
     return folder / "shards"
+
+
+@pytest.fixture(scope="session")
+def ragged_shard_folder(shard_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same rows, but each with another number of masks (1 to 5), as if many rows were short."""
+    folder = tmp_path_factory.mktemp("ragged")
+    shutil.copy(shard_folder / "tokenizer.json", folder)
+    original = open_shards(shard_folder)
+    splits = {}
+    for name, entry in original.manifest["splits"].items():
+        split = original.split(name)
+        chunks = [_with_fewer_masks(split.chunk(index)) for index in range(len(split.chunk_rows))]
+        splits[name] = {**entry, "shards": [write_shard(folder, name, 0, chunks)]}
+    content = {k: v for k, v in original.manifest.items() if k != "root_hash"}
+    write_manifest(folder, {**content, "splits": splits})
+    return folder
+
+
+def _with_fewer_masks(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    changed = {name: array.copy() for name, array in arrays.items()}
+    changed["num_masked"] = 1 + (arrays["sequence_ids"][:, None] * 7 % arrays["num_masked"]).astype(np.uint16)
+    unused = np.arange(arrays["masked_positions"].shape[2]) >= changed["num_masked"][:, :, None]
+    changed["masked_positions"][unused] = 0
+    changed["replacement_ids"][unused] = arrays["input_ids"][0, 0]
+    return changed
 
 
 @pytest.fixture(scope="session")

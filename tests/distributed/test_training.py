@@ -53,15 +53,18 @@ def test_resume_after_sigkill_is_equal_to_the_bit(tmp_path: Path, shard_folder: 
 
 
 @pytest.mark.slow
-def test_losses_do_not_depend_on_processes_accumulation_or_zero_stage(tmp_path: Path, shard_folder: Path) -> None:
+def test_losses_do_not_depend_on_processes_accumulation_or_zero_stage(
+    tmp_path: Path, ragged_shard_folder: Path
+) -> None:
+    # Ranks and micro-batches hold unequal numbers of masked tokens: only a global mean is the same for all.
     base = ["--training.precision", "fp32", "--model.hidden_dropout", "0", "--model.attention_dropout", "0"]
-    one = train(tmp_path / "one", shard_folder, 1, *base, "--training.micro_batch_size", "16")
+    one = train(tmp_path / "one", ragged_shard_folder, 1, *base, "--training.micro_batch_size", "16")
     for name, processes, options in [
         ("accumulated", 1, ["--training.micro_batch_size", "4"]),
         ("two", 2, ["--training.micro_batch_size", "4"]),
         ("two-zero2", 2, ["--training.micro_batch_size", "8", "--training.zero_stage", "2"]),
     ]:
-        other = train(tmp_path / name, shard_folder, processes, *base, *options)
+        other = train(tmp_path / name, ragged_shard_folder, processes, *base, *options)
         assert other == pytest.approx(one, abs=2e-5), name
 
 
