@@ -146,9 +146,12 @@ class Run:
         total = training.train_steps
         meter = Meter(self.config, self.shards)
         progress = tqdm(
-            total=total, initial=self.step, unit="step", dynamic_ncols=True,
-            disable=not (self.is_main and sys.stderr.isatty()),
-        )  # fmt: skip
+            total=total,
+            initial=self.step,
+            unit="step",
+            dynamic_ncols=True,
+            disable=not (self.is_main and _terminal_has_width()),
+        )
         if self.step == 0:
             with meter.paused():
                 self.evaluate()
@@ -333,6 +336,11 @@ class Meter:
             "train/tokens": float(step * self._tokens_a_step),
         }
         return points
+
+
+def _terminal_has_width() -> bool:
+    # In a terminal of unknown size, as some containers give, a bar would show nothing: log lines instead.
+    return sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0
 
 
 def _set_up_logging(run_dir: Path, world: World) -> None:
