@@ -44,13 +44,18 @@ def run_command(program: str, main: Callable[[Sequence[str]], int | None], argv:
     except UserError as error:
         if debug:
             raise
-        print(f"{program}: error: {one_line(str(error))}", file=sys.stderr, flush=True)
-        return USER_ERROR_EXIT_CODE
+        return report_user_error(program, error)
     except KeyboardInterrupt:
         return INTERRUPTED_EXIT_CODE
     except BrokenPipeError:  # the reader of our output (head, less) has gone: not an error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def report_user_error(program: str, error: UserError) -> int:
+    """Print the one line and return the exit code that goes with it."""
+    print(f"{program}: error: {one_line(str(error))}", file=sys.stderr, flush=True)
+    return USER_ERROR_EXIT_CODE
 
 
 class Parser(argparse.ArgumentParser):

@@ -16,7 +16,7 @@ import yaml
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from data_prep.command_line import UserError, config_as_dict
+from data_prep.command_line import UserError, config_as_dict, report_user_error
 from data_prep.shards import ShardFolder
 from pipeline import checkpoint, tracking
 from pipeline.config import RunConfig
@@ -44,12 +44,21 @@ def train(config: RunConfig, world: World, shards: ShardFolder) -> None:
         shards: the opened shard folder.
     """
     device = initialise_process_group(world)
-    run = Run(config, world, shards, device)
     try:
-        with logging_redirect_tqdm([log]):  # log lines appear above the progress bar, not in it
-            run.train_to_end()
-    finally:
-        run.close()
+        run = Run(config, world, shards, device)
+        try:
+            with logging_redirect_tqdm([log]):  # log lines appear above the progress bar, not in it
+                run.train_to_end()
+        finally:
+            run.close()
+    except UserError as error:
+        if "--debug" in sys.argv:
+            raise
+        # The orderly end below needs every rank. Without it the interpreter's own shutdown aborts now
+        # and then ("terminate called without an active exception"), which would hide the exit code.
+        code = report_user_error("narrowbert", error)
+        sys.stdout.flush()
+        os._exit(code)
     destroy_engine(run.engine)
 
 
