@@ -76,7 +76,7 @@ def _row_shape(config: RunConfig, options: PlanOptions) -> tuple[RowShape, int |
     """Sizes from the options, completed from the shards; and the shards' training rows, if read."""
     if options.seq_length is not None and options.vocab_size is not None:
         return _checked(config, options.seq_length, options.masked_per_row, options.vocab_size), None
-    if not (Path(config.data.path) / "manifest.json").exists():
+    if "://" not in config.data.path and not (Path(config.data.path) / "manifest.json").exists():
         raise UserError(
             f"no shards at {config.data.path}: make them with narrowbert-prep shards, "
             "or state --seq_length and --vocab_size"

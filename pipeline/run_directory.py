@@ -155,7 +155,7 @@ def data_facts(shards: ShardFolder) -> dict[str, Any]:
     """What a run records of its shards."""
     return {
         "root_hash": shards.root_hash,
-        "path": str(Path(shards.path).resolve()),
+        "path": str(shards.remote or shards.path.resolve()),  # of a URL without its user, password and query
         "seq_length": shards.seq_length,
         "masked_per_row": shards.masked_per_row,
         "vocab_size": shards.vocab_size,
