@@ -32,9 +32,7 @@ def test_a_modern_narrowbert_trains_recomputes_and_exports(tmp_path: Path, shard
     exported = AutoModelForMaskedLM.from_pretrained(tmp_path / "model", trust_remote_code=True)
     trained, _ = load_run_model(tmp_path / "run")
     shards = open_shards(shard_folder)
-    batch = next(
-        validation_batches(shards, max_rows=8, micro_batch_size=8, data_rank=0, data_parallel_size=1)
-    )  # fmt: skip
+    batch = next(validation_batches(shards, max_rows=8, micro_batch_size=8, data_rank=0, data_parallel_size=1))
     one_document = torch.zeros_like(batch.document_ids)  # the export takes ordinary rows
     with torch.no_grad():
         expected = trained.logits(batch.input_ids, batch.masked_positions, None, one_document)
