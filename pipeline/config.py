@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from data_prep.command_line import UserError
-from pipeline.layout import parse_layout
+from pipeline.layout import kv_projections, parse_layout
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,6 +40,25 @@ class ModelConfig:
     """Epsilon of the layer norms (BERT: 1e-12)."""
     init_method_std: float = 0.02
     """Standard deviation of the normal initialisation (BERT: 0.02)."""
+    normalization: Literal["post", "pre"] = "post"
+    """Norm after each residual sum (BERT), or before each sublayer and once at the end."""
+    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    """Kind of norm; layernorm_epsilon is the epsilon of either."""
+    position: Literal["absolute", "rope", "alibi"] = "absolute"
+    """Learned absolute positions (BERT), rotary embedding of queries and keys, or a bias by distance."""
+    rotary_base: float = 10000.0
+    """Base of the wavelengths of 'rope'."""
+    activation: Literal["gelu", "geglu", "swiglu"] = "gelu"
+    """Of the feed-forward sublayers. The gated ones have a third matrix: take 2/3 of ffn_hidden_size for the
+    same size of model."""
+    bias: bool = True
+    """Whether linear layers and layer norms have a bias; the output layer's stays."""
+    narrow_kv: str = "per_layer"
+    """Keys and values of the frozen state: per_layer (the paper), shared by all narrow layers, or grouped:N."""
+    document_attention: Literal["shared", "isolated"] = "shared"
+    """Whether the documents of a packed row see each other; isolated ones also count positions from 0 each."""
+    recompute: bool = False
+    """Keep only each layer's inputs and compute the rest again in the backward pass: less memory, more time."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -127,6 +146,7 @@ class RunConfig:
 RESUMABLE_CHANGES = {
     "run_dir",
     "data.path",
+    "model.recompute",
     "training.micro_batch_size",
     "training.zero_stage",
     "training.log_interval",
@@ -159,6 +179,10 @@ def _check_model(model: ModelConfig) -> None:
         parse_layout(model.layout)
     except ValueError as error:
         raise UserError(f"model.layout: {error}") from error
+    try:
+        kv_projections(model.narrow_kv, 1)
+    except ValueError as error:
+        raise UserError(f"model.narrow_kv: {error}") from error
     for name in ("hidden_size", "num_attention_heads", "ffn_hidden_size", "max_position_embeddings"):
         if getattr(model, name) < 1:
             raise UserError(f"model.{name} is {getattr(model, name)}: give a positive number")
@@ -168,6 +192,12 @@ def _check_model(model: ModelConfig) -> None:
         raise UserError(
             f"model.num_attention_heads {model.num_attention_heads} does not divide "
             f"model.hidden_size {model.hidden_size}: take one of {sorted(near)}"
+        )
+    head_dim = model.hidden_size // model.num_attention_heads
+    if model.position == "rope" and head_dim % 2:
+        raise UserError(
+            f"model.position rope turns pairs of features, but a head has {head_dim} (hidden_size / "
+            "num_attention_heads): take sizes that give an even number, or position absolute or alibi"
         )
 
 
@@ -184,6 +214,7 @@ def _check_ranges(config: RunConfig) -> None:
     for name, value in [
         ("model.layernorm_epsilon", config.model.layernorm_epsilon),
         ("model.init_method_std", config.model.init_method_std),
+        ("model.rotary_base", config.model.rotary_base),
         ("optimizer.lr", config.optimizer.lr),
         ("optimizer.adam_eps", config.optimizer.adam_eps),
     ]:

@@ -21,7 +21,7 @@ for lane ends). Rows were already shuffled globally when the shards were made.
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
@@ -46,6 +46,8 @@ class Batch:
     """[B, P] bool, False where a short row has fewer than P masked tokens."""
     key_mask: torch.Tensor | None
     """[B, 1, 1, T] bool, True at real tokens; None if no row has padding."""
+    document_ids: torch.Tensor
+    """[B, T] int16, which document of its row a token belongs to, from 0; padding counts to the last."""
     sequence_ids: np.ndarray
     """[B] uint64, which rows these are."""
 
@@ -182,18 +184,22 @@ def validation_batches(
 
 def make_batch(split: ShardSplit, chunks: np.ndarray, rows: np.ndarray, variants: np.ndarray) -> Batch:
     """Read rows (chunk index, row inside it, mask variant; each [B]) and lay them out as tensors."""
-    names = ("input_ids", "lengths", "masked_positions", "replacement_ids", "num_masked", "sequence_ids")
+    by_variant = ("masked_positions", "replacement_ids", "num_masked")
+    names = ("input_ids", "lengths", "sequence_ids", *by_variant)
     fields: dict[str, np.ndarray] = {}
     for chunk in np.unique(chunks):
         here = np.flatnonzero(chunks == chunk)
         arrays = split.chunk(int(chunk))
-        for name in names:
-            # [n, k, ...] fields take the row's variant, the others the row.
-            by_variant = name in ("masked_positions", "replacement_ids", "num_masked")
-            picked = arrays[name][rows[here], variants[here]] if by_variant else arrays[name][rows[here]]
+        # [n, k, ...] fields take the row's variant, the others the row.
+        picked = {
+            name: arrays[name][rows[here], variants[here]] if name in by_variant else arrays[name][rows[here]]
+            for name in names
+        }
+        picked["document_ids"] = _document_ids(arrays, rows[here])
+        for name, values in picked.items():
             if name not in fields:
-                fields[name] = np.empty((len(chunks), *picked.shape[1:]), picked.dtype)
-            fields[name][here] = picked
+                fields[name] = np.empty((len(chunks), *values.shape[1:]), values.dtype)
+            fields[name][here] = values
     original = fields["input_ids"].astype(np.int64)
     positions = fields["masked_positions"].astype(np.int64)
     labels = np.take_along_axis(original, positions, axis=1)
@@ -211,8 +217,18 @@ def make_batch(split: ShardSplit, chunks: np.ndarray, rows: np.ndarray, variants
         labels=torch.from_numpy(labels),
         label_mask=torch.from_numpy(real),
         key_mask=key_mask,
+        document_ids=torch.from_numpy(fields["document_ids"]),
         sequence_ids=fields["sequence_ids"],
     )
+
+
+def _document_ids(arrays: Mapping[str, np.ndarray], rows: np.ndarray) -> np.ndarray:
+    """[n, L] int16 of the given rows of a chunk: 0 up to the first boundary, then 1, and so on."""
+    offsets = arrays["boundary_offsets"].astype(np.int64)
+    begins = np.zeros((len(rows), arrays["input_ids"].shape[1]), dtype=np.int16)
+    for index, row in enumerate(rows):
+        begins[index, arrays["boundary_positions"][offsets[row] : offsets[row + 1]]] = 1
+    return begins.cumsum(axis=1, dtype=np.int16)
 
 
 def _slices(total: int, size: int) -> Iterator[slice]:

@@ -46,6 +46,7 @@ def evaluate(model: NarrowBertForPretraining, batches: Iterable[Batch], device: 
             moved.key_mask,
             moved.labels,
             moved.label_mask,
+            moved.document_ids,
             count_correct=True,
         )
         assert output.num_correct is not None

@@ -50,13 +50,14 @@ class ColumnLinear(ColumnParallelLinear):
     # Core adds an empty ``_extra_state`` to every state dict; a checkpoint holds tensors only.
     get_extra_state = torch.nn.Module.get_extra_state
 
-    def __init__(self, input_size: int, output_size: int, init_method: Initializer) -> None:
+    def __init__(self, input_size: int, output_size: int, init_method: Initializer, *, bias: bool = True) -> None:
         self._group = tensor_parallel_group()
         super().__init__(
             input_size,
             output_size,
             config=_megatron_config(),
             init_method=init_method,
+            bias=bias,
             tp_group=self._group,  # type: ignore[arg-type]
         )
 
@@ -70,14 +71,14 @@ class RowLinear(RowParallelLinear):
 
     get_extra_state = torch.nn.Module.get_extra_state
 
-    def __init__(self, input_size: int, output_size: int, init_method: Initializer) -> None:
+    def __init__(self, input_size: int, output_size: int, init_method: Initializer, *, bias: bool = True) -> None:
         self._group = tensor_parallel_group()
         super().__init__(
             input_size,
             output_size,
             config=_megatron_config(),
             init_method=init_method,
-            bias=True,
+            bias=bias,
             input_is_parallel=True,
             skip_bias_add=False,
             tp_group=self._group,  # type: ignore[arg-type]

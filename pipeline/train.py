@@ -228,7 +228,9 @@ class Run:
         return result
 
     def _forward_backward(self, batch: Batch, scale: torch.Tensor) -> torch.Tensor:
-        output = self.engine(batch.input_ids, batch.masked_positions, batch.key_mask, batch.labels, batch.label_mask)
+        output = self.engine(
+            batch.input_ids, batch.masked_positions, batch.key_mask, batch.labels, batch.label_mask, batch.document_ids
+        )
         self.engine.backward(output.loss_sum * scale)
         self.engine.step()  # updates on the last micro-batch of the step only
         return output.loss_sum.detach()

@@ -9,6 +9,8 @@ from torch import nn
 
 from pipeline.config import ModelConfig
 from pipeline.model.encoder import Encoder
+from pipeline.model.position import positions_in_document
+from pipeline.model.sublayer import build_norm
 from pipeline.parallel import ColumnLinear, Initializer, WordEmbedding
 
 NUM_TOKEN_TYPES = 2  # BERT's segments; without next-sentence pairs every token is in segment 0
@@ -24,31 +26,38 @@ class MaskedLMOutput(typing.NamedTuple):
 
 
 class Embeddings(nn.Module):
-    """Word + absolute position + segment, LayerNorm, dropout."""
+    """Word + absolute position (unless attention knows positions) + segment, norm, dropout."""
 
     def __init__(self, config: ModelConfig, vocab_size: int, init_method: Initializer) -> None:
         super().__init__()
         self.word_embeddings = WordEmbedding(vocab_size, config.hidden_size, init_method)
-        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.position_embeddings = None
+        if config.position == "absolute":
+            self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+            init_method(self.position_embeddings.weight)
         self.token_type_embeddings = nn.Embedding(NUM_TOKEN_TYPES, config.hidden_size)
-        for table in (self.position_embeddings, self.token_type_embeddings):
-            init_method(table.weight)
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layernorm_epsilon)
+        init_method(self.token_type_embeddings.weight)
+        self.norm = build_norm(config)
         self.dropout = nn.Dropout(config.hidden_dropout)
 
-    def forward(self, input_ids_BT: torch.Tensor) -> torch.Tensor:
-        """[B, T] -> [B, T, H]."""
-        rows = self.position_embeddings.weight[: input_ids_BT.shape[1]] + self.token_type_embeddings.weight[0]
+    def forward(self, input_ids_BT: torch.Tensor, document_ids_BT: torch.Tensor | None = None) -> torch.Tensor:
+        """[B, T] -> [B, T, H]; with ``document_ids`` absolute positions start from 0 in each document."""
+        rows = self.token_type_embeddings.weight[0]
+        if self.position_embeddings is not None:
+            places = self.position_embeddings.weight[: input_ids_BT.shape[1]]
+            if document_ids_BT is not None:
+                places = F.embedding(positions_in_document(document_ids_BT), places)
+            rows = places + rows
         return self.dropout(self.norm(self.word_embeddings(input_ids_BT) + rows))
 
 
 class MaskedLMHead(nn.Module):
-    """Dense, GELU, LayerNorm; the decoder is the word embedding (tied) plus its own bias."""
+    """Dense, GELU, norm; the decoder is the word embedding (tied) plus its own bias."""
 
     def __init__(self, config: ModelConfig, vocab_size: int, init_method: Initializer) -> None:
         super().__init__()
-        self.dense = ColumnLinear(config.hidden_size, config.hidden_size, init_method)
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layernorm_epsilon)
+        self.dense = ColumnLinear(config.hidden_size, config.hidden_size, init_method, bias=config.bias)
+        self.norm = build_norm(config)
         self.bias = nn.Parameter(torch.zeros(vocab_size))
 
     def forward(self, narrow_BNH: torch.Tensor, decoder_VH: torch.Tensor) -> torch.Tensor:
@@ -77,12 +86,21 @@ class NarrowBertForPretraining(nn.Module):
         input_ids: torch.Tensor,
         narrow_positions: torch.Tensor,
         key_mask: torch.Tensor | None,
+        document_ids: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Vocabulary logits [B, N, V] at ``narrow_positions`` [B, N] of ``input_ids`` [B, T].
 
         ``key_mask`` [B, 1, 1, T] is True at real tokens, None where there is no padding.
+        ``document_ids`` [B, T] is needed, and looked at, where ``document_attention`` is isolated.
+
+        Raises:
+            ValueError: isolated documents without ``document_ids``.
         """
-        narrow = self.encoder(self.embeddings(input_ids), narrow_positions, key_mask)
+        if self.config.document_attention == "shared":
+            document_ids = None
+        elif document_ids is None:
+            raise ValueError("document_attention is isolated: give document_ids")
+        narrow = self.encoder(self.embeddings(input_ids, document_ids), narrow_positions, key_mask, document_ids)
         return self.head(narrow, self.embeddings.word_embeddings.weight)
 
     def forward(
@@ -92,6 +110,7 @@ class NarrowBertForPretraining(nn.Module):
         key_mask: torch.Tensor | None,
         labels: torch.Tensor,
         label_mask: torch.Tensor,
+        document_ids: torch.Tensor | None = None,
         *,
         count_correct: bool = False,
     ) -> MaskedLMOutput:
@@ -100,7 +119,7 @@ class NarrowBertForPretraining(nn.Module):
         A sum, not a mean: the mean over the *global* count of masked tokens of a step can only be
         formed across micro-batches and ranks, and that is the trainer's to do.
         """
-        logits = self.logits(input_ids, narrow_positions, key_mask).flatten(0, 1).float()
+        logits = self.logits(input_ids, narrow_positions, key_mask, document_ids).flatten(0, 1).float()
         losses = F.cross_entropy(logits, labels.flatten(), reduction="none")
         loss_sum = (losses * label_mask.flatten()).sum()
         if not count_correct:
