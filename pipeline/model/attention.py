@@ -9,7 +9,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from pipeline.config import ModelConfig
-from pipeline.parallel import ColumnLinear, Initializer, RowLinear, tensor_parallel_group
+from pipeline.parallel import (
+    ColumnLinear,
+    Initializer,
+    RowLinear,
+    tensor_parallel_dropout,
+    tensor_parallel_group,
+)
 
 
 class _Attention(nn.Module):
@@ -33,7 +39,8 @@ class _Attention(nn.Module):
         residual_BNH: torch.Tensor,
     ) -> torch.Tensor:
         dropout_p = self.attention_dropout if self.training else 0.0
-        context_BKND = dot_product_attention(q_BKND, k_BKTD, v_BKTD, key_mask_B11T, dropout_p)
+        with tensor_parallel_dropout(dropout_p):  # a rank's heads are its own, so are the masks of their dropout
+            context_BKND = dot_product_attention(q_BKND, k_BKTD, v_BKTD, key_mask_B11T, dropout_p)
         context_BNH = context_BKND.transpose(1, 2).flatten(2)
         return self.norm(residual_BNH + self.dropout(self.linear_proj(context_BNH)))
 
