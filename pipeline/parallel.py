@@ -11,6 +11,7 @@ import contextlib
 import functools
 import warnings
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -22,10 +23,7 @@ with warnings.catch_warnings():
     from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding
     from megatron.core.tensor_parallel.cross_entropy import vocab_parallel_cross_entropy
     from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
-    from megatron.core.tensor_parallel.mappings import (
-        copy_to_tensor_model_parallel_region,
-        gather_from_tensor_model_parallel_region,
-    )
+    from megatron.core.tensor_parallel.mappings import copy_to_tensor_model_parallel_region
 
 Initializer = Callable[[torch.Tensor], torch.Tensor]
 
@@ -209,10 +207,32 @@ def copy_to_tensor_parallel(replicated: torch.Tensor) -> torch.Tensor:
     return replicated if group.size() == 1 else copy_to_tensor_model_parallel_region(replicated, group=group)
 
 
+class _GatherFeatures(torch.autograd.Function):
+    # Core's own allocates on CUDA whatever its input's device.
+    @staticmethod
+    def forward(ctx: Any, split: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:  # type: ignore[override]
+        ctx.group = group
+        return _all_gather(split, group, -1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
+        return gradient.chunk(ctx.group.size(), -1)[ctx.group.rank()], None
+
+
+def _all_gather(part: torch.Tensor, group: dist.ProcessGroup, dimension: int) -> torch.Tensor:
+    parts = [torch.empty_like(part, memory_format=torch.contiguous_format) for _ in range(group.size())]
+    dist.all_gather(parts, part.contiguous(), group=group)
+    return torch.cat(parts, dimension)
+
+
 def gather_from_tensor_parallel(split: torch.Tensor) -> torch.Tensor:
     """[..., features / group size] of each rank -> [..., features] on every rank."""
     group = tensor_parallel_group()
-    return split if group.size() == 1 else gather_from_tensor_model_parallel_region(split, group=group)
+    if group.size() == 1:
+        return split
+    gathered = _GatherFeatures.apply(split, group)
+    assert isinstance(gathered, torch.Tensor)
+    return gathered
 
 
 def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -269,9 +289,7 @@ def gather_shards(shard: torch.Tensor, parameter: torch.nn.Parameter) -> torch.T
     """The inverse of ``shard_of``. Every rank of the tensor-parallel group calls this and gets the whole."""
     group, dimension = tensor_parallel_group(), _split_dimension(parameter)
     if dimension is not None:
-        parts = [torch.empty_like(shard) for _ in range(group.size())]
-        dist.all_gather(parts, shard.contiguous(), group=group)  # type: ignore[arg-type]
-        shard = torch.cat(parts, dimension)
+        shard = _all_gather(shard, group, dimension)  # type: ignore[arg-type]
     return shard[: full_shape(parameter)[0]]
 
 
