@@ -18,6 +18,7 @@ import torch.distributed as dist
 
 os.environ["DS_ACCELERATOR"] = "cpu"
 
+from deepspeed.accelerator import get_accelerator
 from deepspeed.utils import groups as deepspeed_groups
 from megatron.core import parallel_state
 
@@ -142,20 +143,17 @@ def whole_curve(config: RunConfig) -> Curve:
 
 
 def curves(world_size: int, folder: Path) -> dict[str, Curve]:
-    """Every cell of the table that this number of processes can run, by name."""
+    """Every cell of the table with 2 processes; the middle layout with 2 x 2."""
     del folder
     found = {}
-    for tensor_parallel_size in (1, 2):
-        for layout in LAYOUTS if world_size == 2 or tensor_parallel_size == 2 else ():
+    for tensor_parallel_size in (1, 2) if world_size == 2 else (2,):
+        for layout in LAYOUTS if world_size == 2 else ("2sf:4sf",):
             for stage in (0, 1, 2, 3):
-                for precision in ("fp32", "bf16"):
-                    if precision == "bf16" and (stage == 0 or layout != "2sf:4sf"):
-                        continue
+                for precision in ("fp32", "bf16") if stage > 0 and layout == "2sf:4sf" else ("fp32",):
                     config = configuration(
                         layout, tensor_model_parallel_size=tensor_parallel_size, zero_stage=stage, precision=precision
                     )
-                    name = f"{layout} tp{tensor_parallel_size} zero{stage} {precision}"
-                    found[name] = whole_curve(config)
+                    found[f"{layout} tp{tensor_parallel_size} zero{stage} {precision}"] = whole_curve(config)
     return found
 
 
@@ -172,6 +170,32 @@ def variants(world_size: int, folder: Path) -> dict[str, Curve]:
             configuration(zero_stage=stage, tensor_model_parallel_size=2, offload_optimizer=True)
         )
     found["tp4"] = whole_curve(configuration(zero_stage=1, tensor_model_parallel_size=4))
+    return found
+
+
+def fp16(world_size: int, folder: Path) -> dict[str, Any]:
+    """The curve at a loss scale that fits; and what happens at one that is far too large."""
+    del folder
+    get_accelerator().is_fp16_supported = lambda: True  # DeepSpeed's question is whether it would be fast
+    found = {}
+    for stage in (1, 2, 3):
+        config = configuration(zero_stage=stage, precision="fp16", tensor_model_parallel_size=world_size)
+        with groups_of(world_size):
+            built = build(config)
+            engine.set_loss_scaler_state(built, {"cur_scale": 2.0**8})
+            curve = train_steps(built, config, 0, STEPS)
+            built.destroy()
+        with groups_of(world_size):
+            built = build(config)
+            # The first overflow is forgiven, the second halves the scale, at the smallest it stays.
+            engine.set_loss_scaler_state(built, {"cur_scale": 2.0**40})
+            overflowing = [train_steps(built, config, 0, 1)[0] for _ in range(3)]
+            steps = checkpoint.optimizer_steps(built)
+            state = engine.loss_scaler_state(built)
+            built.optimizer.loss_scaler.cur_scale = built.optimizer.loss_scaler.min_scale = 2.0**40
+            overflowing += [train_steps(built, config, 0, 1)[0] for _ in range(2)]
+            built.destroy()
+        found[f"zero{stage}"] = {"curve": curve, "overflowing": overflowing, "steps": steps, "state": state}
     return found
 
 
