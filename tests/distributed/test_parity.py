@@ -54,7 +54,7 @@ def assert_close(name: str, curve: Curve, layout: str) -> None:
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_losses_and_gradient_norms_are_those_of_plain_torch(tmp_path: Path, world_size: int) -> None:
     found = run_group("curves", world_size, tmp_path)
-    # 3 layouts x 4 stages in fp32 and 3 stages of one layout in bf16; at two tensor-parallel sizes; and one layout on 2 x 2.
+    # 3 layouts x 4 stages in fp32 and 3 stages of one in bf16, at two tensor-parallel sizes; one layout on 2 x 2.
     assert len(found) == {2: 30, 4: 7}[world_size]
     for name, curve in found.items():
         assert_close(name, curve, layout=name.split(" tp")[0])
