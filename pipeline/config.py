@@ -1,6 +1,7 @@
 """The configuration of a training run and the checks across its fields. Imports no torch."""
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Literal
 
@@ -95,10 +96,16 @@ class TrainingConfig:
     """Rows a step, over all processes and accumulation steps."""
     micro_batch_size: int = 24
     """Rows a process computes at once; the rest is gradient accumulation."""
-    precision: Literal["bf16", "fp32"] = "bf16"
-    """Type of weights and activations; master weights and optimizer states are fp32."""
-    zero_stage: Literal[1, 2] = 1
-    """DeepSpeed ZeRO stage: 1 splits optimizer states, 2 gradients as well."""
+    precision: Literal["bf16", "fp16", "fp32"] = "bf16"
+    """Type of weights and activations; master weights, optimizer states, softmax and loss are fp32."""
+    tensor_model_parallel_size: int = 1
+    """Processes that split every layer among them (tensor parallel); the others split the batch."""
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    """DeepSpeed ZeRO stage: 1 splits optimizer states, 2 gradients as well, 3 weights too; 0 splits nothing (fp32)."""
+    offload_optimizer: bool = False
+    """Keep master weights and optimizer states in the host's memory and update them there (ZeRO 1 to 3)."""
+    max_skipped_steps: int = 10
+    """End the run after this many steps in a row whose gradients are not finite; such a step changes no weight."""
     seed: int = 42
     """Seed of initialisation and dropout."""
     log_interval: int = 10
@@ -148,7 +155,10 @@ RESUMABLE_CHANGES = {
     "data.path",
     "model.recompute",
     "training.micro_batch_size",
+    "training.tensor_model_parallel_size",
     "training.zero_stage",
+    "training.offload_optimizer",
+    "training.max_skipped_steps",
     "training.log_interval",
     "training.eval_interval",
     "training.eval_rows",
@@ -169,7 +179,8 @@ def check_config(config: RunConfig, *, world_size: int) -> None:
         raise UserError(f"processes is {world_size}: give a positive number")
     _check_model(config.model)
     _check_ranges(config)
-    _check_batch(config.training, world_size)
+    _check_parallel(config, world_size)
+    _check_batch(config.training, world_size // config.training.tensor_model_parallel_size)
     if Path(config.run_dir).is_file():
         raise UserError(f"run_dir {config.run_dir} is a file: give a folder")
 
@@ -229,22 +240,50 @@ def _check_ranges(config: RunConfig) -> None:
             raise UserError(f"{name} is {value}: give a number of at least 0")
     for field in dataclasses.fields(TrainingConfig):
         value = getattr(config.training, field.name)
-        if isinstance(value, int) and field.name != "seed" and value < 1:
+        if isinstance(value, int) and field.name not in ("seed", "zero_stage", "offload_optimizer") and value < 1:
             raise UserError(f"training.{field.name} is {value}: give a positive number")
     for name, value in [("data.seed", config.data.seed), ("training.seed", config.training.seed)]:
         if not 0 <= value < 2**63:
             raise UserError(f"{name} is {value}: give a number from 0 to 2^63 - 1")
 
 
-def _check_batch(training: TrainingConfig, world_size: int) -> None:
-    total, micro = training.global_batch_size, training.micro_batch_size
-    if total % (micro * world_size) == 0:
+def _check_parallel(config: RunConfig, world_size: int) -> None:
+    """Whether layers, processes and ZeRO stage can be split as asked."""
+    training, model = config.training, config.model
+    size = training.tensor_model_parallel_size
+    shared = math.gcd(model.num_attention_heads, model.ffn_hidden_size, world_size)
+    fitting = ", ".join(str(n) for n in range(1, shared + 1) if shared % n == 0)
+    for name, value in [
+        ("model.num_attention_heads", model.num_attention_heads),
+        ("model.ffn_hidden_size", model.ffn_hidden_size),
+        ("the number of processes", world_size),
+    ]:
+        if value % size:
+            raise UserError(
+                f"training.tensor_model_parallel_size {size} does not divide {name} ({value}): "
+                f"what divides heads, ffn and processes is {fitting}"
+            )
+    if training.zero_stage == 0 and training.precision != "fp32":
+        raise UserError(
+            f"training.zero_stage 0 keeps no fp32 master weights for {training.precision}: "
+            "take zero_stage 1, 2 or 3, or precision fp32"
+        )
+    if training.zero_stage == 0 and training.offload_optimizer:
+        raise UserError("training.offload_optimizer needs zero_stage 1, 2 or 3: it is 0")
+
+
+def _check_batch(training: TrainingConfig, data_parallel_size: int) -> None:
+    total, micro, size = training.global_batch_size, training.micro_batch_size, data_parallel_size
+    if total % (micro * size) == 0:
         return
-    where = f"training.global_batch_size {total} is not a multiple of micro_batch_size {micro} x {world_size} processes"
-    if total % world_size:
-        around = {max(total // world_size, 1) * world_size, -(-total // world_size) * world_size}
+    processes = f"{size} processes"
+    if training.tensor_model_parallel_size > 1:
+        processes = f"{size} data-parallel groups of {training.tensor_model_parallel_size} processes"
+    where = f"training.global_batch_size {total} is not a multiple of micro_batch_size {micro} x {processes}"
+    if total % size:
+        around = {max(total // size, 1) * size, -(-total // size) * size}
         fitting = " or ".join(str(n) for n in sorted(around))
-        raise UserError(f"{where}: with {world_size} processes take a global_batch_size of {fitting}")
-    divisors = [n for n in range(1, total // world_size + 1) if total // world_size % n == 0]
+        raise UserError(f"{where}: with {processes} take a global_batch_size of {fitting}")
+    divisors = [n for n in range(1, total // size + 1) if total // size % n == 0]
     nearest = sorted(sorted(divisors, key=lambda n: abs(n - micro))[:4])
     raise UserError(f"{where}: take a micro_batch_size of {', '.join(map(str, nearest))}")

@@ -85,19 +85,29 @@ def _num_projections(layout: Layout, model: ModelConfig) -> int:
     return len(set(kv_projections(model.narrow_kv, layout.narrow.count("s"))))
 
 
-def model_state_bytes(num_parameters: int, precision: str, zero_stage: int, world_size: int) -> int:
-    """Bytes a rank for weights, gradients, fp32 master weights and Adam moments (no activations).
+def model_state_bytes(
+    num_parameters: int, precision: str, zero_stage: int, data_parallel_size: int
+) -> tuple[int, int, int]:
+    """Bytes a rank for weights, gradients, and fp32 master weights with Adam moments (no activations).
 
-    Per parameter: bf16 2 + 2 + 12, fp32 4 + 4 + 12 (DeepSpeed keeps a master copy there as well).
-    Stage 1 splits the 12 over the ranks, 2 the gradients too, 3 the weights too (Rajbhandari et
-    al., "ZeRO", SC 2020, section 3).
+    Per parameter: bf16 and fp16 2 + 2 + 12, fp32 4 + 4 + 12 (DeepSpeed keeps a master copy there as
+    well; without ZeRO it does not: 4 + 4 + 8). Stage 1 splits the 12 over the ranks, 2 the gradients
+    too, 3 the weights too (Rajbhandari et al., "ZeRO", SC 2020, section 3).
+
+    Args:
+        num_parameters: that a rank holds, after tensor parallelism.
+        precision: of weights and gradients.
+        zero_stage: 0 to 3.
+        data_parallel_size: ranks over which ZeRO splits.
     """
-    unit = 2 if precision == "bf16" else 4
+    unit = 4 if precision == "fp32" else 2
     weights, gradients, optimizer = unit * num_parameters, unit * num_parameters, 12 * num_parameters
+    if zero_stage == 0:
+        optimizer = 8 * num_parameters
     if zero_stage >= 1:
-        optimizer //= world_size
+        optimizer //= data_parallel_size
     if zero_stage >= 2:
-        gradients //= world_size
+        gradients //= data_parallel_size
     if zero_stage >= 3:
-        weights //= world_size
-    return weights + gradients + optimizer
+        weights //= data_parallel_size
+    return weights, gradients, optimizer

@@ -12,7 +12,13 @@ from pipeline.config import ModelConfig
 from pipeline.model.position import Rotation
 from pipeline.model.sublayer import Sublayer
 from pipeline.model.visibility import Visibility, flex
-from pipeline.parallel import ColumnLinear, Initializer, RowLinear, tensor_parallel_group
+from pipeline.parallel import (
+    ColumnLinear,
+    Initializer,
+    RowLinear,
+    tensor_parallel_dropout,
+    tensor_parallel_group,
+)
 
 
 class _Attention(Sublayer):
@@ -34,10 +40,11 @@ class _Attention(Sublayer):
         residual_BNH: torch.Tensor,
     ) -> torch.Tensor:
         dropout_p = self.attention_dropout if self.training else 0.0
-        if seen.block_mask is None:
-            context_BKND = dot_product_attention(q_BKND, k_BKTD, v_BKTD, seen.bias, dropout_p)
-        else:
+        if seen.block_mask is not None:  # then there is no dropout
             context_BKND = flex(q_BKND, k_BKTD, v_BKTD, seen)
+        else:
+            with tensor_parallel_dropout(dropout_p):  # a rank's heads are its own, so are the masks of their dropout
+                context_BKND = dot_product_attention(q_BKND, k_BKTD, v_BKTD, seen.bias, dropout_p)
         context_BNH = context_BKND.transpose(1, 2).flatten(2)
         return self._output(residual_BNH, self.linear_proj(context_BNH))
 

@@ -82,8 +82,9 @@ def test_sharing_keys_and_values_predicts_more(layout: str, at_512: float) -> No
 
 
 def test_model_states_follow_zero() -> None:
-    def states(stage: int, precision: str = "bf16") -> int:
-        return model_state_bytes(1000, precision, stage, 4)
+    def states(stage: int, precision: str) -> int:
+        return sum(model_state_bytes(1000, precision, stage, 4))
 
-    assert [states(stage) for stage in range(4)] == [16_000, 7_000, 5_500, 4_000]
-    assert states(1, "fp32") == 11_000
+    assert [states(stage, "bf16") for stage in range(1, 4)] == [7_000, 5_500, 4_000]
+    assert [states(stage, "fp32") for stage in range(4)] == [16_000, 11_000, 8_000, 5_000]
+    assert states(1, "fp16") == 7_000
