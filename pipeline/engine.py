@@ -120,7 +120,8 @@ def build_engine(config: RunConfig, model: nn.Module, device: torch.device) -> A
     import deepspeed.ops
     from deepspeed.accelerator import get_accelerator
 
-    if config.training.precision == "fp16" and not get_accelerator().is_fp16_supported():
+    accelerator: Any = get_accelerator()
+    if config.training.precision == "fp16" and not accelerator.is_fp16_supported():
         raise UserError("training.precision fp16 is not supported by this processor: take bf16 or fp32")
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     # DeepSpeed calls collectives that torch has renamed; nothing a user can mend.
@@ -130,13 +131,14 @@ def build_engine(config: RunConfig, model: nn.Module, device: torch.device) -> A
     optimizer = build_optimizer(model.named_parameters(), config.optimizer)
     for group in optimizer.param_groups:
         group["lr"] = 0.0  # ZeRO 3 makes a step without gradients to allocate the state: it must not decay weights
-    engine, *_ = deepspeed.initialize(
+    wrapped: tuple[Any, ...] = deepspeed.initialize(
         model=model.to(device),
         optimizer=optimizer,
         config=deepspeed_config(config, dist.get_world_size(data_parallel_group())),
         mpu=model_parallel_unit(),
         dist_init_required=False,
     )
+    engine = wrapped[0]
     set_optimizer_state(engine, 0)  # Adam must not count that step either
     if config.training.precision == "fp16":
         # At the smallest scale go on skipping: training.max_skipped_steps says when to stop.

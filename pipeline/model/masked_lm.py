@@ -73,6 +73,7 @@ class MaskedLMHead(nn.Module):
         self.dense = ColumnLinear(config.hidden_size, config.hidden_size, init_method, bias=config.bias)
         self.norm = build_norm(config)
         self.bias = vocab_parallel_bias(vocab_size, padded_size)
+        self.padding_V: torch.Tensor | None
         self.register_buffer("padding_V", is_padding_of_vocabulary(vocab_size, padded_size), persistent=False)
 
     def forward(self, narrow_BNH: torch.Tensor, decoder_VH: torch.Tensor) -> torch.Tensor:
