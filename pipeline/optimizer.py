@@ -62,6 +62,7 @@ def clip_gradients(parameters: Iterable[torch.nn.Parameter], max_norm: float) ->
         total = total + of_all_ranks
     norm = total.sqrt()
     if max_norm > 0:
-        scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
-        torch._foreach_mul_(list(gradients.values()), scale)  # pyright: ignore[reportPrivateImportUsage]
+        factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+        for gradient in gradients.values():
+            gradient.mul_(factor)
     return norm

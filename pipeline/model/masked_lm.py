@@ -68,6 +68,8 @@ class Embeddings(nn.Module):
 class MaskedLMHead(nn.Module):
     """Dense, GELU, norm; the decoder is the word embedding (tied) plus its own bias."""
 
+    padding_V: torch.Tensor | None
+
     def __init__(self, config: ModelConfig, vocab_size: int, padded_size: int, init_method: Initializer) -> None:
         super().__init__()
         self.dense = ColumnLinear(config.hidden_size, config.hidden_size, init_method, bias=config.bias)
