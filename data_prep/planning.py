@@ -91,11 +91,11 @@ def _map_tasks(partitions: Sequence[Partition], inputs: Sequence[dict[str, Any]]
     """Partitions with their bytes, task by task: consecutive small files go into one task."""
     limit = partition_bytes(sum(found["bytes"] for found in inputs))
     tasks: list[list[tuple[Partition, int]]] = []
-    filled = limit
+    filled = 0
     for partition in partitions:
         found = inputs[partition.source]
         size = round(found["bytes"] * (partition.end - partition.begin) / max(found["units"], 1))
-        if filled + size > limit:
+        if not tasks or filled + size > limit:
             tasks.append([])
             filled = 0
         tasks[-1].append((partition, size))
