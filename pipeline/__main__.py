@@ -103,11 +103,11 @@ def _report(argv: Sequence[str]) -> None:
         raise UserError("--to_mlflow needs the page: give --output FILE.html as well")
     from pipeline.report import report, write_report
 
-    if arguments.output is not None:
-        write_report(arguments.run_dirs, arguments.output)
     print(report(arguments.run_dirs))
-    if arguments.output is not None:
-        print(f"curves: {arguments.output}")
+    if arguments.output is None:
+        return
+    write_report(arguments.run_dirs, arguments.output)
+    print(f"curves: {arguments.output}")
     if arguments.to_mlflow:
         from pipeline.shipper import log_file
 
@@ -119,13 +119,23 @@ def _export(argv: Sequence[str]) -> None:
     parser = Parser("narrowbert export", description=COMMANDS["export"])
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--output", type=Path, required=True, help="new folder to write")
+    parser.add_argument("--register", metavar="NAME", help="also make it a new version of this model in MLflow")
     arguments = parser.parse_args(argv)
     from pipeline.export.run import export_run
 
+    if arguments.register is not None:
+        from pipeline.shipper import connect_to_run
+
+        connect_to_run(arguments.run_dir)  # refused before the export is written, not after
     export_run(arguments.run_dir, arguments.output)
     print(
         f"{arguments.output} loads with transformers: AutoModelForMaskedLM.from_pretrained(..., trust_remote_code=True)"
     )
+    if arguments.register is not None:
+        from pipeline.export.register import register_export
+
+        address = register_export(arguments.run_dir, arguments.output, arguments.register)
+        print(f"MLflow has it as {address}: mlflow.pyfunc.load_model('{address}')")
 
 
 def _sync(argv: Sequence[str]) -> None:

@@ -2,7 +2,8 @@
 
 import datetime
 import html
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 
 from pipeline.report import RunHistory
 from pipeline.svg_chart import Line, duration, line_chart, number
@@ -26,12 +27,13 @@ figure { margin: 0; background: var(--card); border-radius: 8px; padding: .8rem;
 svg { width: 100%; height: auto; display: block; } .nothing { font-style: italic; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .3rem .9rem .3rem 0; border-bottom: 1px solid var(--grid); vertical-align: top; }
-th { color: var(--soft); font-weight: 600; } td.number, th.number { text-align: right; }
+td:first-child { white-space: nowrap; } th { color: var(--soft); font-weight: 600; }
 .key { display: inline-block; width: 1.1em; height: 3px; vertical-align: middle; margin-right: .4em; }
 .grid { stroke: var(--grid); } .tick, .label { font-size: 11px; fill: var(--soft); }
 .name { font-size: 12px; fill: var(--ink); }
 .curve { fill: none; stroke-width: 2; stroke-linejoin: round; } .curve.control { stroke-dasharray: 5 3; }
 .fault { fill: #d1242f; stroke: var(--paper); } .gap { fill: var(--grid); }
+.limit { stroke: var(--ink); stroke-width: 2; }
 #tip { position: fixed; display: none; background: var(--ink); color: var(--paper); font-size: 12px;
   padding: .2rem .5rem; border-radius: 4px; pointer-events: none; white-space: pre; }
 """
@@ -71,6 +73,7 @@ def render_page(runs: Sequence[RunHistory]) -> str:
         "between the starts of a run. The distance between two curves along the last axis is what a layout saves.</p>",
         _charts(runs, names, styles, _LOSS_CHARTS),
         "<h2>Speed</h2>",
+        _speed_up_bars(runs, names, styles) if len(runs) > 1 else "",
         _charts(runs, names, styles, _SPEED_CHARTS),
         "<h2>Optimization</h2>",
         _charts(runs, names, styles, _OPTIMIZATION_CHARTS),
@@ -181,13 +184,15 @@ def _charts(
     runs: Sequence[RunHistory], names: Sequence[str], styles: Sequence[str], charts: list[tuple[str, str, str]]
 ) -> str:
     figures = []
+    longest = max(run.training_seconds(run.attempts[-1][1]) for run in runs)
+    unit, seconds = next(((u, s) for u, s in (("hours", 3600), ("minutes", 60)) if longest >= 2 * s), ("seconds", 1))
     for heading, metric, axis in charts:
         lines = [
-            Line(name=name, style=style, points=_points(run, metric, axis))
+            Line(name=name, style=style, points=_points(run, metric, axis, seconds))
             for run, name, style in zip(runs, names, styles, strict=True)
         ]
-        x_format: Callable[[float], str] = duration if axis == "training time" else number
-        chart = line_chart(lines, x_label=axis, y_label=heading, x_format=x_format)
+        x_label = f"training time, {unit}" if axis == "training time" else axis
+        chart = line_chart(lines, x_label=x_label, y_label=heading)
         legend = "".join(
             f'<span class="tick"><span class="key {line.style}"></span>{_text(line.name)}</span> ' for line in lines
         )
@@ -195,11 +200,29 @@ def _charts(
     return f'<div class="charts">{"".join(figures)}</div>'
 
 
-def _points(run: RunHistory, metric: str, axis: str) -> list[tuple[float, float]]:
+def _points(run: RunHistory, metric: str, axis: str, unit_seconds: float) -> list[tuple[float, float]]:
     if axis == "training time":
-        return sorted(run.by_training_time(metric))
+        return sorted((seconds / unit_seconds, value) for seconds, value in run.by_training_time(metric))
     scale = run.tokens_a_step if axis == "tokens" else 1
     return [(step * scale, value) for step, value in run.series(metric)]
+
+
+def _speed_up_bars(runs: Sequence[RunHistory], names: Sequence[str], styles: Sequence[str]) -> str:
+    """Bars of measured speed-up over the control, each with a mark where its arithmetic ends."""
+    control = runs[-1]
+    ratios = [(run.median_rate() or 0) / (control.median_rate() or math.inf) for run in runs]
+    limits = [run.limit / control.limit for run in runs]
+    left, unit = 150, (_WIDTH - 290) / max(*ratios, *limits)
+    parts = [f'<svg viewBox="0 0 {_WIDTH} {_ROW * len(runs)}" role="img" aria-label="speed-up against its limit">']
+    for index, (name, style, ratio, limit) in enumerate(zip(names, styles, ratios, limits, strict=True)):
+        top, end = index * _ROW + 6, left + limit * unit
+        parts.append(f'<text class="name" x="0" y="{top + 15}">{_text(name)}</text>')
+        parts.append(f'<rect class="{style}" x="{left}" y="{top}" width="{ratio * unit:.1f}" height="22" rx="3"/>')
+        parts.append(f'<line class="limit" x1="{end:.1f}" x2="{end:.1f}" y1="{top - 3}" y2="{top + 25}"/>')
+        after = left + max(ratio, limit) * unit + 8
+        parts.append(f'<text class="name" x="{after:.1f}" y="{top + 15}">{ratio:.2f}x of {limit:.2f}x</text>')
+    note = f"Tokens/s against {names[-1]}; the line is what the arithmetic allows."
+    return "".join([*parts, "</svg>"]) + f'<p class="note">{_text(note)}</p>'
 
 
 # -------------------------------------------------------------------------------------- time line

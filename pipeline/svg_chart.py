@@ -23,7 +23,7 @@ class Line:
     """(x, y) in order of x; those that are not finite are left out."""
 
 
-def line_chart(lines: Sequence[Line], *, x_label: str, y_label: str, x_format: Callable[[float], str]) -> str:
+def line_chart(lines: Sequence[Line], *, x_label: str, y_label: str) -> str:
     """Curves over one x axis; "nothing logged" where none has a point. Long curves are thinned to means."""
     finite = {line.name: _thin([p for p in line.points if all(map(math.isfinite, p))]) for line in lines}
     every = [point for points in finite.values() for point in points]
@@ -41,11 +41,11 @@ def line_chart(lines: Sequence[Line], *, x_label: str, y_label: str, x_format: C
     for value in x_ticks:
         parts.append(
             f'<text class="tick" x="{x(value):.1f}" y="{HEIGHT - _BOTTOM + 16}" text-anchor="middle">'
-            f"{_text(x_format(value))}</text>"
+            f"{_text(number(value))}</text>"
         )
     parts.append(f'<text class="label" x="{WIDTH / 2}" y="{HEIGHT - 6}" text-anchor="middle">{_text(x_label)}</text>')
     for line in lines:
-        places = [(round(x(px), 1), round(y(py), 1), x_format(px), number(py)) for px, py in finite[line.name]]
+        places = [(round(x(px), 1), round(y(py), 1), number(px), number(py)) for px, py in finite[line.name]]
         if not places:
             continue
         path = " ".join(f"{px},{py}" for px, py, *_ in places)
