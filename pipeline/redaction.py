@@ -27,9 +27,8 @@ _USER_INFO = re.compile(r"(?P<scheme>\b[a-zA-Z][a-zA-Z0-9+.-]*://)(?:[^\s:/?#@\"
 _PASSWORD = re.compile(r"\b[a-zA-Z][a-zA-Z0-9+.-]*://[^\s:/?#@\"'<>]*:(?P<password>[^\s\"'<>]+)@")
 _QUERY = re.compile(r"(?P<start>[?&;](?P<key>[^=&;\s#?]+)=)[^&;\s#\"'<>]+")
 _AUTHORIZATION = re.compile(r"\b(?P<scheme>Bearer|Basic)\s+[A-Za-z0-9._~+/=-]{8,}")
-_ASSIGNMENT = re.compile(
-    r"(?P<start>(?P<key>\b[A-Za-z][\w.-]*)[\"']?\s*[=:]\s*)(?P<value>\"[^\"]*\"|'[^']*'|[^\s,;&\"'}\]]+)"
-)
+_NAME = re.compile(r"(?P<key>\b[A-Za-z][\w.-]*)[\"']?\s*[=:]\s*")
+_VALUE = re.compile(r"\"[^\"]*\"|'[^']*'|[^\s,;&\"'}\]]+")
 
 
 def is_secret_key(key: str) -> bool:
@@ -63,13 +62,26 @@ def redact_text(text: str, environment: Mapping[str, str] | None = None) -> str:
         text = text.replace(secret, REDACTED)
     text = _USER_INFO.sub(rf"\g<scheme>{REDACTED}@", text)
     text = _AUTHORIZATION.sub(rf"\g<scheme> {REDACTED}", text)
-    text = _QUERY.sub(lambda match: _without_value(match, _SECRET_QUERY_KEYS), text)
-    return _ASSIGNMENT.sub(lambda match: _without_value(match, set()), text)
+    text = _QUERY.sub(_without_secret_value, text)
+    return _without_assigned_secrets(text)
 
 
-def _without_value(match: re.Match[str], also_secret: set[str]) -> str:
-    secret = is_secret_key(match["key"]) or match["key"].lower() in also_secret
+def _without_secret_value(match: re.Match[str]) -> str:
+    key = match["key"].lower()
+    secret = is_secret_key(key) or key.split("-")[-1] in _SECRET_QUERY_KEYS
     return match["start"] + REDACTED if secret else match[0]
+
+
+def _without_assigned_secrets(text: str) -> str:
+    """``key=value`` and ``key: value``. Names may follow each other ("failed: password=x"), so each is tried."""
+    position = 0
+    while name := _NAME.search(text, position):
+        position = name.end()
+        value = _VALUE.match(text, position)
+        if value and is_secret_key(name["key"]):
+            text = text[:position] + REDACTED + text[value.end() :]
+            position += len(REDACTED)
+    return text
 
 
 def redact(value: Any, key: str = "") -> Any:
