@@ -62,7 +62,7 @@ class RunHistory:
         if not begins or (times and times[0] < begins[0]):
             begins = [times[0] if times else 0, *begins]
         ends = [*(bisect.bisect_left(times, begin) for begin in begins[1:]), len(times)]
-        return [(begin, max(begin, *times[max(end - 1, 0) : end])) for begin, end in zip(begins, ends, strict=True)]
+        return [(begin, max([begin, *times[max(end - 1, 0) : end]])) for begin, end in zip(begins, ends, strict=True)]
 
     def training_seconds(self, timestamp_ms: int) -> float:
         """Wall time of the run up to a moment, without the gaps between its attempts."""
