@@ -72,7 +72,7 @@ def connect_to_run(run_dir: Path) -> tuple[str, str]:
         UserError: not a run directory with tracking, MLflow cannot be reached or does not have the run.
     """
     description = _read_description(run_dir)
-    with mlflow_errors():
+    with mlflow_for_users():
         client = _connect(description)
         experiment = client.get_experiment_by_name(description["experiment_name"])
         run = experiment and _find_run(client, experiment.experiment_id, description)
@@ -90,7 +90,7 @@ def log_file(run_dir: Path, path: Path, folder: str) -> None:
     store, run_id = connect_to_run(run_dir)
     from mlflow.tracking import MlflowClient
 
-    with mlflow_errors():
+    with mlflow_for_users():
         MlflowClient(tracking_uri=store).log_artifact(run_id, str(path), folder)
 
 
@@ -108,7 +108,7 @@ def sync(run_dir: Path) -> None:
             raise UserError(
                 f"{run_dir} is being sent by another process: it is training, or has just ended; try again later"
             ) from error
-        with mlflow_errors():
+        with mlflow_for_users():
             ship(run_dir, finished=lambda _: True)
 
 
@@ -125,10 +125,13 @@ def _read_description(run_dir: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def mlflow_errors() -> Iterator[None]:
-    """Whatever MLflow raises, as the user's one line."""
+def mlflow_for_users() -> Iterator[None]:
+    """Whatever MLflow raises as the user's one line, whatever it prints without secrets."""
+    out, err = RedactingStream(sys.stdout), RedactingStream(sys.stderr)
     try:
-        yield
+        # It prints the server's address, with the password that may be in it.
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            yield
     except UserError:
         raise
     except Exception as error:  # MLflow, SQLAlchemy and requests each have their own
@@ -139,8 +142,11 @@ def mlflow_errors() -> Iterator[None]:
 # ---------------------------------------------------------------------------------------- MLflow
 
 
-def shorten_client_timeouts() -> None:
-    """MLflow's defaults block for minutes on a server that is down; the pauses between tries are ours."""
+def _set_up_client() -> None:
+    """MLflow's settings, before it is imported; the user's own come first."""
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    # Its defaults block for minutes on a server that is down. The pauses between tries are ours.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -159,7 +165,7 @@ def tracking_store(description: dict[str, Any]) -> str:
 
 
 def _connect(description: dict[str, Any]) -> Any:
-    shorten_client_timeouts()
+    _set_up_client()
     store = tracking_store(description)
     from mlflow.tracking import MlflowClient
 

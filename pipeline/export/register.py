@@ -3,7 +3,7 @@
 import importlib.metadata
 from pathlib import Path
 
-from pipeline.shipper import connect_to_run, mlflow_errors
+from pipeline.shipper import connect_to_run, mlflow_for_users
 
 _PACKAGES = ("mlflow", "torch", "transformers", "tokenizers", "safetensors")
 _EXAMPLE = "the [MASK] of this sentence is hidden ."
@@ -30,9 +30,9 @@ def register_export(run_dir: Path, export_dir: Path, name: str) -> str:
         inputs=Schema([ColSpec(DataType.string)]),
         params=ParamSchema([ParamSpec("task", DataType.string, "fill-mask"), ParamSpec("top_k", DataType.integer, 5)]),
     )
-    mlflow.set_tracking_uri(store)
-    mlflow.set_registry_uri(store)
-    with mlflow_errors():
+    with mlflow_for_users():
+        mlflow.set_tracking_uri(store)
+        mlflow.set_registry_uri(store)
         info = Model.log(
             artifact_path=None,
             name="model",

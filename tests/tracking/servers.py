@@ -16,6 +16,9 @@ from pathlib import Path
 
 import sqlalchemy
 
+from pipeline.spool import Spool, append_event
+from pipeline.tracking import write_description
+
 _START_S = 120
 
 
@@ -146,7 +149,7 @@ def postgres(binaries: Path, folder: Path) -> Iterator[str]:
             stdout=log, stderr=log, cwd=folder, **as_user,
         )  # fmt: skip
     try:
-        url = f"postgresql://narrowbert:planted-in-postgres@127.0.0.1:{port}/postgres"
+        url = f"postgresql+psycopg2://narrowbert:planted-in-postgres@127.0.0.1:{port}/postgres"
         engine, deadline = sqlalchemy.create_engine(url), time.monotonic() + _START_S
         while True:
             try:
@@ -190,3 +193,27 @@ def spooled_points(run_dir: Path) -> list[tuple[str, int, int, str]]:
         record = json.loads(line)
         points += [(k, record["step"], record["timestamp_ms"], repr(float(v))) for k, v in record["metrics"].items()]
     return sorted(points)
+
+
+def spooled_run(folder: Path, steps: int = 700, **metrics: float) -> Path:
+    """A run directory as a training leaves it when no server was ever there: more points than one batch holds."""
+    run_dir = folder / "run"
+    (run_dir / "logs").mkdir(parents=True)
+    (run_dir / "config.yaml").write_text("run_dir: run\n")
+    append_event(run_dir, "start", 0, "start 1", hosts=["a"])
+    write_description(
+        run_dir,
+        {
+            "experiment_name": "shared",
+            "run_name": "run",
+            "params": {f"model.p{i}": i for i in range(120)},  # more than one batch, too
+            "tags": {"narrowbert.lineage": "abc"},
+            "dataset": {"name": "shards", "path": "/nowhere", "root_hash": "0123456789abcdef" * 4, "profile": {}},
+        },
+    )
+    spool = Spool(run_dir)
+    for step in range(1, steps + 1):
+        spool.write(step, {"train/loss": 1.0 / step, "train/gradient_norm": 3.0 * step} | metrics)
+    spool.close()
+    (run_dir / "DONE").write_text("")
+    return run_dir

@@ -11,36 +11,17 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from pipeline.redaction import secret_values
-from pipeline.spool import Spool, append_event
-from pipeline.tracking import write_description
 from tests.processes import TINY_RUN, run_command, user_error
-from tests.tracking.servers import MlflowServer, postgres, postgres_binaries, spooled_points, stored_points
+from tests.tracking.servers import (
+    MlflowServer,
+    postgres,
+    postgres_binaries,
+    spooled_points,
+    spooled_run,
+    stored_points,
+)
 
 PASSWORD = "planted-admin-password"
-
-
-def spooled_run(folder: Path, steps: int = 700, **metrics: float) -> Path:
-    """A run directory as a training leaves it when no server was ever there: more points than one batch holds."""
-    run_dir = folder / "run"
-    (run_dir / "logs").mkdir(parents=True)
-    (run_dir / "config.yaml").write_text("run_dir: run\n")
-    append_event(run_dir, "start", 0, "start 1", hosts=["a"])
-    write_description(
-        run_dir,
-        {
-            "experiment_name": "shared",
-            "run_name": "run",
-            "params": {f"model.p{i}": i for i in range(120)},  # more than one batch, too
-            "tags": {"narrowbert.lineage": "abc"},
-            "dataset": {"name": "shards", "path": "/nowhere", "root_hash": "0123456789abcdef" * 4, "profile": {}},
-        },
-    )
-    spool = Spool(run_dir)
-    for step in range(1, steps + 1):
-        spool.write(step, {"train/loss": 1.0 / step, "train/gradient_norm": 3.0 * step} | metrics)
-    spool.close()
-    (run_dir / "DONE").write_text("")
-    return run_dir
 
 
 def write_certificate(folder: Path) -> None:
