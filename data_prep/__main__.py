@@ -3,10 +3,9 @@
 import argparse
 import sys
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
-
-import numpy as np
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from data_prep.command_line import (
     USER_ERROR_EXIT_CODE,
@@ -21,7 +20,7 @@ from data_prep.config import PrepConfig, check, tokenizer_path
 PROGRAM = "narrowbert-prep"
 
 COMMANDS = {
-    "vocab": "train a WordPiece tokenizer on a corpus -> tokenizer.json",
+    "vocab": "train a tokenizer on a corpus -> tokenizer.json",
     "shards": "tokenize, pack and mask the same corpus -> shard folder",
     "verify": "check every byte and every row of a shard folder",
     "inspect": "print rows of a shard folder as text, with their masks",
@@ -31,6 +30,11 @@ DESCRIPTION = f"""Text into verified, pre-masked shards for `narrowbert train`.
 Your own text, with the same options for both commands:
   {PROGRAM} vocab  --config configs/prep/quickstart.yaml --corpus.paths '[my/*.jsonl.gz]' --output my-shards
   {PROGRAM} shards --config configs/prep/quickstart.yaml --corpus.paths '[my/*.jsonl.gz]' --output my-shards"""
+
+
+SHARDS_DESCRIPTION = """Tokenize, pack and mask the corpus into a shard folder. On a cluster, the same command
+with --task plan, then map, duplicates, pack, order, reduce and finish, each after the one before it has ended;
+--index N runs one task of a stage, on any machine that sees the output."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,27 +60,30 @@ def _config(argv: Sequence[str], command: str, description: str) -> PrepConfig:
 
 
 def _vocab(argv: Sequence[str]) -> int:
-    from data_prep.corpus import find_sources, read_documents
-    from data_prep.vocabulary import fingerprint, save_tokenizer, train_wordpiece
+    from data_prep.corpus import find_sources
+    from data_prep.tasks import read_texts
+    from data_prep.vocabulary import fingerprint, save_tokenizer, train_tokenizer
 
-    config = _config(argv, "vocab", "Train a WordPiece tokenizer on the corpus and write tokenizer.json.")
+    config = _config(argv, "vocab", "Train a tokenizer on the corpus and write tokenizer.json.")
     start = time.monotonic()
     path = tokenizer_path(config)
     sources = find_sources(config.corpus)
-    with _ProgressBar() as progress:
+    rejects: Counter[str] = Counter()
+    with _Progress() as progress:
 
-        def texts():
-            for document in read_documents(sources, config.corpus):
-                progress("documents", 1)
-                yield document.text
+        def texts() -> Iterator[str]:
+            progress.start("read", 0, "B")
+            rejects.clear()
+            for text in read_texts(sources, config, rejects):
+                progress.advance(len(text), 1)
+                yield text
 
-        tokenizer = train_wordpiece(
-            texts,
-            size=config.vocabulary.size,
-            lowercase=config.vocabulary.lowercase,
-            min_frequency=config.vocabulary.min_frequency,
-            alphabet_size=config.vocabulary.alphabet_size,
-        )
+        try:
+            tokenizer = train_tokenizer(texts, config.vocabulary)
+        except UserError as error:
+            raise UserError(f"{error}{f' (rejected: {_listed(rejects)})' if rejects else ''}") from error
+    if rejects:
+        print(f"not in the vocabulary: {_listed(rejects)} (`{PROGRAM} shards` lists each)")
     new = save_tokenizer(tokenizer, path)
     print(
         f"{path}{'' if new else ' (the same was there already)'}: {tokenizer.get_vocab_size()} entries, "
@@ -86,18 +93,34 @@ def _vocab(argv: Sequence[str]) -> int:
 
 
 def _shards(argv: Sequence[str]) -> int:
-    from data_prep.stages import build_shards
+    from data_prep.stages import TASKS, build_shards, run_task
 
-    config = _config(argv, "shards", "Tokenize, pack and mask the corpus into a shard folder.")
+    parser = Parser(prog=f"{PROGRAM} shards", add_help=False)
+    parser.add_argument("--task", choices=TASKS)
+    parser.add_argument("--index", type=int)
+    options, rest = parser.parse_known_args(argv)
+    config = _config(rest, "shards", SHARDS_DESCRIPTION)
+    if options.index is not None and options.task in (None, "plan", "finish"):
+        raise UserError("--index goes with --task map, duplicates, pack, order or reduce")
     start = time.monotonic()
-    with _ProgressBar() as progress:
+    with _Progress() as progress:
+        if options.task:
+            line = run_task(config, options.task, options.index, progress)
+            print(f"{line}, {time.monotonic() - start:.1f} s")
+            return 0
         summary = build_shards(config, progress)
     if summary.already_there:
         print(f"{config.output} is complete already, made from the same corpus and configuration")
     for name, counts in summary.splits.items():
         print(f"{name}: {counts['documents']:,} documents, {counts['tokens']:,} tokens, {counts['rows']:,} rows")
+    if summary.rejects:
+        print(f"not in the shards: {_listed(summary.rejects)} (each is in {config.output}/rejects.jsonl.gz)")
     print(f"{config.output}: {summary.size:,} bytes, root hash {summary.root_hash}, {time.monotonic() - start:.1f} s")
     return 0
+
+
+def _listed(rejects: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {reason}" for reason, count in sorted(rejects.items()))
 
 
 def _verify(argv: Sequence[str]) -> int:
@@ -114,8 +137,8 @@ def _verify(argv: Sequence[str]) -> int:
 
 
 def _inspect(argv: Sequence[str]) -> int:
+    from data_prep.rows_as_text import rows_as_text
     from data_prep.shards import SPLITS, open_shards
-    from data_prep.vocabulary import load_tokenizer
 
     parser = _parser("inspect", "Print rows of a shard folder as text, with their masks.")
     parser.add_argument("--split", default="train", choices=SPLITS, help="default: %(default)s")
@@ -128,75 +151,70 @@ def _inspect(argv: Sequence[str]) -> int:
     if options.rows < 1:
         raise UserError(f"--rows {options.rows}: expected 1 or more")
     split = shards.split(options.split)
-    tokenizer = load_tokenizer(shards.tokenizer_path)
     print(
-        f"{shards.path} {split.name}: {split.num_rows:,} rows of {shards.seq_length} tokens, "
+        f"{options.folder} {split.name}: {split.num_rows:,} rows of {shards.seq_length} tokens, "
         f"{shards.num_variants} variants of {shards.masked_per_row} masks, root hash {shards.root_hash}"
     )
     print("{house->[MASK]} was masked, {house->tree} replaced, {house=} chosen but kept, | a document's start\n")
-    left = options.rows
-    for index in range(len(split.chunk_rows)):
-        arrays = split.chunk(index)
-        for row in range(min(left, len(arrays["lengths"]))):
-            print(_row_text(arrays, row, options.variant, tokenizer.id_to_token))
-        left -= min(left, len(arrays["lengths"]))
-        if not left:
-            break
+    for row in rows_as_text(shards, options.split, options.rows, options.variant):
+        print(row)
     return 0
-
-
-def _row_text(arrays: dict[str, np.ndarray], row: int, variant: int, token_of: Callable[[int], str | None]) -> str:
-    """One row as text, its masks marked, under a line of its numbers."""
-    ids = arrays["input_ids"][row, : arrays["lengths"][row]]
-    used = arrays["num_masked"][row, variant]
-    positions = arrays["masked_positions"][row, variant, :used].tolist()
-    replacements = arrays["replacement_ids"][row, variant, :used].tolist()
-    stands = dict(zip(positions, replacements, strict=True))
-    bounds = arrays["boundary_offsets"][row : row + 2]
-    starts = set(arrays["boundary_positions"][bounds[0] : bounds[1]].tolist())
-    words = []
-    for position, token in enumerate(ids.tolist()):
-        word = str(token_of(token))
-        if position in stands:
-            same = stands[position] == token
-            word = f"{{{word}=}}" if same else f"{{{word}->{token_of(stands[position])}}}"
-        elif word.startswith("##") and words:
-            words[-1] += word[2:]
-            continue
-        words.append(f"| {word}" if position in starts else word)
-    sequence = int(arrays["sequence_ids"][row])
-    head = f"row {sequence >> 32}:{sequence & 0xFFFFFFFF}, {len(ids)} tokens, {used} masked"
-    return f"{head}\n{' '.join(words)}\n"
 
 
 def _parser(command: str, description: str) -> argparse.ArgumentParser:
     parser = Parser(prog=f"{PROGRAM} {command}", description=description)
-    parser.add_argument("folder", type=Path, help="the shard folder")
+    parser.add_argument("folder", help="the shard folder, or its URL")
     return parser
 
 
-class _ProgressBar:
-    """A bar on stderr when that is a terminal, silent otherwise."""
+class _Progress:
+    """How the work goes on: a bar on a terminal, a line for each finished stage in a log file."""
 
-    def __enter__(self) -> Callable[[str, int], None]:
-        self._bar = None
-        self._unit = ""
-        return self._update
+    def __enter__(self) -> "_Progress":
+        self._bar: Any = None
+        self._stage = ""
+        return self
 
     def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
+        self._end()
 
-    def _update(self, unit: str, count: int) -> None:
-        if not sys.stderr.isatty():
-            return
+    def start(self, stage: str, total: int, unit: str) -> None:
+        """A stage of `total` units (0: unknown) begins."""
         from tqdm import tqdm
 
-        if self._bar is None or unit != self._unit:
-            if self._bar is not None:
-                self._bar.close()
-            self._bar, self._unit = tqdm(unit=f" {unit}", leave=False), unit
-        self._bar.update(count)
+        self._end()
+        self._stage, self._documents, self._began = stage, 0, time.monotonic()
+        self._done, self._unit = 0, unit
+        if sys.stderr.isatty():
+            self._bar = tqdm(
+                desc=stage, total=total or None, unit=unit, unit_scale=unit == "B", leave=False, dynamic_ncols=True
+            )
+
+    def advance(self, count: int, documents: int = 0) -> None:
+        """So many units are done, and with them so many documents."""
+        self._done += count
+        self._documents += documents
+        if self._bar is not None:
+            if self._documents:
+                rate = self._documents / max(time.monotonic() - self._began, 1e-3)
+                self._bar.set_postfix_str(f"{rate:,.0f} documents/s", refresh=False)
+            self._bar.update(count)
+
+    def note(self, message: str) -> None:
+        """A line on stderr."""
+        print(f"{PROGRAM}: {message}", file=sys.stderr, flush=True)
+
+    def _end(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+        elif self._stage:
+            seconds = time.monotonic() - self._began
+            size = f"{self._done / 1e6:,.1f} MB" if self._unit == "B" else f"{self._done:,} {self._unit}"
+            documents = f", {self._documents:,} documents" if self._documents else ""
+            rate = f", {self._done / 1e6 / max(seconds, 1e-3):.1f} MB/s" if self._unit == "B" else ""
+            print(f"{self._stage}: {size}{documents} in {seconds:.1f} s{rate}", flush=True)
+        self._stage = ""
 
 
 if __name__ == "__main__":

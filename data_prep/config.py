@@ -1,6 +1,7 @@
 """What `narrowbert-prep vocab` and `narrowbert-prep shards` can be told. Imports no heavy library."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from data_prep.command_line import UserError
 
@@ -10,31 +11,82 @@ class CorpusConfig:
     """Where the text comes from."""
 
     paths: tuple[str, ...] | str = ()
-    """A file, glob or folder, or a list of them: .txt (one document a file) and .jsonl (one a line), plain
-    or .gz; the word 'builtin', or nothing, is the English documentation that every Python install carries"""
+    """A file, glob, folder or fsspec URL, or a list of them: .txt .jsonl .parquet .csv .tsv .warc, plain, .gz or
+    .zst; the word 'builtin', or nothing, is the English documentation that every Python install carries"""
+    weights: tuple[float, ...] | None = None
+    """One number for each entry of paths: 2 takes its documents twice, 0.5 takes half of them, drawn by a hash
+    of their ids"""
     text_field: str = "text"
-    """The field of a JSON line that holds the text"""
+    """The field or column that holds the text in .jsonl, .parquet, .csv and .tsv"""
+    txt_documents: Literal["file", "line", "paragraph"] = "file"
+    """What one document is in a .txt file: the whole file, each line, or what stands between blank lines"""
     builtin_max_bytes: int = 12_000_000
     """Size in bytes at which the built-in corpus stops; your own files are always read whole"""
 
 
 @dataclass(frozen=True, kw_only=True)
-class VocabularyConfig:
-    """How `vocab` trains a WordPiece vocabulary."""
+class CleaningConfig:
+    """What happens to a text before it is tokenized. Encodings, Unicode form and control characters are always
+    put right; whatever is rejected is listed in rejects.jsonl.gz with its reason."""
 
+    min_characters: int = 1
+    """Shorter documents are rejected; white space at the ends does not count"""
+    max_characters: int = 1_000_000
+    """Longer documents are split, at white space where there is some, into several documents"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DuplicatesConfig:
+    """Which documents are dropped because their text occurs elsewhere; all are listed in rejects.jsonl.gz."""
+
+    exact: bool = True
+    """Drop documents whose text, white space aside, an earlier document has already"""
+    near_threshold: float | None = None
+    """Drop documents whose estimated Jaccard similarity (5-word shingles, MinHash) to an earlier one reaches
+    this, for example 0.8; needs the extra 'dedup'"""
+    evaluation_paths: tuple[str, ...] | str = ()
+    """Evaluation sets, in any format of corpus.paths: documents that share an n-gram of words with them are
+    dropped"""
+    evaluation_ngram: int = 13
+    """Words of such an n-gram"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VocabularyConfig:
+    """How `vocab` trains a tokenizer."""
+
+    model: Literal["wordpiece", "bpe", "unigram"] = "wordpiece"
+    """WordPiece as BERT, byte-level BPE as GPT-2 and RoBERTa, or Unigram as ALBERT"""
     size: int = 30_522
     """Entries at most, the five special tokens included; a small corpus gives fewer"""
     lowercase: bool = True
-    """Fold case and strip accents, as uncased BERT does"""
+    """Fold case, as uncased BERT does"""
+    strip_accents: bool | None = None
+    """Strip accents; when not given, as lowercase says"""
     min_frequency: int = 2
-    """A pair of pieces seen less often than this is not merged"""
+    """A pair of pieces seen less often than this is not merged (wordpiece and bpe)"""
     alphabet_size: int = 1_000
-    """The most frequent characters that become pieces; any other character makes its word [UNK]"""
+    """The most frequent characters that become pieces; any other character makes its word [UNK] (wordpiece and
+    unigram; the alphabet of bpe is the 256 bytes)"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackingConfig:
+    """How documents become rows."""
+
+    mode: Literal["concat", "isolated", "document"] = "concat"
+    """concat: rows from one stream of all documents; isolated: pieces of documents, each with its own [CLS] and
+    [SEP], best-fit into rows and never attending to each other when document_attention is isolated; document: no row
+    holds two documents"""
+    short_seq_prob: float = 0.0
+    """Share of the rows that are cut short at a random length (concat and document)"""
+    drop_remainder_below: int = 0
+    """Ends of documents with fewer tokens than this are dropped and counted (isolated and document)"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MaskConfig:
-    """Which tokens are masked: of the chosen ones 80% become [MASK], 10% a random token, 10% stay."""
+    """Which tokens are masked, and what stands in their place."""
 
     probability: float = 0.15
     """Share of a row's seq_length that is masked"""
@@ -42,6 +94,19 @@ class MaskConfig:
     """Masked tokens of a full row; when not given, probability x seq_length, rounded"""
     variants: int = 10
     """Independent maskings stored for every row; epoch e trains on variant e modulo this"""
+    unit: Literal["token", "word", "span", "ngram"] = "token"
+    """What is drawn: single tokens, whole words, spans of words of geometric length (SpanBERT), or n-grams of
+    words with probability 1/n (Megatron-LM)"""
+    span_p: float = 0.2
+    """Parameter of the geometric distribution of span lengths"""
+    span_max_words: int = 10
+    """Longest span, in words"""
+    ngram_max_words: int = 3
+    """Longest n-gram, in words"""
+    mask_fraction: float = 0.8
+    """Share of the chosen tokens that become [MASK]"""
+    random_fraction: float = 0.1
+    """Share that becomes a random token; the rest stays"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,13 +116,20 @@ class PrepConfig:
     output: str
     """The shard folder to make"""
     tokenizer: str | None = None
-    """tokenizer.json that `vocab` writes and `shards` reads; when not given, OUTPUT.tokenizer.json"""
+    """tokenizer.json that `vocab` writes and `shards` reads, or the vocab.txt of a BERT (cased or not as
+    vocabulary.lowercase says); when not given, OUTPUT.tokenizer.json"""
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
     """Where the text comes from"""
+    cleaning: CleaningConfig = field(default_factory=CleaningConfig)
+    """What is rejected or split"""
+    duplicates: DuplicatesConfig = field(default_factory=DuplicatesConfig)
+    """What is dropped because it occurs elsewhere"""
     vocabulary: VocabularyConfig = field(default_factory=VocabularyConfig)
     """How `vocab` trains"""
     seq_length: int = 128
     """Tokens a row, [CLS] and [SEP] included"""
+    packing: PackingConfig = field(default_factory=PackingConfig)
+    """How documents become rows"""
     mask: MaskConfig = field(default_factory=MaskConfig)
     """Which tokens are masked"""
     validation_fraction: float = 0.05
@@ -80,7 +152,13 @@ def check(config: PrepConfig) -> None:
         ("vocabulary.min_frequency", config.vocabulary.min_frequency, 1, 2**31),
         ("vocabulary.alphabet_size", config.vocabulary.alphabet_size, 1, 2**21),
         ("corpus.builtin_max_bytes", config.corpus.builtin_max_bytes, 1_000, 2**40),
+        ("cleaning.min_characters", config.cleaning.min_characters, 1, 2**31),
+        ("cleaning.max_characters", config.cleaning.max_characters, 1_000, 16_000_000),
+        ("duplicates.evaluation_ngram", config.duplicates.evaluation_ngram, 2, 100),
+        ("packing.drop_remainder_below", config.packing.drop_remainder_below, 0, config.seq_length - 2),
         ("mask.variants", config.mask.variants, 1, 1_000),
+        ("mask.span_max_words", config.mask.span_max_words, 1, 1_000),
+        ("mask.ngram_max_words", config.mask.ngram_max_words, 1, 1_000),
         ("seed", config.seed, 0, 2**63 - 1),
         ("rows_per_shard", config.rows_per_shard, 1, 2**31),
         ("chunk_rows", chunk_rows(config), 1, 2**20),
@@ -89,14 +167,23 @@ def check(config: PrepConfig) -> None:
     for name, value, low, high in limits:
         if not low <= value <= high:
             raise UserError(f"{name} is {value}: expected {low} to {high}")
-    if not 0 < config.mask.probability < 1:
-        raise UserError(f"mask.probability is {config.mask.probability}: expected more than 0, less than 1")
-    if not 0 < config.validation_fraction < 1:
-        raise UserError(f"validation_fraction is {config.validation_fraction}: expected more than 0, less than 1")
+    _check_shares(config)
     if not 1 <= masked_per_row(config) <= config.seq_length - 2:
         raise UserError(
             f"{masked_per_row(config)} masked tokens a row of {config.seq_length}: expected 1 to "
             f"{config.seq_length - 2}; set mask.per_row or mask.probability"
+        )
+    weights, paths = config.corpus.weights, as_tuple(config.corpus.paths)
+    if weights is not None and (len(weights) != len(paths) or min(weights) < 0 or not max(weights) > 0):
+        raise UserError(
+            f"corpus.weights {list(weights)} for {len(paths)} corpus.paths: give one number of at least 0 for each, "
+            "not all of them 0"
+        )
+    if config.packing.short_seq_prob and config.packing.mode == "isolated":
+        raise UserError("packing.short_seq_prob needs packing.mode concat or document: isolated rows are best-fit")
+    if config.packing.drop_remainder_below and config.packing.mode == "concat":
+        raise UserError(
+            "packing.drop_remainder_below needs packing.mode isolated or document: concat has no remainders"
         )
     if config.rows_per_shard % chunk_rows(config):
         nearest = max(1, round(config.rows_per_shard / chunk_rows(config))) * chunk_rows(config)
@@ -104,6 +191,32 @@ def check(config: PrepConfig) -> None:
             f"rows_per_shard is {config.rows_per_shard}, which chunk_rows {chunk_rows(config)} does not "
             f"divide: the nearest that fits is {nearest}"
         )
+
+
+def _check_shares(config: PrepConfig) -> None:
+    inside = (
+        ("mask.probability", config.mask.probability),
+        ("mask.span_p", config.mask.span_p),
+        ("validation_fraction", config.validation_fraction),
+    )
+    for name, value in inside:
+        if not 0 < value < 1:
+            raise UserError(f"{name} is {value}: expected more than 0, less than 1")
+    near = config.duplicates.near_threshold
+    for name, value in (
+        ("mask.mask_fraction", config.mask.mask_fraction),
+        ("mask.random_fraction", config.mask.random_fraction),
+        ("mask.mask_fraction + mask.random_fraction", config.mask.mask_fraction + config.mask.random_fraction),
+        ("packing.short_seq_prob", config.packing.short_seq_prob),
+        ("duplicates.near_threshold", 1.0 if near is None else near),
+    ):
+        if not 0 <= value <= 1:
+            raise UserError(f"{name} is {value}: expected 0 to 1")
+
+
+def as_tuple(paths: tuple[str, ...] | str) -> tuple[str, ...]:
+    """One path or several, as several."""
+    return (paths,) if isinstance(paths, str) else tuple(paths)
 
 
 def masked_per_row(config: PrepConfig) -> int:

@@ -1,324 +1,485 @@
-"""Files -> documents: .txt, .jsonl, plain or gzip, and the built-in corpus.
+"""Files -> cleaned documents, in partitions that can be read one by one, in any order and by any process.
 
-The built-in corpus is English that every Python installation carries: the documentation topics and the
-docstrings of the standard library and of the installed packages. Sources are read as text, never imported.
+    find_sources      what the configuration names
+    fingerprint       what is in a file: the only pass over all of it before it is used
+    plan_partitions   which share of which file is one piece of work
+    read_partition    the documents and rejects of one partition
+
+The formats are in line_formats (.txt, .jsonl), csv_format, parquet_format and warc_format.
 """
 
-import ast
 import glob
-import gzip
 import hashlib
-import json
 import os
-import re
-import sysconfig
-import zlib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, get_args
 
+from data_prep.builtin_corpus import BUILTIN, builtin_documents
 from data_prep.command_line import UserError
-from data_prep.config import CorpusConfig
+from data_prep.config import CleaningConfig, CorpusConfig, as_tuple
+from data_prep.documents import Compression, Document, Kind, Partition, Reject, Source, whole_document
+from data_prep.line_formats import read_lines
+from data_prep.streams import DamagedFile, TextStream, file_state, is_url, open_raw, open_text, user_errors
 
-BUILTIN = "builtin"
-SUFFIXES = (".txt", ".jsonl", ".txt.gz", ".jsonl.gz")
+__all__ = [
+    "Document",
+    "Partition",
+    "Reject",
+    "Source",
+    "find_sources",
+    "fingerprint",
+    "partition_bytes",
+    "plan_partitions",
+    "read_partition",
+]
+
+_COMPRESSIONS: dict[str, Compression] = {".gz": "gzip", ".zst": "zstd"}
+_KINDS: dict[str, Kind] = {f".{kind}": kind for kind in get_args(Kind) if kind != BUILTIN}
+KNOWN_FILES = f"{', '.join(_KINDS)}, plain, .gz or .zst"
+
+_LINE_STEP = 4 << 20
+_LINE_STEPS = 1_024
+MIN_PARTITION_BYTES = 4 << 20
+_MAX_PARTITION_BYTES = 128 << 20
+_WANTED_PARTITIONS = 2_048
 
 
-@dataclass(frozen=True, kw_only=True)
-class Document:
-    """One text of the corpus."""
-
-    id: str
-    """Stable and independent of where the corpus lies: file name, and line for .jsonl"""
-    text: str
-    """The text, without byte order mark and with \\n line ends"""
-    source: str
-    """Name of the file it came from, or 'builtin'"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """One file of the corpus, or the built-in corpus."""
-
-    name: str
-    """Relative to the folder or the fixed part of the glob that found it; 'builtin'"""
-    path: Path | None
-    """Where it is; None for the built-in corpus"""
+# --- finding files -----------------------------------------------------------------------------------
 
 
 def find_sources(config: CorpusConfig) -> list[Source]:
     """The files that `config.paths` names, in its order, sorted within each entry, each file once.
 
+    A folder is walked with all folders in it, names that begin with a dot left out; a folder that a glob matches is
+    left out (write `folder/**/*.txt`).
+
     Raises:
-        UserError: an entry matches nothing, or a file of an unknown kind is named.
+        UserError: an entry does not exist, matches nothing or cannot be read, a file of an unknown kind is named, a
+            file is named twice with different weights, or a format needs a package that is not installed.
     """
-    found: dict[Path | None, Source] = {}
-    paths = (config.paths,) if isinstance(config.paths, str) else config.paths
-    for entry in paths or (BUILTIN,):
-        if entry == BUILTIN:
-            found.setdefault(None, Source(name=BUILTIN, path=None))
-            continue
-        for path, name in _expand(entry):
-            found.setdefault(path.resolve(), Source(name=name, path=path))
+    entries = as_tuple(config.paths) or (BUILTIN,)
+    weights = config.weights or (1.0,) * len(entries)
+    found: dict[str, Source] = {}
+    names: dict[str, int] = {}
+    for entry, weight in zip(entries, weights, strict=True):
+        expand = _builtin_entry if entry == BUILTIN else _expand_url if is_url(entry) else _expand_local
+        for path, name in expand(entry):
+            identity = path if path is None or is_url(path) else os.path.realpath(path)
+            earlier = found.get(identity or BUILTIN)
+            if earlier is not None:
+                if earlier.weight != weight:
+                    raise UserError(
+                        f"corpus file {path or BUILTIN} is named twice, with weights {earlier.weight:g} and {weight:g}"
+                    )
+                continue
+            names[name] = names.get(name, 0) + 1
+            if names[name] > 1:  # no relative name holds '//', so this one is new
+                name = f"{names[name]}//{name}"
+            kind, compression = _format(name) or (BUILTIN, None)
+            found[identity or BUILTIN] = Source(name=name, path=path, weight=weight, kind=kind, compression=compression)
+    if any(source.kind == "warc" for source in found.values()):
+        from data_prep.warc_format import require_warc
+
+        require_warc()
     return list(found.values())
 
 
-def _expand(entry: str) -> list[tuple[Path, str]]:
-    """(file, name) for one entry of `corpus.paths`."""
-    path = Path(entry).expanduser()
-    if path.is_file():
-        if not path.name.endswith(SUFFIXES):
-            raise UserError(f"corpus file {path} is of an unknown kind: expected {', '.join(SUFFIXES)}")
-        return [(path, path.name)]
-    if path.is_dir():
-        root, candidates = path, path.rglob("*")
-    elif glob.has_magic(entry):
-        magic = next(i for i, part in enumerate(path.parts) if glob.has_magic(part))
-        root = Path(*path.parts[:magic])
-        candidates = map(Path, glob.iglob(str(path), recursive=True))
+def _format(name: str) -> tuple[Kind, Compression] | None:
+    """Kind and compression as the name's suffixes say; None for files that hold no corpus."""
+    stem, suffix = os.path.splitext(name.lower())
+    compression = _COMPRESSIONS.get(suffix)
+    kind = _KINDS.get(os.path.splitext(stem)[1] if compression else suffix)
+    return None if kind is None else (kind, compression)
+
+
+def _builtin_entry(_: str) -> list[tuple[None, str]]:
+    return [(None, BUILTIN)]
+
+
+def _expand_local(entry: str) -> list[tuple[str, str]]:
+    """(path, name) of the files of one entry."""
+    path = os.path.expanduser(entry)
+    if os.path.isdir(path):
+        root, found = path, list(_walk(path))
+    elif os.path.exists(path):
+        if _format(path) is None:
+            raise UserError(f"corpus file {path} is of an unknown kind: expected {KNOWN_FILES}")
+        if not os.path.isfile(path):
+            raise UserError(f"corpus file {path} is no regular file")
+        root, found = os.path.dirname(path), [path]
+    elif glob.has_magic(path):
+        parts = Path(path).parts
+        root = str(Path(*parts[: next(i for i, part in enumerate(parts) if glob.has_magic(part))]))
+        found = glob.glob(path, recursive=True)
     else:
-        raise UserError(f"corpus path {entry} does not exist")
-    files = [p for p in candidates if p.name.endswith(SUFFIXES) and p.is_file()]
+        raise UserError(f"corpus path {entry} does not exist{_unreadable_parent(path)}")
+    files = [p for p in found if _format(p) and os.path.isfile(p)]
     if not files:
-        raise UserError(f"corpus path {entry} matches no {', '.join(SUFFIXES)} file")
-    return sorted(((p, p.relative_to(root).as_posix()) for p in files), key=lambda pair: pair[1])
+        raise UserError(f"corpus path {entry} matches no readable corpus file: expected {KNOWN_FILES}")
+    for file in files:
+        if not os.access(file, os.R_OK):
+            raise UserError(f"cannot read the corpus file {file}: permission denied")
+    named = ((p, _printable(Path(os.path.relpath(p, root or ".")).as_posix())) for p in files)
+    return sorted(named, key=lambda pair: pair[1])
 
 
-def read_documents(sources: Iterable[Source], config: CorpusConfig) -> Iterator[Document]:
-    """Documents in order; those without text (white space only) are left out.
+def _unreadable_parent(path: str) -> str:
+    """Why a path may seem not to exist."""
+    for parent in reversed(Path(path).absolute().parents):
+        if parent.is_dir() and not os.access(parent, os.X_OK):
+            return f", or {parent} may not be entered"
+    return ""
 
-    Raises:
-        UserError: a file cannot be read, is no UTF-8 or no gzip, or a line is not a JSON object with
-            a text; names file and line.
-    """
-    for source in sources:
-        if source.path is None:
-            yield from builtin_documents(config.builtin_max_bytes)
-        elif ".jsonl" in source.path.suffixes:
-            yield from _read_jsonl(source, source.path, config.text_field)
+
+def _walk(root: str) -> Iterator[str]:
+    """Files below a folder; links to folders are followed, each folder is walked once."""
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"cannot read the corpus folder {error.filename}: {error.strerror}")
+
+    seen = set()
+    for folder, subfolders, files in os.walk(root, onerror=refuse, followlinks=True):
+        real = os.path.realpath(folder)
+        subfolders[:] = [] if real in seen else sorted(name for name in subfolders if not name.startswith("."))
+        if real not in seen:
+            yield from (os.path.join(folder, name) for name in files if not name.startswith("."))
+        seen.add(real)
+
+
+def _printable(name: str) -> str:
+    """A file name need not be text; an id must be."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def _expand_url(entry: str) -> list[tuple[str, str]]:
+    """(URL, name) of the files of one entry that fsspec opens."""
+    import fsspec.core
+
+    link, separator, outer = entry.partition("::")
+    query_is_magic = not link.startswith("http")
+    magic = "*" in link or "[" in link or (query_is_magic and "?" in link)
+    try:
+        if not is_url(link):
+            link, separator, outer = entry, "", ""
+        filesystem, path = fsspec.core.url_to_fs(entry)
+        if magic:
+            found = [p for p, info in filesystem.glob(path, detail=True).items() if info["type"] == "file"]
+            fixed = path[: min(path.find(c) for c in "*[?" if c in path)]
+            root = fixed[: fixed.rfind("/") + 1]
+        elif filesystem.isfile(path):
+            found, root = [path], path[: path.split("?")[0].rfind("/") + 1]
         else:
-            text = "\n".join(line for _, line in _lines(source.path))
-            if text.strip():
-                yield Document(id=source.name, text=text, source=source.name)
+            found, root = filesystem.find(path), path.rstrip("/") + "/"
+        urls = [(filesystem.unstrip_protocol(p) + separator + outer, p) for p in map(str, found)]
+    except UserError:
+        raise
+    except Exception as error:  # every file system raises its own kinds
+        raise UserError(f"cannot look up the corpus path {entry}: {type(error).__name__}: {error}") from error
+    named = [(url, p.split("?")[0] if link.startswith("http") else p) for url, p in urls]
+    named = [(url, name.removeprefix(root)) for url, name in named]
+    if len(found) == 1 and not magic and _format(named[0][1]) is None:
+        raise UserError(f"corpus file {entry} is of an unknown kind: expected {KNOWN_FILES}")
+    files = sorted(((url, name) for url, name in named if _format(name)), key=lambda pair: pair[1])
+    if not files:
+        raise UserError(f"corpus path {entry} does not exist or matches no corpus file: expected {KNOWN_FILES}")
+    return files
 
 
-def fingerprints(sources: Iterable[Source], config: CorpusConfig) -> list[dict[str, Any]]:
-    """Name, size in bytes and sha256 of every source.
+# --- what is in a file -------------------------------------------------------------------------------
+
+
+class _Hashed:
+    """A file object that hashes what is read of it."""
+
+    def __init__(self, raw: BinaryIO) -> None:
+        self._raw = raw
+        self.sha256 = hashlib.sha256()
+        self.size = 0
+
+    def read(self, size: int) -> bytes:
+        block = self._raw.read(size)
+        self.sha256.update(block)
+        self.size += len(block)
+        return block
+
+    def read_on(self) -> None:
+        """To the end, which a damaged file may have behind what can be decompressed."""
+        while self.read(1 << 20):
+            pass
+
+    def close(self) -> None:
+        self._raw.close()
+
+
+class _LineCounts:
+    """Line ends before every `step` bytes; the step doubles so that a file has at most 1,024 of them."""
+
+    def __init__(self) -> None:
+        self.step = _LINE_STEP
+        self.counts: list[int] = []
+        self.size = 0
+        self._lines = 0
+
+    def add(self, block: bytes) -> None:
+        begin = 0
+        while begin < len(block):
+            taken = min(len(block) - begin, self.step - self.size % self.step)
+            self._lines += block.count(b"\n", begin, begin + taken)
+            self.size += taken
+            begin += taken
+            if self.size % self.step == 0:
+                self.counts.append(self._lines)
+                if len(self.counts) == _LINE_STEPS:
+                    self.step *= 2
+                    self.counts = self.counts[1::2]
+
+
+def fingerprint(source: Source, config: CorpusConfig) -> dict[str, Any]:
+    """What a file holds.
+
+    Returns:
+        `name`; `size` and `sha256` of the file as it is; `units` that partitions share out; `bytes` of its text,
+        decompressed; for files that can be entered anywhere `line_step` and `lines`, the line ends before each
+        multiple of it.
 
     Raises:
-        UserError: a file cannot be read.
+        UserError: the file cannot be read.
     """
-    entries = []
-    for source in sources:
-        if source.path is None:
-            digest, size = hashlib.sha256(), 0
-            for document in builtin_documents(config.builtin_max_bytes):
-                content = f"{document.id}\n{document.text}\n".encode()
-                digest.update(content)
-                size += len(content)
-            entries.append({"name": source.name, "size": size, "sha256": digest.hexdigest()})
-            continue
-        try:
-            with open(source.path, "rb") as stream:
-                sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
-                size = os.fstat(stream.fileno()).st_size
-        except OSError as error:
-            raise UserError(f"cannot read the corpus file {source.path}: {error.strerror}") from error
-        entries.append({"name": source.name, "size": size, "sha256": sha256})
-    return entries
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(number from 1, line without its end) of a UTF-8 file, plain or gzip."""
-    number = 0
+    if source.path is None:
+        return _builtin_fingerprint(config)
+    hashed = _Hashed(open_raw(source.path))
     try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as stream:
-            for number, line in enumerate(stream, start=1):
-                if number == 1:
-                    line = line.removeprefix(b"\xef\xbb\xbf")
-                yield number, line.decode("utf-8").removesuffix("\n").removesuffix("\r")
-    except UnicodeDecodeError as error:
-        raise UserError(f"corpus file {path}, line {number}: not UTF-8 ({error.reason}); convert it") from error
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise UserError(f"corpus file {path}, after line {number}: damaged gzip ({error})") from error
-    except OSError as error:
-        raise UserError(f"cannot read the corpus file {path}: {error.strerror or error}") from error
+        with user_errors(source.path):
+            if source.kind == "parquet":
+                entry = _parquet_units(source, config)
+                hashed.read_on()
+            else:
+                entry = _text_units(source, config, hashed)
+    finally:
+        hashed.close()
+    return {"name": source.name, "size": hashed.size, "sha256": hashed.sha256.hexdigest(), **entry}
 
 
-def _read_jsonl(source: Source, path: Path, field: str) -> Iterator[Document]:
-    for number, line in _lines(path):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"corpus file {path}, line {number}: not JSON ({error})") from error
-        if not isinstance(record, dict) or not isinstance(record.get(field), str):
-            found = f"its fields are {', '.join(record)}" if isinstance(record, dict) else "it is no object"
-            raise UserError(
-                f"corpus file {path}, line {number}: no text in field '{field}', {found[:200]}; "
-                "name the right one with --corpus.text_field"
+def _builtin_fingerprint(config: CorpusConfig) -> dict[str, Any]:
+    digest, size = hashlib.sha256(), 0
+    for id, text in builtin_documents(config.builtin_max_bytes):
+        content = f"{id}\n{text}\n".encode()
+        digest.update(content)
+        size += len(content)
+    documents = len(builtin_documents(config.builtin_max_bytes))
+    return {"name": BUILTIN, "size": size, "sha256": digest.hexdigest(), "units": documents, "bytes": size}
+
+
+def _text_units(source: Source, config: CorpusConfig, raw: _Hashed) -> dict[str, Any]:
+    counts = _LineCounts()
+    stream = open_text(source, raw=raw)
+    while block := stream.read(1 << 20):
+        counts.add(block)
+    raw.read_on()
+    if source.kind == "txt" and config.txt_documents == "file":
+        return {"units": 1, "bytes": counts.size}
+    entry = {"units": counts.size, "bytes": counts.size}
+    if counts.counts and stream.can_enter and source.kind in ("txt", "jsonl"):
+        entry |= {"line_step": counts.step, "lines": counts.counts}
+    return entry
+
+
+def _parquet_units(source: Source, config: CorpusConfig) -> dict[str, Any]:
+    from data_prep.parquet_format import ParquetSource
+
+    try:
+        opened = ParquetSource(source)
+    except DamagedFile:
+        return {"units": 0, "bytes": 0}
+    try:
+        return {"units": opened.file.metadata.num_row_groups, "bytes": opened.text_bytes(config.text_field)}
+    finally:
+        opened.close()
+
+
+# --- partitions --------------------------------------------------------------------------------------
+
+
+def partition_bytes(total_bytes: int) -> int:
+    """Text that one partition should hold: a 2,048th of the corpus, but 4 to 128 MB."""
+    return min(max(total_bytes // _WANTED_PARTITIONS, MIN_PARTITION_BYTES), _MAX_PARTITION_BYTES)
+
+
+def plan_partitions(sources: Sequence[Source], fingerprints: Sequence[Mapping[str, Any]]) -> list[Partition]:
+    """Partitions of about the same size, each of one file; every file has at least one."""
+    wanted = partition_bytes(sum(found["bytes"] for found in fingerprints))
+    partitions: list[Partition] = []
+    for number, (source, found) in enumerate(zip(sources, fingerprints, strict=True)):
+        units = found["units"]
+        lines = {0: 0}
+        if source.kind in ("parquet", BUILTIN) or units <= 1:
+            count = max(1, min(units, found["bytes"] // wanted))
+            cuts = [units * i // count for i in range(count)]
+        else:
+            step = found.get("line_step", _LINE_STEP)
+            lines |= {step * (i + 1): count for i, count in enumerate(found.get("lines", ()))}
+            size = step * max(1, round(wanted / step))
+            cuts = list(range(0, max(units, 1), size))
+        for begin, end in zip(cuts, [*cuts[1:], units], strict=True):
+            partitions.append(
+                Partition(index=len(partitions), source=number, begin=begin, end=end, lines_before=lines.get(begin))
             )
-        text = _encodable(record[field]).replace("\r\n", "\n")
-        if text.strip():
-            yield Document(id=f"{source.name}:{number}", text=text, source=source.name)
+    return partitions
 
 
-def _encodable(text: str) -> str:
-    """JSON may escape half of a surrogate pair, which no UTF-8 can hold: it becomes U+FFFD."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
+# --- reading -----------------------------------------------------------------------------------------
+
+_resting: tuple[Any, Any] | None = None
+"""(what it reads, reader) of the partition that this process has read last: where the next one lies further on in the
+same file, its reader goes on instead of decompressing the file from its beginning again"""
 
 
-# --- the built-in corpus -----------------------------------------------------------------------------
+def read_partition(
+    source: Source, partition: Partition, config: CorpusConfig, cleaning: CleaningConfig
+) -> Iterator[Document | Reject]:
+    """The documents and rejects of one partition, in their order.
 
-PROSE_FIRST = (
-    "numpy",
-    "scipy",
-    "pandas",
-    "sklearn",
-    "networkx",
-    "matplotlib",
-    "sqlalchemy",
-    "sympy",
-    "torch",
-    "transformers",
-    "mlflow",
-)
-"""Installed packages with much prose, read before the others"""
-
-_SKIPPED_FOLDERS = {"test", "tests", "site-packages", "__pycache__", "_vendor", "vendored"}
-# A docstring follows the colon that ends a class or function head, or opens the file.
-_DOCSTRING = re.compile(r'(?:\A(?:[ \t]*(?:#[^\n]*)?\n)*|:[ \t]*\n\s*)([rR]?"""(.{40,}?)""")', re.S)
-
-
-@lru_cache(maxsize=2)
-def builtin_documents(max_bytes: int) -> tuple[Document, ...]:
-    """The built-in corpus, one document a module, up to `max_bytes` of UTF-8; needs a few seconds."""
-    documents: list[Document] = []
-    seen: set[str] = set()
-    size = 0
-    for name, texts in _builtin_modules():
-        paragraphs = []
-        for paragraph in (p for text in texts for p in prose(text)):
-            if paragraph in seen:
-                continue
-            seen.add(paragraph)
-            paragraphs.append(paragraph)
-            size += len(paragraph.encode()) + 1
-            if size >= max_bytes:
-                break
-        if paragraphs:
-            documents.append(Document(id=f"{BUILTIN}:{name}", text="\n".join(paragraphs), source=BUILTIN))
-        if size >= max_bytes:
-            break
-    return tuple(documents)
-
-
-def _builtin_modules() -> Iterator[tuple[str, Iterable[str]]]:
-    """(name, texts) of the documentation topics, the standard library and the installed packages."""
-    from pydoc_data.topics import topics  # a table of texts and nothing else
-
-    for topic in sorted(topics):
-        yield f"topics/{topic}", [topics[topic]]
-    standard = Path(sysconfig.get_paths()["stdlib"])
-    installed = Path(sysconfig.get_paths()["purelib"])
-    folders = sorted(p.name for p in installed.iterdir() if (p / "__init__.py").is_file())
-    first = [name for name in PROSE_FIRST if name in folders]
-    roots = [standard] + [installed / name for name in first + [f for f in folders if f not in first]]
-    for root in roots:
-        for path in _python_files(root):
-            try:
-                source = path.read_text(encoding="utf-8")
-            except (OSError, UnicodeDecodeError):  # not the user's file: nothing to mend
-                continue
-            yield path.relative_to(root.parent).as_posix(), _docstrings(source)
-
-
-def _python_files(root: Path) -> Iterator[Path]:
-    for folder, subfolders, files in os.walk(root):
-        subfolders[:] = sorted(f for f in subfolders if f not in _SKIPPED_FOLDERS)
-        yield from (Path(folder, name) for name in sorted(files) if name.endswith(".py"))
-
-
-def _docstrings(source: str) -> Iterator[str]:
-    """Docstrings found by their place: parsing every file whole would take ten times as long."""
-    for match in _DOCSTRING.finditer(source):
-        literal, text = match.group(1, 2)
-        if "\\" in text and not literal.startswith(("r", "R")):
-            try:
-                text = ast.literal_eval(literal)
-            except (ValueError, SyntaxError):
-                continue
-        yield text
-
-
-_MARKER = re.compile(r"\s*(?:[-*+•]|\d+[.)]|:\w[^:]*:|[\w*., \[\]`]{1,40}(?: ?\([^()]*\))? ?:(?= ))\s*")
-"""What opens an entry of a list, or a parameter's description"""
-_MARKUP = re.compile(r":[\w:]+:`~?([^`<]*)(?:<[^`]*)?`|`{1,2}([^`]*)`{1,2}_?|\*\*([^*]+)\*\*|\*(\w[^*]*)\*")
-_SENTENCE = re.compile(r"[\"'(]?[A-Z][^|{}\\<>=\[\]]*[.!?:][\"')]?", re.S)
-
-
-def prose(text: str) -> list[str]:
-    """The paragraphs of a docstring that are English sentences.
-
-    Doctests, code blocks, tables, signatures, headings and lists of names are left out, markup is
-    stripped.
+    Raises:
+        UserError: the file cannot be read; damaged content is a Reject instead.
     """
-    paragraphs = []
-    for lines in _paragraphs(text):
-        paragraph = " ".join(lines)
-        if paragraph.count(" ") < 5:
-            continue
-        if "`" in paragraph or "*" in paragraph:
-            paragraph = _MARKUP.sub(lambda m: m.group(m.lastindex or 0), paragraph)
-        if _SENTENCE.fullmatch(paragraph) and _mostly_letters(paragraph):
-            paragraphs.append(paragraph)
-    return paragraphs
+    if source.kind == BUILTIN:
+        for id, text in builtin_documents(config.builtin_max_bytes)[partition.begin : partition.end]:
+            yield from whole_document(id, text, cleaning)
+        return
+    read = _read_parquet if source.kind == "parquet" else _read_text
+    found = False
+    for item in read(source, partition, config, cleaning):
+        found = True
+        yield item
+    if not found and partition.begin == 0 and _holds_nothing(source, config):
+        yield Reject(id=source.name, reason="empty", detail="the file holds no text", sample="")
 
 
-def _mostly_letters(paragraph: str) -> bool:
-    letters = sum(map(str.isalpha, paragraph))
-    return letters + paragraph.count(" ") >= 0.9 * len(paragraph)
+def _read_parquet(
+    source: Source, partition: Partition, config: CorpusConfig, cleaning: CleaningConfig
+) -> Iterator[Document | Reject]:
+    from data_prep.parquet_format import ParquetSource, read_parquet
+
+    key = file_state(source)
+    opened = _take(key)
+    if opened is None:
+        try:
+            opened = ParquetSource(source)
+        except DamagedFile as damage:
+            if partition.begin == 0:
+                yield Reject(id=source.name, reason="damaged_file", detail=str(damage), sample="")
+            return
+    yield from read_parquet(opened, source, partition, config, cleaning)
+    _rest(key, opened)
 
 
-def _paragraphs(text: str) -> Iterator[list[str]]:
-    """Stripped lines that belong together: no blank line, no change of indentation between them."""
-    current: list[str] = []
-    indent = -1  # of the paragraph; -1 after the docstring's first line, whose own says nothing
-    block_indent: int | None = None  # lines indented deeper belong to a code block or a directive
-    fenced = doctest = False
-    for number, line in enumerate(text.expandtabs().split("\n")):
-        stripped = line.strip()
-        depth = len(line) - len(line.lstrip()) if number else -1
-        doctest = bool(stripped) and (doctest or stripped.startswith(">>>"))
-        if block_indent is not None and stripped and depth <= block_indent:
-            block_indent = None
-        fence = stripped.startswith("```")
-        fenced ^= fence
-        directive = stripped.startswith((".. ", "@"))
-        skip = fenced or fence or doctest or block_indent is not None or directive or _is_rule(stripped)
-        marker = _MARKER.match(line) if stripped and (stripped[0] in "-*+•:0123456789" or ":" in line) else None
-        if current and (skip or marker or not stripped or (depth != indent and indent >= 0)):
-            yield current
-            current = []
-        if block_indent is None and (directive or stripped.endswith("::")):
-            block_indent = depth
-        if skip or not stripped:
-            continue
-        content = line[marker.end() :].rstrip() if marker else stripped
-        indent = len(line) - len(line[marker.end() :]) if marker else depth
-        if content:
-            current.append(content.removesuffix(":") if content.endswith("::") else content)
-    if current:
-        yield current
+class _LineReader:
+    """Reads the partitions of a .txt or .jsonl file."""
+
+    def __init__(self, stream: TextStream, source: Source, config: CorpusConfig, cleaning: CleaningConfig) -> None:
+        self.stream = stream
+        self._arguments = (source, config, cleaning)
+
+    @property
+    def last_start(self) -> int:
+        return self.stream.last_start
+
+    def read(self, partition: Partition) -> Iterator[Document | Reject]:
+        source, config, cleaning = self._arguments
+        self.stream.skip_to(partition.begin)
+        yield from read_lines(self.stream, source, partition, config, cleaning)
 
 
-def _is_rule(stripped: str) -> bool:
-    """A heading's underline or a table's border."""
-    return len(stripped) > 2 and not stripped.strip("-=~^\"*#+|' ")
+def _read_text(
+    source: Source, partition: Partition, config: CorpusConfig, cleaning: CleaningConfig
+) -> Iterator[Document | Reject]:
+    whole = source.kind == "txt" and config.txt_documents == "file"
+    if whole and partition.begin > 0:
+        return
+    key = (file_state(source), config.txt_documents, config.text_field, cleaning)
+    reader = _take(key, partition.begin)
+    if reader is None:
+        reader = _open_reader(source, partition, config, cleaning)
+    yield from reader.read(partition)
+    if whole:
+        reader.stream.close()
+        return
+    yield from _damage_behind(reader, source, partition, config)
+    _rest(key, reader)
+
+
+def _open_reader(source: Source, partition: Partition, config: CorpusConfig, cleaning: CleaningConfig) -> Any:
+    if source.kind == "warc":
+        from data_prep.warc_format import WarcReader
+
+        return WarcReader(open_text(source), source, cleaning)
+    if source.kind in ("csv", "tsv"):
+        from data_prep.csv_format import CsvReader
+
+        return CsvReader(open_text(source), source, config, cleaning)
+    stream = open_text(source, partition.begin, partition.lines_before)
+    return _LineReader(stream, source, config, cleaning)
+
+
+def _damage_behind(reader: Any, source: Source, partition: Partition, config: CorpusConfig) -> Iterator[Reject]:
+    """A reject if the file is damaged behind the partition's last text; inside one it was rejected with it."""
+    stream: TextStream = reader.stream
+    ended = reader.at_end() if source.kind == "warc" else stream.at_end()
+    if not ended or stream.damage is None:
+        return
+    if source.kind in ("csv", "tsv") and reader.records.cut:
+        return
+    if source.kind in ("txt", "jsonl") and stream.inside_line:
+        return
+    if source.kind == "txt" and config.txt_documents == "paragraph" and not stream.previous_blank:
+        return
+    if partition.begin < stream.fetched <= partition.end or stream.fetched == 0:
+        yield Reject(id=source.name, reason="damaged_file", detail=str(stream.damage), sample="")
+
+
+def _holds_nothing(source: Source, config: CorpusConfig) -> bool:
+    """Whether a file is whole and without any text, as an empty one."""
+    if source.kind == "parquet":
+        return True  # its first row group gave nothing, not even a reject
+    stream = open_text(source)
+    try:
+        if source.kind in ("csv", "tsv"):
+            from data_prep.csv_format import holds_no_record
+
+            return holds_no_record(stream, source.kind) and stream.damage is None
+        if source.kind == "warc":
+            from data_prep.warc_format import WarcReader
+
+            return WarcReader(stream, source, CleaningConfig()).at_end() and stream.damage is None
+        while not stream.at_end():
+            stream.skip_line()
+            if not stream.previous_blank:
+                return False
+        return stream.damage is None
+    finally:
+        stream.close()
+
+
+def _take(key: Any, begin: int | None = None) -> Any:
+    """The resting reader, if it reads this and has not passed `begin` yet."""
+    global _resting
+    resting, _resting = _resting, None
+    if resting is None:
+        return None
+    if resting[0] == key and (begin is None or resting[1].last_start < begin):
+        return resting[1]
+    _close(resting[1])
+    return None
+
+
+def _rest(key: Any, reader: Any) -> None:
+    """Keep a reader for the next partition."""
+    global _resting
+    if _resting is not None:
+        _close(_resting[1])
+    _resting = (key, reader)
+
+
+def _close(reader: Any) -> None:
+    getattr(reader, "stream", reader).close()

@@ -1,8 +1,8 @@
 """THE contract between preparation and training: what a shard folder holds, written and read here alone.
 
-A folder holds `manifest.json`, `tokenizer.json` and tars of two splits, `train` and `validation`. A tar
-is USTAR; each member is one chunk of rows as a safetensors file. Legend of the shapes: n rows of a chunk,
-L seq_length, k mask variants, P masked_per_row.
+A folder holds `manifest.json`, `tokenizer.json`, tars of two splits, `train` and `validation`, and, where the
+manifest says so, `rejects.jsonl.gz`: what of the corpus is not in the rows. A tar is USTAR; each member is one chunk
+of rows as a safetensors file. Legend of the shapes: n rows of a chunk, L seq_length, k mask variants, P masked_per_row.
 
     input_ids           [n, L]     original tokens, [CLS] ... [SEP], [PAD] behind
     lengths             [n]        real tokens
@@ -11,12 +11,14 @@ L seq_length, k mask variants, P masked_per_row.
     num_masked          [n, k]     slots in use
     sequence_ids        [n]        u64, stable and unique in the folder
     boundary_offsets    [n + 1]    u32; row i has boundary_positions[offsets[i]:offsets[i + 1]]
-    boundary_positions  [ragged]   where a new document begins inside a row
+    boundary_positions  [ragged]   where a new document begins inside a row, after a [SEP]; where the pieces of a row
+                                   are isolated from each other, that is at a [CLS]
 
 Token ids are u16 where the vocabulary allows, else u32; everything unmarked is u16.
 """
 
 import hashlib
+import io
 import json
 import math
 import mmap
@@ -33,10 +35,12 @@ import xxhash
 from safetensors.numpy import save as save_safetensors
 
 from data_prep.command_line import UserError
+from data_prep.remote import RemoteFolder, is_url
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
+REJECTS = "rejects.jsonl.gz"
 SPLITS = ("train", "validation")
 CHUNK_EXTENSION = "rows.safetensors"
 """Of a chunk's member; what stands before it is the WebDataset key"""
@@ -46,6 +50,7 @@ _DTYPES = {"U16": np.dtype("<u2"), "U32": np.dtype("<u4"), "U64": np.dtype("<u8"
 _BLOCK = tarfile.BLOCKSIZE
 _OWNER = "narrowbert"
 _MODE = 0o444
+_RESTORE = "restore the file from a copy or prepare again"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,33 +150,45 @@ def _chunk_key(shard: str, chunk: int) -> str:
 def write_shard(folder: Path, split: str, index: int, chunks: Iterable[Mapping[str, np.ndarray]]) -> dict[str, Any]:
     """Write one tar; its bytes depend on the chunks alone.
 
+    The file appears under its name when it is complete and on disk, never before.
+
     Returns:
         The shard's entry in the manifest: name, size, sha256, rows, and per chunk offset (of the
         member's data in the file), length, rows and xxh3 (128 bit).
     """
-    from webdataset.writer import TarWriter  # brings torch along: not for those who only read
-
     path = folder / shard_name(split, index)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     entries: list[dict[str, Any]] = []
-    with open(path, "wb") as stream:
-        writer = TarWriter(stream, user=_OWNER, group=_OWNER, mode=_MODE, mtime=0, encoder=False)
-        writer.tarstream.format = tarfile.USTAR_FORMAT  # TarWriter leaves tarfile's default, PAX
-        for number, arrays in enumerate(chunks):
-            data = encode_arrays(arrays)
-            offset = writer.tarstream.offset + _BLOCK
-            writer.write({"__key__": _chunk_key(path.name, number), CHUNK_EXTENSION: data})
-            rows = len(arrays["lengths"])
-            entries.append({"offset": offset, "length": len(data), "rows": rows, "xxh3": _chunk_hash(data)})
-        writer.close()
-        stream.flush()
-        os.fsync(stream.fileno())
+    try:
+        with open(partial, "wb") as stream:
+            with tarfile.TarFile(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+                for number, arrays in enumerate(chunks):
+                    data = encode_arrays(arrays)
+                    offset = tar.offset + _BLOCK
+                    tar.addfile(_member(path.name, number, len(data)), io.BytesIO(data))
+                    rows = len(arrays["lengths"])
+                    entries.append({"offset": offset, "length": len(data), "rows": rows, "xxh3": _chunk_hash(data)})
+            stream.flush()
+            os.fsync(stream.fileno())
+        sha256 = file_sha256(partial)
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
     return {
         "name": path.name,
         "size": path.stat().st_size,
-        "sha256": file_sha256(path),
+        "sha256": sha256,
         "rows": sum(entry["rows"] for entry in entries),
         "chunks": entries,
     }
+
+
+def _member(shard: str, chunk: int, length: int) -> tarfile.TarInfo:
+    """A chunk's place in its tar, the same as webdataset.writer.TarWriter makes; importing that takes seconds."""
+    member = tarfile.TarInfo(f"{_chunk_key(shard, chunk)}.{CHUNK_EXTENSION}")
+    member.size, member.mode, member.uname, member.gname = length, _MODE, _OWNER, _OWNER
+    return member
 
 
 def write_manifest(folder: Path, content: Mapping[str, Any]) -> str:
@@ -208,15 +225,61 @@ def file_sha256(path: str | Path) -> str:
 # --- reading ---------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Files:
+    """Where the files of a shard folder are."""
+
+    path: Path
+    """The folder, or the cache of the remote one"""
+    remote: RemoteFolder | None
+    """Where files that are not in the cache come from"""
+
+    def name(self, file: str) -> str:
+        """What to call a file in messages."""
+        return str(self.path / file) if self.remote is None else f"{self.remote}/{file}"
+
+    def local(self, entry: Mapping[str, Any]) -> Path:
+        """The path of the file of that name, sha256 and perhaps size on this machine, fetched if need be.
+
+        Raises:
+            UserError: it cannot be fetched.
+        """
+        if self.remote is None:
+            return self.path / entry["name"]
+        return self.remote.fetch(entry["name"], self.path, sha256=entry["sha256"], size=entry.get("size"))
+
+    def problem(self, entry: Mapping[str, Any]) -> str | None:
+        """What is wrong with presence and size of a file, if anything."""
+        try:
+            path = self.local(entry)
+        except UserError as error:
+            return str(error)
+        if not path.is_file():
+            return f"{path} is missing"
+        size = path.stat().st_size
+        return None if size == entry.get("size", size) else f"{path} has {size} bytes instead of {entry['size']}"
+
+    def refuse(self, shard: Mapping[str, Any], problem: str) -> UserError:
+        """The error for a shard whose content is damaged; a copy in the cache is deleted."""
+        if self.remote is None:
+            return UserError(f"shard {self.name(shard['name'])}, {problem}; {_RESTORE}")
+        copy = self.path / shard["name"]
+        copy.unlink(missing_ok=True)
+        return UserError(
+            f"shard {self.name(shard['name'])}, {problem}; its copy {copy} has been deleted, so that the next start "
+            "fetches it again"
+        )
+
+
 class ShardSplit:
     """The chunks of one split, in order. Build it through `ShardFolder.split`."""
 
-    def __init__(self, folder: Path, name: str, entry: Mapping[str, Any], geometry: Geometry) -> None:
+    def __init__(self, files: _Files, name: str, entry: Mapping[str, Any], geometry: Geometry) -> None:
         self.name = name
         self.num_rows: int = entry["rows"]
         self.chunk_rows = np.array([c["rows"] for s in entry["shards"] for c in s["chunks"]], dtype=np.int64)
         """[chunks] rows of each chunk"""
-        self._folder = folder
+        self._files = files
         self._geometry = geometry
         self._shards = entry["shards"]
         self._places = [(s, c) for s, shard in enumerate(self._shards) for c in range(len(shard["chunks"]))]
@@ -230,26 +293,22 @@ class ShardSplit:
     def chunk(self, index: int) -> dict[str, np.ndarray]:
         """The fields of a chunk (table at the top of this file): read-only views of the mapped file.
 
-        The chunk's hash is checked at the first touch.
+        The chunk's hash is checked at the first touch. A remote shard is fetched at the first touch of a chunk of it.
 
         Raises:
             UserError: the bytes are not those that were written; names shard and chunk.
         """
         if index not in self._arrays:
             shard, number = self._places[index]
-            entry = self._shards[shard]["chunks"][number]
             try:
-                self._arrays[index] = _read_chunk(self._map(shard), entry, self._geometry)
+                self._arrays[index] = _read_chunk(self._map(shard), self._shards[shard], number, self._geometry)
             except ValueError as error:
-                path = self._folder / self._shards[shard]["name"]
-                raise UserError(
-                    f"shard {path}, chunk {number}: {error}; restore the file from a copy or prepare again"
-                ) from error
+                raise self._files.refuse(self._shards[shard], f"chunk {number}: {error}") from error
         return self._arrays[index]
 
     def _map(self, shard: int) -> mmap.mmap:
         if shard not in self._maps:
-            self._maps[shard] = _map_file(self._folder / self._shards[shard]["name"])
+            self._maps[shard] = _map_file(self._files.local(self._shards[shard]))
         return self._maps[shard]
 
 
@@ -258,9 +317,21 @@ class ShardFolder:
     """A shard folder whose manifest, tokenizer and file sizes have been checked; see `open_shards`."""
 
     path: Path
-    """The folder"""
+    """The folder; of a remote one the cache"""
     manifest: dict[str, Any]
     """manifest.json"""
+    remote: RemoteFolder | None = None
+    """Where it comes from, if not from this machine"""
+
+    @property
+    def location(self) -> str:
+        """What `open_shards` opens this folder by, from anywhere: the absolute path, or the URL."""
+        return str(self.path.resolve()) if self.remote is None else self.remote.url
+
+    @property
+    def files(self) -> _Files:
+        """Where its files are."""
+        return _Files(path=self.path, remote=self.remote)
 
     @property
     def root_hash(self) -> str:
@@ -315,27 +386,58 @@ class ShardFolder:
         """
         if name not in self.manifest["splits"]:
             raise UserError(f"{self.path} has no split '{name}': it has {', '.join(SPLITS)}")
-        return ShardSplit(self.path, name, self.manifest["splits"][name], self.geometry)
+        return ShardSplit(self.files, name, self.manifest["splits"][name], self.geometry)
 
 
 def open_shards(folder: str | Path) -> ShardFolder:
-    """Open a shard folder: checks schema version, root hash, tokenizer, and every shard's size.
+    """Open a shard folder: checks schema version, root hash, tokenizer, counts, and every shard's size.
+
+    Of a folder behind a URL the manifest is read and the tokenizer is fetched; a shard is fetched into the cache
+    (~/.cache/narrowbert, or the variable NARROWBERT_CACHE) when it is first touched, and checked then.
 
     Raises:
         UserError: whatever does not match, by file name.
     """
-    path = Path(folder)
-    manifest = read_manifest(path)
-    tokenizer = path / TOKENIZER
-    if not tokenizer.is_file():
-        raise UserError(f"{tokenizer} is missing: restore it from a copy or prepare again")
-    if file_sha256(tokenizer) != manifest["tokenizer"]["sha256"]:
-        raise UserError(f"{tokenizer} is not the tokenizer the shards were made with: restore it")
-    for shard in _all_shards(manifest):
-        problem = _size_problem(path, shard)
-        if problem:
-            raise UserError(f"{problem}; restore the file from a copy or prepare again")
-    return ShardFolder(path=path, manifest=manifest)
+    opened = _open_folder(folder)
+    problems = [*_count_problems(opened)]
+    if opened.remote is None:
+        found = map(opened.files.problem, _all_shards(opened.manifest))
+        problems += [*_tokenizer_problems(opened), *(f"shard {problem}" for problem in found if problem)]
+    else:
+        opened.files.local(_tokenizer_entry(opened))
+    if problems:
+        raise UserError(f"{problems[0]}; {_RESTORE}")
+    return opened
+
+
+def _open_folder(folder: str | Path) -> ShardFolder:
+    """The folder with its manifest checked, nothing else."""
+    if not is_url(folder):
+        return ShardFolder(path=Path(folder), manifest=read_manifest(Path(folder)))
+    remote = RemoteFolder(url=str(folder))
+    remote.check()
+    manifest = _parse_manifest(remote.read(MANIFEST), f"{remote}/{MANIFEST}")
+    return ShardFolder(path=remote.cache(manifest["root_hash"]), manifest=manifest, remote=remote)
+
+
+def _tokenizer_entry(folder: ShardFolder) -> dict[str, Any]:
+    return {"name": TOKENIZER, "sha256": folder.manifest["tokenizer"]["sha256"]}
+
+
+def _tokenizer_problems(folder: ShardFolder) -> Iterator[str]:
+    entry = _tokenizer_entry(folder)
+    problem = folder.files.problem(entry)
+    if problem:
+        yield problem
+    elif file_sha256(folder.tokenizer_path) != entry["sha256"]:
+        yield f"{folder.tokenizer_path} is not the tokenizer the shards were made with"
+
+
+def _count_problems(folder: ShardFolder) -> Iterator[str]:
+    for name, split in folder.manifest["splits"].items():
+        rows = [sum(chunk["rows"] for chunk in shard["chunks"]) for shard in split["shards"]]
+        if rows != [shard["rows"] for shard in split["shards"]] or sum(rows) != split["rows"]:
+            yield f"{folder.files.name(MANIFEST)}: the row counts of split {name} do not add up"
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -355,6 +457,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         ) from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
+    return _parse_manifest(content, str(path))
+
+
+def _parse_manifest(content: bytes, path: str) -> dict[str, Any]:
     try:
         manifest = json.loads(content)
     except ValueError as error:
@@ -370,21 +476,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     bad = [s["name"] for s in _all_shards(manifest) if not _SHARD_NAME.fullmatch(s["name"])]
     if bad:
         raise UserError(f"{path} names {bad[0]!r}, which is no shard's name")
+    if manifest.get("rejects", {}).get("name", REJECTS) != REJECTS:
+        raise UserError(f"{path} names {manifest['rejects']['name']!r} in place of {REJECTS}")
     return manifest
 
 
 def _all_shards(manifest: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     for split in manifest["splits"].values():
         yield from split["shards"]
-
-
-def _size_problem(folder: Path, shard: Mapping[str, Any]) -> str | None:
-    path = folder / shard["name"]
-    if not path.is_file():
-        return f"shard {path} is missing"
-    if path.stat().st_size != shard["size"]:
-        return f"shard {path} has {path.stat().st_size} bytes instead of {shard['size']}"
-    return None
 
 
 def _map_file(path: Path) -> mmap.mmap:
@@ -395,11 +494,15 @@ def _map_file(path: Path) -> mmap.mmap:
         raise UserError(f"cannot read the shard {path}: {error}") from error
 
 
-def _read_chunk(data: mmap.mmap, entry: Mapping[str, Any], geometry: Geometry) -> dict[str, np.ndarray]:
-    """A chunk's arrays. Raises ValueError where hash or schema do not match."""
+def _read_chunk(data: mmap.mmap, shard: Mapping[str, Any], number: int, geometry: Geometry) -> dict[str, np.ndarray]:
+    """A chunk's arrays. Raises ValueError where tar header, hash or schema do not match."""
+    entry = shard["chunks"][number]
     view = memoryview(data)[entry["offset"] : entry["offset"] + entry["length"]]
     if _chunk_hash(view) != entry["xxh3"]:
         raise ValueError("its bytes are not those that were written (hash mismatch)")
+    header = _member(shard["name"], number, entry["length"]).tobuf(tarfile.USTAR_FORMAT)
+    if data[entry["offset"] - _BLOCK : entry["offset"]] != header:
+        raise ValueError("its tar header is damaged")
     arrays = decode_arrays(view)
     geometry.check(arrays, entry["rows"])
     return arrays
@@ -424,73 +527,71 @@ def verify(folder: str | Path) -> Verification:
     Raises:
         UserError: the manifest cannot be read, so that nothing further can be checked.
     """
-    path = Path(folder)
-    manifest = read_manifest(path)
-    problems: list[str] = []
-    tokenizer = path / TOKENIZER
-    if not tokenizer.is_file() or file_sha256(tokenizer) != manifest["tokenizer"]["sha256"]:
-        problems.append(f"{tokenizer} is missing or not the one the shards were made with")
-    shards = list(_all_shards(manifest))
+    opened = _open_folder(folder)
+    shards = list(_all_shards(opened.manifest))
     known = {shard["name"] for shard in shards}
-    problems += [f"{p} is not in the manifest" for p in sorted(path.glob("*.tar")) if p.name not in known]
-    view = ShardFolder(path=path, manifest=manifest)
+    problems = [*_tokenizer_problems(opened), *_rejects_problems(opened)]
+    problems += [f"{p} is not in the manifest" for p in sorted(opened.path.glob("*.tar")) if p.name not in known]
     sequence_ids: list[np.ndarray] = []
     for shard in shards:
-        problems += _verify_shard(view, shard, sequence_ids)
-    problems += _verify_counts(manifest)
+        problems += _verify_shard(opened, shard, sequence_ids)
+    problems += _count_problems(opened)
+    where = opened.path if opened.remote is None else opened.remote
     every = np.concatenate(sequence_ids) if sequence_ids else np.empty(0, dtype=np.uint64)
     if len(np.unique(every)) != len(every):
-        problems.append(f"{path}: sequence ids are not unique")
+        problems.append(f"{where}: sequence ids are not unique")
     chunks = sum(len(shard["chunks"]) for shard in shards)
     summary = (
-        f"{path}: {len(shards)} shards, {chunks} chunks, {len(every)} rows, "
-        f"{sum(shard['size'] for shard in shards)} bytes, root hash {view.root_hash}"
+        f"{where}: {len(shards)} shards, {chunks} chunks, {len(every)} rows, "
+        f"{sum(shard['size'] for shard in shards)} bytes, root hash {opened.root_hash}"
     )
     return Verification(problems=tuple(problems), summary=summary)
 
 
-def _verify_counts(manifest: Mapping[str, Any]) -> Iterator[str]:
-    for name, split in manifest["splits"].items():
-        rows = [sum(chunk["rows"] for chunk in shard["chunks"]) for shard in split["shards"]]
-        if rows != [shard["rows"] for shard in split["shards"]] or sum(rows) != split["rows"]:
-            yield f"{MANIFEST}: the row counts of split {name} do not add up"
+def _rejects_problems(folder: ShardFolder) -> Iterator[str]:
+    entry = folder.manifest.get("rejects")
+    if entry is None:
+        return
+    problem = folder.files.problem(entry)
+    if problem:
+        yield problem
+    elif file_sha256(folder.path / REJECTS) != entry["sha256"]:
+        yield f"{folder.files.name(REJECTS)} is damaged (its sha256 is not the manifest's)"
 
 
 def _verify_shard(folder: ShardFolder, shard: Mapping[str, Any], sequence_ids: list[np.ndarray]) -> Iterator[str]:
     """Problems of one shard; appends the sequence ids of its sound chunks."""
-    path = folder.path / shard["name"]
-    size_problem = _size_problem(folder.path, shard)
-    if size_problem:
-        yield size_problem
+    name = folder.files.name(shard["name"])
+    problem = folder.files.problem(shard)
+    if problem:
+        yield f"shard {problem}"
         return
+    path = folder.path / shard["name"]
     data = _map_file(path)
-    found = 0
-    for number, entry in enumerate(shard["chunks"]):
+    found: list[str] = []
+    for number in range(len(shard["chunks"])):
         try:
-            arrays = _read_chunk(data, entry, folder.geometry)
+            arrays = _read_chunk(data, shard, number, folder.geometry)
         except ValueError as error:
-            found += 1
-            yield f"shard {path}, chunk {number}: {error}"
+            found.append(f"chunk {number}: {error}")
             continue
         sequence_ids.append(np.array(arrays["sequence_ids"]))
         for problem in _row_problems(arrays, folder):
-            yield f"shard {path}, chunk {number}: {problem}"
+            yield f"shard {name}, chunk {number}: {problem}"
     if hashlib.sha256(data).hexdigest() != shard["sha256"]:
-        outside = list(_frame_problems(data, shard))
-        yield from (f"shard {path}, {problem}" for problem in outside)
-        if not outside and not found:
-            yield f"shard {path}, chunk 0: its sha256 is not the manifest's, though every chunk is sound"
-        return
-    yield from (f"shard {path}, {problem}" for problem in _member_problems(path, shard))
+        found += [problem for problem in _frame_problems(data, shard) if problem not in found]
+        found = found or ["chunk 0: its sha256 is not the manifest's, though every chunk is sound"]
+    else:
+        found += _member_problems(path, shard)
+    yield from (f"shard {name}, {problem}" for problem in found)
 
 
 def _frame_problems(data: mmap.mmap, shard: Mapping[str, Any]) -> Iterator[str]:
     """Where the bytes between the chunks (tar headers, padding, the end) are not as they were written."""
     end = 0
     for number, entry in enumerate(shard["chunks"]):
-        member = tarfile.TarInfo(f"{_chunk_key(shard['name'], number)}.{CHUNK_EXTENSION}")
-        member.size, member.mode, member.uname, member.gname = entry["length"], _MODE, _OWNER, _OWNER
-        if data[end : entry["offset"]] != member.tobuf(tarfile.USTAR_FORMAT):
+        header = _member(shard["name"], number, entry["length"]).tobuf(tarfile.USTAR_FORMAT)
+        if data[end : entry["offset"]] != header:
             yield f"chunk {number}: its tar header is damaged"
         end = entry["offset"] + -(-entry["length"] // _BLOCK) * _BLOCK
         if any(data[entry["offset"] + entry["length"] : end]):
@@ -566,5 +667,15 @@ def _boundary_problems(arrays: Mapping[str, np.ndarray], folder: ShardFolder) ->
         return
     if (np.diff(rows * folder.seq_length + places) <= 0).any():
         yield "has boundaries that do not rise"
-    if (arrays["input_ids"][rows, places - 1] != folder.special_ids["sep"]).any():
+    ids, special = arrays["input_ids"], folder.special_ids
+    if (ids[rows, places - 1] != special["sep"]).any():
         yield "has a boundary that no [SEP] precedes"
+    # Rows of isolated pieces have a [CLS] at every boundary, all others at none.
+    framed = ids[rows, places] == special["cls"]
+    if framed.any() and not framed.all():
+        yield "has boundaries with and without a [CLS]"
+    if (ids[rows, places + 1] == special["sep"])[framed].any():
+        yield "has a piece without tokens"
+    inner = np.flatnonzero(ids[:, 1:] == special["cls"])
+    if not np.isin(inner, (rows * (folder.seq_length - 1) + places - 1)[framed]).all():
+        yield "has a [CLS] inside a row where no boundary is"

@@ -1,63 +1,53 @@
-"""Corpus -> shard folder: map (tokenize, pack), then reduce (shuffle, mask, write), in worker processes.
+"""Corpus -> shard folder: plans the tasks, runs those that are not done yet, and puts the folder in its place.
 
-The plan follows from the input alone: documents are read in order and cut into groups of about
-GROUP_CHARACTERS, every row's id is (group, row in the group), and order and masks are functions of that
-id. So the shards are the same bytes for any number of workers.
+Work is done in OUTPUT.partial, which bears the plan: hashes of configuration, tokenizer and every input. A run
+that was killed is taken up where it stood; a plan of anything else is never mixed with it. `build_shards` runs
+all tasks in worker processes, `run_task` one of them, so that a cluster can spread them over machines.
 """
 
 import dataclasses
-import hashlib
-import importlib.metadata
+import gzip
 import json
-import multiprocessing
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer
 
-from data_prep.command_line import UserError, config_as_dict
-from data_prep.config import PrepConfig, chunk_rows, masked_per_row, tokenizer_path
-from data_prep.corpus import Document, find_sources, fingerprints, read_documents
-from data_prep.masking import mask_rows, stream_keys
-from data_prep.packing import Rows, pack
-from data_prep.shards import (
-    MANIFEST,
-    SPLITS,
-    TOKENIZER,
-    Geometry,
-    decode_arrays,
-    encode_arrays,
-    file_sha256,
-    open_shards,
-    write_manifest,
-    write_shard,
+from data_prep.command_line import UserError
+from data_prep.config import PrepConfig
+from data_prep.planning import PLAN, Progress, as_json, difference, make_plan, read_plan, work_folder
+from data_prep.report import merge, write_report
+from data_prep.rows_as_text import rows_as_text
+from data_prep.shards import MANIFEST, REJECTS, SPLITS, file_sha256, open_shards, write_manifest
+from data_prep.tasks import (
+    RECORD,
+    Plan,
+    map_folder,
+    pack_folder,
+    read_record,
+    reduce_record,
+    run_duplicates,
+    run_map,
+    run_order,
+    run_pack,
+    run_reduce,
 )
-from data_prep.vocabulary import load_tokenizer, ordinary_ids, special_ids, vocabulary_size
-
-GROUP_CHARACTERS = 1 << 21
-"""Text a map task gets; small enough that a few megabytes keep several workers busy"""
-
-ENCODE_CHARACTERS = 1 << 19
-"""Text handed to the tokenizer at once, which bounds the memory of its results"""
+from data_prep.workers import Workers
 
 MIN_ROWS = 16
 """Rows either split needs at least: fewer give no meaningful loss"""
 
-SHUFFLE_STREAM = 1 << 40
-"""Variant number, beyond any real one, whose stream keys order the rows"""
+REPORT_REJECTS = 5
+"""Rejects of each reason that the report shows"""
+REPORT_ROWS = 4
+"""Rows that the report prints"""
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-Progress = Callable[[str, int], None]
-"""Called with the name of a stage and how many units of it have just been done."""
+TASKS = ("plan", "map", "duplicates", "pack", "order", "reduce", "finish")
+"""The stages in order; each needs all of the one before it"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,125 +60,263 @@ class Summary:
     """True when the folder was complete before, and nothing was done"""
     splits: dict[str, dict[str, int]]
     """Split -> documents, tokens, rows"""
+    rejects: dict[str, int]
+    """Reason -> documents or lines that are not in the shards"""
     size: int
     """Bytes of all shards"""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What every task needs to know; sent to the workers."""
-
-    work: str
-    """Folder the shards are made in"""
-    seq_length: int
-    """Tokens a row"""
-    geometry: Geometry
-    """Shapes of the chunks"""
-    special_ids: dict[str, int]
-    """Role -> id"""
-    seed: int
-    """Of order and masks"""
-    chunk_rows: int
-    """Rows a chunk"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Group:
-    """One map task: consecutive documents of the corpus."""
-
-    index: int
-    """Number of the group"""
-    documents: tuple[tuple[str, str], ...]
-    """(split, text)"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shard:
-    """One reduce task: the rows of one tar, in order."""
-
-    split: str
-    """train or validation"""
-    index: int
-    """Number of the shard in its split"""
-    sequence_ids: np.ndarray
-    """[rows] u64"""
-
-
 def build_shards(config: PrepConfig, progress: Progress) -> Summary:
-    """Make the shard folder `config.output`, or find that it is there already.
-
-    Work is done in OUTPUT.partial, which is renamed at the end; what a killed run left there is redone.
+    """Make the shard folder `config.output`, take up what a killed run left, or find that it is there already.
 
     Raises:
-        UserError: wrong input, too little text, or a folder of another configuration at `output`.
+        UserError: wrong input, too little text, a folder of another configuration at `output`, or another run
+            at work on it.
     """
     output = Path(config.output)
-    tokenizer_file = Path(tokenizer_path(config))
-    tokenizer = load_tokenizer(tokenizer_file)
-    sources = find_sources(config.corpus)
-    identity = {
-        "configuration": _pinned_configuration(config),
-        "inputs": fingerprints(sources, config.corpus),
-        "tokenizer": {"sha256": file_sha256(tokenizer_file)},
-    }
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        return _already_there(output, identity)
-    work = output.with_name(output.name + ".partial")
-    geometry = Geometry(
-        seq_length=config.seq_length,
-        masked_per_row=masked_per_row(config),
-        num_variants=config.mask.variants,
-        vocab_size=vocabulary_size(tokenizer),
-    )
-    plan = Plan(
-        work=str(work),
-        seq_length=config.seq_length,
-        geometry=geometry,
-        special_ids=special_ids(tokenizer),
-        seed=config.seed,
-        chunk_rows=chunk_rows(config),
-    )
-    _make_work_folder(work)
-    try:
-        shutil.copyfile(tokenizer_file, work / TOKENIZER)
-        documents = read_documents(sources, config.corpus)
-        splits = _run_stages(config, plan, documents, progress)
-        root_hash = write_manifest(work, _manifest(identity, plan, splits))
-        shutil.rmtree(work / "groups")
-        os.rename(work, output)
-    except BaseException as error:
-        shutil.rmtree(work, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise UserError(f"cannot write the shards {output}: {error}") from error
-        raise
-    return _summary(root_hash, splits, already_there=False)
+    with Workers(config.num_workers) as workers:
+        plan, identity = make_plan(config, workers, progress)
+        if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+            return _already_there(output, identity)
+        try:
+            with work_folder(plan, identity, progress, exclusive=True):
+                return _run_all(plan, identity, workers, progress)
+        except OSError as error:
+            raise UserError(f"cannot write the shards {output}: {error}; the same command goes on from here") from error
 
 
-def split_of(document_id: str, validation_fraction: float) -> str:
-    """The split a document belongs to, by a hash of its id alone."""
-    return "validation" if _document_draw(document_id) < validation_fraction else "train"
+def run_task(config: PrepConfig, task: str, index: int | None, progress: Progress) -> str:
+    """Run one task of a plan, or a whole stage where `index` is None; a line on what was done.
 
-
-def _document_draw(document_id: str) -> float:
-    """Uniform in [0, 1): the first 53 bits of the id's sha256, as many as a float holds."""
-    digest = hashlib.sha256(document_id.encode()).digest()
-    return (int.from_bytes(digest[:8], "big") >> 11) / 2**53
-
-
-# --- planning ----------------------------------------------------------------------------------------
-
-
-def _pinned_configuration(config: PrepConfig) -> dict[str, Any]:
-    """What decides the bytes: not where things lie nor who makes them, and defaults resolved.
-
-    The vocabulary's configuration is left out since the tokenizer itself is pinned.
+    Raises:
+        UserError: no plan, a plan of something else, a stage before it that is not complete, or no such number.
     """
-    content = config_as_dict(dataclasses.replace(config, chunk_rows=chunk_rows(config)))
-    content["mask"]["per_row"] = masked_per_row(config)
-    for name in ("output", "tokenizer", "num_workers", "vocabulary"):
-        del content[name]
-    del content["corpus"]["paths"]
-    return content
+    with Workers(config.num_workers) as workers:
+        if task == "plan":
+            plan, identity = make_plan(config, workers, progress)
+            with work_folder(plan, identity, progress, exclusive=True):
+                return f"{plan.work}: map and pack tasks 0 to {len(plan.tasks) - 1}"
+        plan, identity = read_plan(config)
+        with work_folder(plan, identity, progress, exclusive=False):
+            if task == "finish":
+                summary = _finish(plan, identity)
+                return f"{config.output}: root hash {summary.root_hash}"
+            return _run_stage(plan, task, index, workers, progress)
+
+
+# --- running -----------------------------------------------------------------------------------------
+
+
+def _run_all(plan: Plan, identity: dict[str, Any], workers: Workers, progress: Progress) -> Summary:
+    for stage in TASKS[1:-1]:
+        _run_stage(plan, stage, None, workers, progress)
+    return _finish(plan, identity)
+
+
+def _run_stage(plan: Plan, stage: str, index: int | None, workers: Workers, progress: Progress) -> str:
+    """Run the tasks of a stage that are not done yet, or the one numbered `index`."""
+    total = _number_of_tasks(plan, stage)
+    if index is not None and not 0 <= index < total:
+        raise UserError(f"--index {index}: the {stage} tasks are numbered 0 to {total - 1}")
+    chosen = range(total) if index is None else [index]
+    _require_stage_before(plan, stage)
+    todo = [number for number in chosen if _task_record(plan, stage, number) is None]
+    progress.start(stage, *_work_of(plan, stage, chosen))
+    for number in set(chosen) - set(todo):
+        progress.advance(_work_of(plan, stage, [number])[0])
+    argument = _stage_argument(plan, stage)
+    for number, record in zip(todo, workers.run(_run_task, [(plan, stage, n, argument) for n in todo]), strict=True):
+        progress.advance(_work_of(plan, stage, [number])[0], record.get("documents", 0) if stage == "map" else 0)
+    if stage == "map" and (unchecked := _require_record(plan, "map", chosen[0])["unchecked_evaluation_texts"]):
+        words = plan.config.duplicates.evaluation_ngram
+        progress.note(f"{unchecked} evaluation texts have fewer than {words} words: nothing was checked against them")
+    if stage == "pack" and index is None:
+        _check_counts(plan)
+    done = f"{stage}: {len(todo)} of {len(chosen)} tasks run, {len(chosen) - len(todo)} done before"
+    return f"{done}; reduce tasks 0 to {_number_of_tasks(plan, 'reduce') - 1}" if stage == "order" else done
+
+
+def _run_task(task: tuple[Plan, str, int, Any]) -> dict[str, Any]:
+    plan, stage, index, argument = task
+    if stage == "map":
+        return run_map(plan, index)
+    if stage == "duplicates":
+        return run_duplicates(plan)
+    if stage == "pack":
+        return run_pack(plan, index)
+    if stage == "order":
+        return run_order(plan, argument)
+    return run_reduce(plan, index, argument)
+
+
+def _number_of_tasks(plan: Plan, stage: str) -> int:
+    if stage in ("map", "pack"):
+        return len(plan.tasks)
+    if stage == "reduce":
+        return len(_require_record(plan, "order", 0)["tasks"])
+    return 1
+
+
+def _stage_argument(plan: Plan, stage: str) -> Any:
+    if stage == "order":
+        records = [_require_record(plan, "pack", index) for index in range(len(plan.tasks))]
+        return {split: [record["rows"][split] for record in records] for split in SPLITS}
+    return _require_record(plan, "order", 0)["tasks"] if stage == "reduce" else None
+
+
+def _work_of(plan: Plan, stage: str, numbers: Iterable[int]) -> tuple[int, str]:
+    """How much work tasks are, and its unit: bytes of text for map, tasks for the others."""
+    if stage == "map":
+        return sum(plan.task_bytes[number] for number in numbers), "B"
+    return len(list(numbers)), "tasks"
+
+
+def _task_record(plan: Plan, stage: str, index: int) -> dict[str, Any] | None:
+    if stage == "reduce":
+        record = read_record(reduce_record(plan, index), plan)
+        if record is None:
+            return None
+        path = plan.work / record["entry"]["name"]
+        return record if path.is_file() and path.stat().st_size == record["entry"]["size"] else None
+    if stage in ("map", "pack"):
+        folder = (map_folder if stage == "map" else pack_folder)(plan, index)
+    else:
+        folder = plan.work / stage
+    return read_record(folder / RECORD, plan)
+
+
+def _require_record(plan: Plan, stage: str, index: int) -> dict[str, Any]:
+    record = _task_record(plan, stage, index)
+    if record is None:
+        raise UserError(f"{stage} task {index} of {plan.work} is not done: run it with --task {stage} --index {index}")
+    return record
+
+
+def _require_stage_before(plan: Plan, stage: str) -> None:
+    before = TASKS[TASKS.index(stage) - 1]
+    if before == "plan":
+        return
+    for index in range(_number_of_tasks(plan, before)):
+        _require_record(plan, before, index)
+
+
+# --- the end -----------------------------------------------------------------------------------------
+
+
+def _check_counts(plan: Plan) -> None:
+    """Raise UserError where a split has too few rows to be of use, with what would mend it."""
+    config = plan.config
+    maps = [_require_record(plan, "map", index) for index in range(len(plan.tasks))]
+    packs = [_require_record(plan, "pack", index) for index in range(len(plan.tasks))]
+    documents = sum(record["documents"] for record in maps)
+    rejects = merge(record["rejects"] for record in maps)
+    if not documents:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(rejects.items()))
+        example = _first_reject(plan)
+        raise UserError(
+            f"the corpus holds no text: {f'all was rejected ({reasons}); {example}' if reasons else 'no document'}; "
+            "check --corpus.paths and --corpus.text_field"
+        )
+    smallest = min(record["smallest_left"] for record in maps)
+    for name in SPLITS:
+        rows = sum(record["rows"][name] for record in packs)
+        if rows >= MIN_ROWS:
+            continue
+        here = sum(record["documents"][name] for record in packs)
+        where = (
+            f"the {name} split gets {rows} rows of {config.seq_length} tokens from {here} of {documents} documents, "
+            f"and needs {MIN_ROWS}"
+        )
+        if name == "train" or documents == 1 or smallest > 0.5:
+            raise UserError(f"{where}: give more text, in more documents, or lower --seq_length")
+        enough = min(0.5, np.ceil(smallest * 1000 + 1) / 1000)
+        raise UserError(
+            f"{where}: give more documents, or --validation_fraction {enough:.3g} or more in place of "
+            f"{config.validation_fraction:g}"
+        )
+
+
+def _first_reject(plan: Plan) -> str:
+    for reject in _all_rejects(plan):
+        return f"the first is {reject['id']}: {reject['detail'] or reject['reason']}"
+    return ""
+
+
+def _all_rejects(plan: Plan) -> Iterator[dict[str, Any]]:
+    paths = [map_folder(plan, index) / "rejects.jsonl" for index in range(len(plan.tasks))]
+    for path in [*paths, plan.work / "duplicates" / "rejects.jsonl"]:
+        if path.is_file():
+            with open(path) as stream:
+                yield from map(json.loads, stream)
+
+
+def _finish(plan: Plan, identity: dict[str, Any]) -> Summary:
+    """Write rejects, manifest and report, clear the intermediate results away, and rename the folder."""
+    _require_stage_before(plan, "finish")
+    _check_counts(plan)
+    maps = [_require_record(plan, "map", index) for index in range(len(plan.tasks))]
+    packs = [_require_record(plan, "pack", index) for index in range(len(plan.tasks))]
+    reduces = [_require_record(plan, "reduce", index) for index in range(_number_of_tasks(plan, "reduce"))]
+    duplicates = _require_record(plan, "duplicates", 0)
+    rejects = merge([*(record["rejects"] for record in maps), duplicates["rejects"]])
+    splits = {
+        split: {
+            "documents": sum(record["documents"][split] for record in packs),
+            "tokens": sum(record["tokens"][split] for record in packs),
+            "rows": sum(record["rows"][split] for record in packs),
+            "shards": [record["entry"] for record in reduces if record["split"] == split],
+        }
+        for split in SPLITS
+    }
+    samples = _write_rejects(plan)
+    statistics = {
+        "read": sum(record["read"] for record in maps),
+        "not_sampled": sum(record["not_sampled"] for record in maps),
+        "rejects": rejects,
+        "dropped_tokens": sum(record["dropped_tokens"] for record in packs),
+        "documents": merge(record["statistics"] for record in packs),
+        "rows": merge(record["statistics"] for record in reduces),
+    }
+    rejects_file = plan.work / REJECTS
+    manifest = {
+        **identity,
+        **dataclasses.asdict(plan.geometry),
+        "special_ids": plan.special_ids,
+        "splits": splits,
+        "statistics": statistics,
+        "rejects": {"name": REJECTS, "size": rejects_file.stat().st_size, "sha256": file_sha256(rejects_file)},
+    }
+    root_hash = write_manifest(plan.work, manifest)
+    folder = open_shards(plan.work)
+    write_report(plan.work, folder.manifest, samples, rows_as_text(folder, "train", REPORT_ROWS, 0))
+    for name in ("map", "duplicates", "pack", "order", "reduce"):
+        shutil.rmtree(plan.work / name)
+    for torn in plan.work.glob("*.partial"):  # what a killed task left
+        torn.unlink()
+    (plan.work / PLAN).unlink()
+    os.rename(plan.work, Path(plan.config.output))
+    return _summary(root_hash, splits, rejects, already_there=False)
+
+
+def _write_rejects(plan: Plan) -> list[dict[str, Any]]:
+    """rejects.jsonl.gz with every reject; the first few of each reason."""
+    shown: dict[str, list[dict[str, Any]]] = {}
+    with (
+        open(plan.work / REJECTS, "wb") as file,
+        gzip.GzipFile(filename="", fileobj=file, mode="wb", mtime=0) as stream,
+    ):
+        for reject in _all_rejects(plan):
+            stream.write((json.dumps(reject) + "\n").encode())
+            samples = shown.setdefault(reject["reason"], [])
+            if len(samples) < REPORT_REJECTS:
+                samples.append(reject)
+    return [reject for reason in sorted(shown) for reject in shown[reason]]
+
+
+def _summary(root_hash: str, splits: dict[str, Any], rejects: dict[str, int], *, already_there: bool) -> Summary:
+    counts = {name: {key: entry[key] for key in ("documents", "tokens", "rows")} for name, entry in splits.items()}
+    size = sum(shard["size"] for entry in splits.values() for shard in entry["shards"])
+    return Summary(root_hash=root_hash, already_there=already_there, splits=counts, rejects=rejects, size=size)
 
 
 def _already_there(output: Path, identity: dict[str, Any]) -> Summary:
@@ -197,305 +325,9 @@ def _already_there(output: Path, identity: dict[str, Any]) -> Summary:
         raise UserError(f"{output} exists and is no shard folder: delete it or name another --output")
     manifest = open_shards(output).manifest
     for part, wanted in identity.items():
-        if json.loads(json.dumps(wanted)) != manifest[part]:
+        if as_json(wanted) != manifest[part]:
             raise UserError(
-                f"{output} holds shards made with {_difference(part, wanted, manifest[part])}: "
+                f"{output} holds shards made with {difference(part, wanted, manifest[part])}: "
                 "delete it or name another --output"
             )
-    return _summary(manifest["root_hash"], manifest["splits"], already_there=True)
-
-
-def _difference(part: str, wanted: Any, found: Any) -> str:
-    if part == "configuration":
-        keys = sorted(k for k in wanted.keys() | found.keys() if wanted.get(k) != found.get(k))
-        return f"another configuration ({', '.join(keys)} differ)" if keys else "another configuration"
-    return "another tokenizer" if part == "tokenizer" else "another corpus"
-
-
-def _make_work_folder(work: Path) -> None:
-    try:
-        if work.exists():
-            shutil.rmtree(work)
-        (work / "groups").mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {work}: {error.strerror}") from error
-
-
-def _summary(root_hash: str, splits: dict[str, Any], *, already_there: bool) -> Summary:
-    counts = {name: {key: entry[key] for key in ("documents", "tokens", "rows")} for name, entry in splits.items()}
-    size = sum(shard["size"] for entry in splits.values() for shard in entry["shards"])
-    return Summary(root_hash=root_hash, already_there=already_there, splits=counts, size=size)
-
-
-def _manifest(identity: dict[str, Any], plan: Plan, splits: dict[str, Any]) -> dict[str, Any]:
-    libraries = ("narrowbert", "numpy", "safetensors", "tokenizers", "webdataset", "xxhash")
-    return {
-        **identity,
-        **dataclasses.asdict(plan.geometry),
-        "special_ids": plan.special_ids,
-        "libraries": {name: importlib.metadata.version(name) for name in libraries},
-        "splits": splits,
-    }
-
-
-# --- running -----------------------------------------------------------------------------------------
-
-
-def _run_stages(config: PrepConfig, plan: Plan, documents: Iterable[Document], progress: Progress) -> dict[str, Any]:
-    """Map and reduce; the manifest's entry of every split."""
-    tokenizer_file = str(Path(plan.work, TOKENIZER))
-    with _Workers(config.num_workers) as workers:
-        draws = _Draws()
-        groups = _groups(documents, config.validation_fraction, draws)
-        totals = {name: {"documents": 0, "tokens": 0, "rows": 0} for name in SPLITS}
-        group_rows: dict[str, list[int]] = {name: [] for name in SPLITS}
-        for counts in workers.run(_map_group, ((plan, tokenizer_file, group) for group in groups)):
-            for name in SPLITS:
-                totals[name] = {key: totals[name][key] + counts[name][key] for key in totals[name]}
-                group_rows[name].append(counts[name]["rows"])
-            progress("documents", sum(counts[name]["documents"] for name in SPLITS))
-        _check_counts(totals, config, draws)
-        ordinary = np.array(ordinary_ids(load_tokenizer(tokenizer_file)), dtype=np.int64)
-        tasks = list(_shards(group_rows, plan.seed, config.rows_per_shard))
-        splits: dict[str, Any] = {name: {**totals[name], "shards": []} for name in SPLITS}
-        entries = workers.run(_reduce_shard, ((plan, ordinary, task) for task in tasks))
-        for task, entry in zip(tasks, entries, strict=True):
-            splits[task.split]["shards"].append(entry)
-            progress("rows", entry["rows"])
-    return splits
-
-
-class _Workers:
-    """Runs tasks in order in `num_workers` processes; one worker is this process itself."""
-
-    def __init__(self, num_workers: int) -> None:
-        self._count = num_workers or _usable_cores()
-        self._pool: ProcessPoolExecutor | None = None
-
-    def __enter__(self) -> "_Workers":
-        _one_thread()
-        if self._count > 1:
-            # Spawned, not forked: threads of the tokenizer do not survive a fork.
-            context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(self._count, mp_context=context, initializer=_one_thread)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
-
-    def run(self, task: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-        """`task(item)` of every item, in their order, with at most two items a worker under way."""
-        if self._pool is None:
-            yield from map(task, items)
-            return
-        waiting: list[Future[Result]] = []
-        try:
-            for item in items:
-                waiting.append(self._pool.submit(task, item))
-                running = [future for future in waiting if not future.done()]
-                if len(running) >= 2 * self._count:
-                    wait(running, return_when=FIRST_COMPLETED)
-                while waiting and waiting[0].done():
-                    yield waiting.pop(0).result()
-            for future in waiting:
-                yield future.result()
-        except BrokenProcessPool as error:
-            raise UserError(
-                "a worker process was killed, most often for want of memory: try a smaller --num_workers"
-            ) from error
-
-
-def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _one_thread() -> None:
-    """Keep the tokenizer's own threads from competing with the worker processes."""
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    os.environ["RAYON_NUM_THREADS"] = "1"
-
-
-class _Draws:
-    """The smallest draws of the documents left in train: what fraction would move more of them."""
-
-    def __init__(self) -> None:
-        self.documents = 0
-        self.smallest_left = 1.0
-
-
-def _groups(documents: Iterable[Document], validation_fraction: float, draws: _Draws) -> Iterator[Group]:
-    """Cut the documents into groups of about GROUP_CHARACTERS, in order."""
-    current: list[tuple[str, str]] = []
-    index = size = 0
-    for document in documents:
-        split = split_of(document.id, validation_fraction)
-        draws.documents += 1
-        if split == "train":
-            draws.smallest_left = min(draws.smallest_left, _document_draw(document.id))
-        current.append((split, document.text))
-        size += len(document.text)
-        if size >= GROUP_CHARACTERS:
-            yield Group(index=index, documents=tuple(current))
-            index, size, current = index + 1, 0, []
-    if current:
-        yield Group(index=index, documents=tuple(current))
-
-
-def _check_counts(totals: dict[str, dict[str, int]], config: PrepConfig, draws: _Draws) -> None:
-    """Refuse a corpus that leaves a split without a usable number of rows."""
-    if not draws.documents:
-        raise UserError("the corpus holds no text: check --corpus.paths")
-    for name in SPLITS:
-        rows = totals[name]["rows"]
-        if rows >= MIN_ROWS:
-            continue
-        where = (
-            f"the {name} split gets {rows} rows of {config.seq_length} tokens from "
-            f"{totals[name]['documents']} of {draws.documents} documents, and needs {MIN_ROWS}"
-        )
-        if name == "train" or draws.documents == 1 or draws.smallest_left > 0.5:
-            raise UserError(f"{where}: give more text, in more documents, or lower --seq_length")
-        enough = min(0.5, np.ceil(draws.smallest_left * 1000 + 1) / 1000)
-        raise UserError(
-            f"{where}: give more documents, or --validation_fraction {enough:.3g} or more in place of "
-            f"{config.validation_fraction:g}"
-        )
-
-
-def _shards(group_rows: dict[str, list[int]], seed: int, rows_per_shard: int) -> Iterator[Shard]:
-    """The reduce tasks: every row of a split in one global order, cut into shards.
-
-    Rows are sorted by a hash of (seed, sequence id): a permutation that needs no generator, and so does
-    not depend on the version of one.
-    """
-    first = {SPLITS[0]: [0] * len(group_rows[SPLITS[0]]), SPLITS[1]: group_rows[SPLITS[0]]}
-    for split in SPLITS:
-        starts = zip(first[split], group_rows[split], strict=True)
-        pieces = [
-            np.arange(start, start + rows, dtype=np.uint64) + np.uint64(group << 32)
-            for group, (start, rows) in enumerate(starts)
-        ]
-        ids = np.concatenate(pieces)
-        ordered = ids[np.argsort(stream_keys(seed, ids, SHUFFLE_STREAM), kind="stable")]
-        for index, start in enumerate(range(0, len(ordered), rows_per_shard)):
-            yield Shard(split=split, index=index, sequence_ids=ordered[start : start + rows_per_shard])
-
-
-# --- map ---------------------------------------------------------------------------------------------
-
-
-def _group_file(work: str, split: str, group: int) -> Path:
-    return Path(work, "groups", f"{split}-{group:06d}.safetensors")
-
-
-@lru_cache(maxsize=1)
-def _tokenizer(path: str) -> Tokenizer:
-    return load_tokenizer(path)
-
-
-def _map_group(task: tuple[Plan, str, Group]) -> dict[str, dict[str, int]]:
-    """Tokenize and pack one group into one file a split; documents, tokens and rows of each split."""
-    plan, tokenizer_file, group = task
-    counts = {}
-    first = 0
-    for split in SPLITS:
-        texts = [text for name, text in group.documents if name == split]
-        documents = [ids for ids in _encode(_tokenizer(tokenizer_file), texts, plan.geometry) if len(ids)]
-        special = plan.special_ids
-        rows = pack(
-            documents,
-            seq_length=plan.seq_length,
-            pad=special["pad"],
-            cls=special["cls"],
-            sep=special["sep"],
-            dtype=plan.geometry.token_dtype,
-        )
-        path = _group_file(plan.work, split, group.index)
-        path.write_bytes(encode_arrays({"first": np.array([first], dtype=np.uint64), **vars(rows)}))
-        first += len(rows.lengths)
-        counts[split] = {
-            "documents": len(documents),
-            "tokens": sum(map(len, documents)),
-            "rows": len(rows.lengths),
-        }
-    return counts
-
-
-def _encode(tokenizer: Tokenizer, texts: list[str], geometry: Geometry) -> Iterator[np.ndarray]:
-    batch: list[str] = []
-    size = 0
-    for number, text in enumerate(texts, start=1):
-        batch.append(text)
-        size += len(text)
-        if size >= ENCODE_CHARACTERS or number == len(texts):
-            for encoding in tokenizer.encode_batch_fast(batch, add_special_tokens=False):
-                yield np.array(encoding.ids, dtype=geometry.token_dtype)
-            batch, size = [], 0
-
-
-# --- reduce ------------------------------------------------------------------------------------------
-
-
-def _reduce_shard(task: tuple[Plan, np.ndarray, Shard]) -> dict[str, Any]:
-    """Gather, mask and write the rows of one shard; its entry in the manifest."""
-    plan, ordinary, shard = task
-    rows = _gather(plan, shard)
-    return write_shard(Path(plan.work), shard.split, shard.index, _chunks(plan, ordinary, shard, rows))
-
-
-def _gather(plan: Plan, shard: Shard) -> Rows:
-    """The rows of a shard from the group files, in the shard's order."""
-    groups = (shard.sequence_ids >> np.uint64(32)).astype(np.int64)
-    within = (shard.sequence_ids & np.uint64(0xFFFFFFFF)).astype(np.int64)
-    count = len(within)
-    input_ids = np.empty((count, plan.seq_length), dtype=plan.geometry.token_dtype)
-    lengths = np.empty(count, dtype=np.uint16)
-    boundaries: list[np.ndarray] = [np.empty(0, dtype=np.uint16)] * count
-    for group in np.unique(groups):
-        path = _group_file(plan.work, shard.split, int(group))
-        arrays = decode_arrays(np.memmap(path, dtype=np.uint8, mode="r").data)
-        here = np.flatnonzero(groups == group)
-        there = within[here] - int(arrays["first"][0])
-        input_ids[here] = arrays["input_ids"][there]
-        lengths[here] = arrays["lengths"][there]
-        offsets, positions = arrays["boundary_offsets"].astype(np.int64), arrays["boundary_positions"]
-        for target, row in zip(here, there, strict=True):
-            boundaries[target] = positions[offsets[row] : offsets[row + 1]]
-    counts = np.array([len(b) for b in boundaries], dtype=np.uint32)
-    return Rows(
-        input_ids=input_ids,
-        lengths=lengths,
-        boundary_offsets=np.concatenate([np.zeros(1, np.uint32), np.cumsum(counts, dtype=np.uint32)]),
-        boundary_positions=np.concatenate(boundaries),
-    )
-
-
-def _chunks(plan: Plan, ordinary: np.ndarray, shard: Shard, rows: Rows) -> Iterator[dict[str, np.ndarray]]:
-    special = plan.special_ids
-    for start in range(0, len(rows.lengths), plan.chunk_rows):
-        stop = min(start + plan.chunk_rows, len(rows.lengths))
-        offsets = rows.boundary_offsets[start : stop + 1]
-        masks = mask_rows(
-            rows.input_ids[start:stop],
-            rows.lengths[start:stop],
-            shard.sequence_ids[start:stop],
-            masked_per_row=plan.geometry.masked_per_row,
-            num_variants=plan.geometry.num_variants,
-            seed=plan.seed,
-            unmaskable_ids=np.array([special["cls"], special["sep"], special["pad"]]),
-            mask_id=special["mask"],
-            ordinary_ids=ordinary,
-        )
-        arrays = {
-            "input_ids": rows.input_ids[start:stop],
-            "lengths": rows.lengths[start:stop],
-            **vars(masks),
-            "sequence_ids": shard.sequence_ids[start:stop],
-            "boundary_offsets": offsets - offsets[0],
-            "boundary_positions": rows.boundary_positions[offsets[0] : offsets[-1]],
-        }
-        plan.geometry.check(arrays, stop - start)
-        yield arrays
+    return _summary(manifest["root_hash"], manifest["splits"], manifest["statistics"]["rejects"], already_there=True)

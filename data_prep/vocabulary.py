@@ -1,97 +1,216 @@
-"""Train, load and fingerprint a tokenizer.
+"""Train, load and fingerprint a tokenizer, and tell which of its tokens continue a word.
 
-The WordPiece trainer of `tokenizers` gives other ids on every run (its issue 1794): it numbers the
-`##x` pieces in the order of a randomly seeded hash map, and ties between merges are decided by those
-numbers. Here every `##x` of a sorted alphabet is registered first, as a special token, so that it has
-a fixed number before the hash map is met; the registrations are stripped from the result.
+The trainers of `tokenizers` read words from a randomly seeded hash map, so their results need care to be the same
+on every run and for any number of threads:
+
+wordpiece  gives other ids on every run (the library's issue 1794): it numbers the `##x` pieces in the order of the
+           map, and ties between merges are decided by those numbers. Here every `##x` of a sorted alphabet is
+           registered first, as a special token, so that it has a fixed number before the map is met; the
+           registrations are stripped from the result.
+bpe        is the same as it is: the 256 bytes, sorted, are all its characters, and merges with equal counts go by
+           those numbers.
+unigram    adds up probabilities in the order of the map, so scores differ in their last digits, and with them the
+           order of equal pieces; characters it had pruned get scores in the order of the map. Here scores are
+           rounded and sorted, and those characters share one score. Which pieces are kept could in principle hang on
+           such a last digit still: it is trained twice, and two different results are refused.
 """
 
 import hashlib
 import json
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+import numpy as np
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from data_prep.command_line import UserError
+from data_prep.config import VocabularyConfig
 
 SPECIAL_TOKENS = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
 """Role -> token, in the order of their ids in a vocabulary trained here (0 to 4)."""
 
 CONTINUATION = "##"
+"""What BERT puts before a piece that continues a word"""
+
+BLANK = "\u2581"
+"""What Unigram puts before a piece that begins a word"""
+
+PUNCTUATION_OR_WORD = rf"{BLANK}?[\p{{P}}\p{{S}}&&[^{BLANK}]]|{BLANK}?[^\p{{P}}\p{{S}}]+"
+"""No Unigram piece holds punctuation beside letters, as in SentencePiece, which parts scripts"""
+
+SCORE_DIGITS = 4
+"""Digits kept of a Unigram piece's log-probability; a training's noise is about 1e-13"""
+
+Texts = Callable[[], Iterable[str]]
 
 
-def train_wordpiece(
-    texts: Callable[[], Iterable[str]],
-    *,
-    size: int,
-    lowercase: bool,
-    min_frequency: int,
-    alphabet_size: int,
-) -> Tokenizer:
-    """Train a BERT WordPiece tokenizer; the same text gives the same ids, whatever the threads.
+# --- training ----------------------------------------------------------------------------------------
+
+
+def train_tokenizer(texts: Texts, config: VocabularyConfig) -> Tokenizer:
+    """Train a tokenizer; the same text gives the same ids, whatever the threads.
 
     Args:
-        texts: called twice, must give the same texts both times.
-        size: entries at most, special tokens included.
-        lowercase: fold case and strip accents.
-        min_frequency: pairs seen less often are not merged.
-        alphabet_size: the most frequent characters kept.
+        texts: called several times, must give the same texts each time.
 
     Raises:
-        UserError: the text holds no character, or `size` has no room for its alphabet.
+        UserError: the text holds no character, the size has no room for its alphabet, or two Unigram trainings
+            differ.
     """
+    train = {"wordpiece": _train_wordpiece, "bpe": _train_bpe, "unigram": _train_unigram}[config.model]
+    return _with_template(train(texts, config))
+
+
+def _train_wordpiece(texts: Texts, config: VocabularyConfig) -> Tokenizer:
     tokenizer = Tokenizer(models.WordPiece(unk_token=SPECIAL_TOKENS["unk"]))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)  # type: ignore[assignment]
+    tokenizer.normalizer = _bert_normalizer(config)  # type: ignore[assignment]
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()  # type: ignore[assignment]
     tokenizer.decoder = decoders.WordPiece(prefix=CONTINUATION)  # type: ignore[assignment]
-    alphabet = _alphabet(texts(), tokenizer.normalizer, alphabet_size)
-    if not alphabet:
-        raise UserError("the corpus holds no text to train a vocabulary on: check --corpus.paths")
-    if size < len(SPECIAL_TOKENS) + 2 * len(alphabet):
-        raise UserError(
-            f"vocabulary.size {size} has no room for the corpus's {len(alphabet)} characters (each needs "
-            f"two entries): raise it to {len(SPECIAL_TOKENS) + 2 * len(alphabet)} or more, or lower "
-            "vocabulary.alphabet_size"
-        )
-    reserved = list(SPECIAL_TOKENS.values())
+    alphabet, _ = _alphabet(texts(), tokenizer.normalizer, config.alphabet_size)
+    _check_size(config, 2 * len(alphabet), f"the corpus's {len(alphabet)} characters (each needs two entries)")
     trainer = trainers.WordPieceTrainer(
-        vocab_size=size,
-        min_frequency=min_frequency,
+        vocab_size=config.size,
+        min_frequency=config.min_frequency,
         show_progress=False,
-        special_tokens=reserved + [CONTINUATION + c for c in alphabet],  # type: ignore[arg-type]
+        special_tokens=[*SPECIAL_TOKENS.values(), *(CONTINUATION + c for c in alphabet)],  # type: ignore[arg-type]
         limit_alphabet=len(alphabet),
         initial_alphabet=alphabet,
         continuing_subword_prefix=CONTINUATION,
     )
     tokenizer.train_from_iterator(iter(texts()), trainer=trainer)
-    return _finish(tokenizer)
-
-
-def _alphabet(texts: Iterable[str], normalizer: object, limit: int) -> list[str]:
-    """The `limit` most frequent characters of the normalised text, sorted."""
-    counts: Counter[str] = Counter()
-    for text in texts:
-        counts.update(normalizer.normalize_str(text))  # type: ignore[attr-defined]
-    kept = [c for c in counts if not c.isspace()]
-    return sorted(sorted(kept, key=lambda c: (-counts[c], c))[:limit])
-
-
-def _finish(tokenizer: Tokenizer) -> Tokenizer:
-    """Drop the `##x` registrations and add the [CLS] ... [SEP] template."""
     content = json.loads(tokenizer.to_str())
     content["added_tokens"] = [t for t in content["added_tokens"] if t["content"] in SPECIAL_TOKENS.values()]
-    finished = Tokenizer.from_str(json.dumps(content))
+    return Tokenizer.from_str(json.dumps(content))
+
+
+def _train_bpe(texts: Texts, config: VocabularyConfig) -> Tokenizer:
+    """Byte-level BPE (GPT-2, Radford et al. 2019): its alphabet is the 256 bytes, so nothing is [UNK]."""
+    if not any(text.strip() for text in texts()):
+        raise _no_text()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    _check_size(config, len(alphabet), f"the {len(alphabet)} bytes", adjustable=False)
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = _unicode_normalizer(config)  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
+    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    trainer = trainers.BpeTrainer(
+        vocab_size=config.size,
+        min_frequency=config.min_frequency,
+        show_progress=False,
+        special_tokens=list(SPECIAL_TOKENS.values()),
+        initial_alphabet=alphabet,
+    )
+    tokenizer.train_from_iterator(iter(texts()), trainer=trainer)
+    return tokenizer
+
+
+def _train_unigram(texts: Texts, config: VocabularyConfig) -> Tokenizer:
+    """Unigram (Kudo 2018) over words at white space and punctuation, as in ALBERT."""
+    normalizer = _unicode_normalizer(config)
+    alphabet, rare = _alphabet(texts(), normalizer, config.alphabet_size)
+    _check_size(config, len(alphabet) + 1, f"the corpus's {len(alphabet)} characters")
+    # The trainer keeps every character it meets, so it must not meet the rare ones.
+    blanks = str.maketrans(dict.fromkeys(rare, " "))
+    trainings = []
+    for _ in range(2):
+        known = (normalizer.normalize_str(text).translate(blanks) for text in texts())
+        trainings.append(_unigram_training(known, config.size))
+    first, second = (dict(content["model"]["vocab"]) for content in trainings)
+    if first != second:
+        raise UserError(
+            f"two trainings of the unigram vocabulary differ in {len(first.items() ^ second.items())} entries, since "
+            "some of its pieces are equally good: change vocabulary.size a little, or set vocabulary.model to "
+            "wordpiece or bpe"
+        )
+    tokenizer = Tokenizer.from_str(json.dumps(trainings[0]))
+    tokenizer.normalizer = normalizer  # type: ignore[assignment]
+    tokenizer.decoder = decoders.Metaspace(replacement=BLANK)  # type: ignore[assignment]
+    return tokenizer
+
+
+def _unigram_training(texts: Iterable[str], size: int) -> dict[str, Any]:
+    """tokenizer.json of one training on normalised texts, without the noise in scores and order."""
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(  # type: ignore[assignment]
+        [
+            pre_tokenizers.WhitespaceSplit(),
+            pre_tokenizers.Metaspace(replacement=BLANK, prepend_scheme="always"),
+            pre_tokenizers.Split(Regex(PUNCTUATION_OR_WORD), behavior="isolated"),
+        ]
+    )
+    trainer = trainers.UnigramTrainer(
+        vocab_size=size,
+        show_progress=False,
+        special_tokens=list(SPECIAL_TOKENS.values()),
+        unk_token=SPECIAL_TOKENS["unk"],
+    )
+    tokenizer.train_from_iterator(iter(texts), trainer=trainer)
+    content = json.loads(tokenizer.to_str())
+    vocabulary = content["model"]["vocab"]
+    special, pieces = vocabulary[: len(SPECIAL_TOKENS)], vocabulary[len(SPECIAL_TOKENS) :]
+    # A character that was pruned comes back with the lowest score plus 0.0001 for each one before it.
+    lowest = min(score for _, score in pieces)
+    highest = lowest + 1e-4 * sum(len(piece) == 1 for piece, _ in pieces)
+    rounded = [
+        (piece, round(lowest if len(piece) == 1 and score <= highest else score, SCORE_DIGITS))
+        for piece, score in pieces
+    ]
+    content["model"]["vocab"] = [*special, *sorted(rounded, key=lambda item: (-item[1], item[0]))]
+    return content
+
+
+def _bert_normalizer(config: VocabularyConfig) -> normalizers.Normalizer:
+    return normalizers.BertNormalizer(lowercase=config.lowercase, strip_accents=config.strip_accents)
+
+
+def _unicode_normalizer(config: VocabularyConfig) -> normalizers.Normalizer:
+    strip_accents = config.lowercase if config.strip_accents is None else config.strip_accents
+    steps: list[normalizers.Normalizer] = [normalizers.Lowercase()] if config.lowercase else []
+    steps += [normalizers.NFD(), normalizers.StripAccents()] if strip_accents else []
+    return normalizers.Sequence([*steps, normalizers.NFC()])
+
+
+def _alphabet(texts: Iterable[str], normalizer: Any, limit: int) -> tuple[list[str], list[str]]:
+    """The `limit` most frequent characters of the normalised text, sorted; and the others."""
+    counts: Counter[str] = Counter()
+    for text in texts:
+        counts.update(normalizer.normalize_str(text))
+    by_frequency = sorted((c for c in counts if not c.isspace()), key=lambda c: (-counts[c], c))
+    if not by_frequency:
+        raise _no_text()
+    return sorted(by_frequency[:limit]), by_frequency[limit:]
+
+
+def _no_text() -> UserError:
+    return UserError("the corpus holds no text to train a vocabulary on: check --corpus.paths")
+
+
+def _check_size(config: VocabularyConfig, alphabet: int, what: str, adjustable: bool = True) -> None:
+    needed = len(SPECIAL_TOKENS) + alphabet
+    if config.size < needed:
+        raise UserError(
+            f"vocabulary.size {config.size} has no room for {what} and the {len(SPECIAL_TOKENS)} special tokens: "
+            f"raise it to {needed} or more" + (", or lower vocabulary.alphabet_size" if adjustable else "")
+        )
+
+
+def _with_template(tokenizer: Tokenizer) -> Tokenizer:
+    """Let `encode` put [CLS] and [SEP] around a text."""
     cls, sep = SPECIAL_TOKENS["cls"], SPECIAL_TOKENS["sep"]
-    ids = special_ids(finished)
-    finished.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
+    ids = special_ids(tokenizer)
+    tokenizer.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
         single=f"{cls} $A {sep}",
         pair=f"{cls} $A {sep} $B:1 {sep}:1",
         special_tokens=[(cls, ids["cls"]), (sep, ids["sep"])],
     )
-    return finished
+    return tokenizer
+
+
+# --- files -------------------------------------------------------------------------------------------
 
 
 def save_tokenizer(tokenizer: Tokenizer, path: str | Path) -> bool:
@@ -116,35 +235,71 @@ def save_tokenizer(tokenizer: Tokenizer, path: str | Path) -> bool:
     return True
 
 
-def load_tokenizer(path: str | Path) -> Tokenizer:
-    """Read `tokenizer.json` ready for corpus text: no truncation, no padding, and special tokens
+def load_tokenizer(path: str | Path, vocabulary: VocabularyConfig | None = None) -> Tokenizer:
+    """Read `tokenizer.json` or a BERT `vocab.txt` ready for corpus text: no truncation, no padding, and special tokens
     written out in the text ("[MASK]") are ordinary characters, never the special ids.
 
+    Args:
+        vocabulary: whether text is lower-cased and stripped of accents for a vocab.txt, which does not say so itself.
+
     Raises:
-        UserError: no such file, not a tokenizer, or one without [PAD] [UNK] [CLS] [SEP] [MASK].
+        UserError: no such file, not a tokenizer, one without [PAD] [UNK] [CLS] [SEP] [MASK], or a vocab.txt of
+            the other case.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(
             f"no tokenizer at {path}: make one with `narrowbert-prep vocab` and the same options, "
-            "or name your own tokenizer.json with --tokenizer"
+            "or name your own tokenizer.json or vocab.txt with --tokenizer"
         )
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises a bare Exception for every kind of bad file
-        raise UserError(f"{path} is not a tokenizer.json: {error}") from error
-    missing = [t for t in SPECIAL_TOKENS.values() if tokenizer.token_to_id(t) is None]
-    if missing:
-        raise UserError(f"the tokenizer {path} lacks {' '.join(missing)}: a BERT tokenizer has all of them")
+    if path.suffix == ".txt":
+        tokenizer = _from_vocabulary_file(path, vocabulary or VocabularyConfig())
+    else:
+        try:
+            tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises a bare Exception for every kind of bad file
+            raise UserError(f"{path} is not a tokenizer.json: {error}") from error
+        _check_special_tokens(path, tokenizer.get_vocab(with_added_tokens=True))
     tokenizer.no_truncation()
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = True
     return tokenizer
 
 
+def _from_vocabulary_file(path: Path, config: VocabularyConfig) -> Tokenizer:
+    """The tokenizer that transformers' BertTokenizer makes of a vocab.txt: entry i of the file has id i."""
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not a vocab.txt: it is not UTF-8 text ({error.reason})") from error
+    vocabulary = {token: number for number, token in enumerate(lines if lines[-1] else lines[:-1])}
+    _check_special_tokens(path, vocabulary)
+    cased = "A" in vocabulary
+    if "a" in vocabulary and cased == config.lowercase:
+        raise UserError(
+            f"{path} has {'an' if cased else 'no'} entry 'A', but vocabulary.lowercase is "
+            f"{str(config.lowercase).lower()}: set it to {str(not cased).lower()}"
+        )
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=SPECIAL_TOKENS["unk"]))
+    tokenizer.normalizer = _bert_normalizer(config)  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()  # type: ignore[assignment]
+    tokenizer.decoder = decoders.WordPiece(prefix=CONTINUATION)  # type: ignore[assignment]
+    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL_TOKENS.values()])
+    return _with_template(tokenizer)
+
+
+def _check_special_tokens(path: Path, vocabulary: dict[str, int]) -> None:
+    missing = [token for token in SPECIAL_TOKENS.values() if token not in vocabulary]
+    if missing:
+        raise UserError(f"the tokenizer {path} lacks {' '.join(missing)}: a BERT tokenizer has all of them")
+
+
 def fingerprint(path: str | Path) -> str:
     """sha256 of the file, in hexadecimal."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+# --- tokens ------------------------------------------------------------------------------------------
 
 
 def special_ids(tokenizer: Tokenizer) -> dict[str, int]:
@@ -159,11 +314,81 @@ def vocabulary_size(tokenizer: Tokenizer) -> int:
 
 def ordinary_ids(tokenizer: Tokenizer) -> list[int]:
     """Sorted ids that may stand in for a masked token: neither added tokens nor "[unusedN]"."""
+    return sorted(number for token, number in _plain_tokens(tokenizer) if not _unused(token))
+
+
+def continues_word(tokenizer: Tokenizer) -> np.ndarray:
+    """[vocabulary] bool, whether a token continues the word before it; added tokens never do.
+
+    For WordPiece that is what "##" says. Byte-level and Unigram vocabularies mark what follows a blank; of the rest a
+    token that begins with a letter or digit (or in the middle of a character) continues a word, one that begins with
+    punctuation, a symbol or an ideograph begins one. So "(word" is one word, and "word)" two.
+
+    Raises:
+        UserError: a vocabulary of another kind, which does not tell.
+    """
+    continues = _continuation_test(tokenizer)
+    flags = np.zeros(vocabulary_size(tokenizer), dtype=bool)
+    for token, number in _plain_tokens(tokenizer):
+        flags[number] = continues(token)
+    return flags
+
+
+def _plain_tokens(tokenizer: Tokenizer) -> Iterator[tuple[str, int]]:
+    """(token, id) of all but added and special tokens."""
     added = set(tokenizer.get_added_tokens_decoder()) | set(special_ids(tokenizer).values())
-    return sorted(_ordinary(tokenizer.get_vocab(with_added_tokens=True), added))
+    for token, number in tokenizer.get_vocab(with_added_tokens=True).items():
+        if number not in added:
+            yield token, number
 
 
-def _ordinary(vocabulary: dict[str, int], excluded: set[int]) -> Iterator[int]:
-    for token, number in vocabulary.items():
-        if number not in excluded and not (token.startswith("[unused") and token.endswith("]")):
-            yield number
+def _unused(token: str) -> bool:
+    return token.startswith("[unused") and token.endswith("]")
+
+
+def _continuation_test(tokenizer: Tokenizer) -> Callable[[str], bool]:
+    content = json.loads(tokenizer.to_str())
+    model = content["model"]
+    prefix = model.get("continuing_subword_prefix")
+    if prefix:
+        return lambda token: token.startswith(prefix) and token != prefix
+    pre_tokenizer = content["pre_tokenizer"] or {}
+    kinds = {step["type"] for step in pre_tokenizer.get("pretokenizers", [pre_tokenizer]) if step}
+    if "ByteLevel" in kinds:
+        values = _byte_values()
+        return lambda token: _bytes_continue_word(bytes(values.get(c, ord("?")) for c in token))
+    if "Metaspace" in kinds:
+        return lambda token: _stands_in_word(token[:1])
+    raise UserError(
+        f"a tokenizer of the kind {model.get('type')} with the pre-tokenizer {pre_tokenizer.get('type')} does not tell "
+        "where words begin: set mask.unit to token, or use a WordPiece, byte-level or Metaspace tokenizer"
+    )
+
+
+def _byte_values() -> dict[str, int]:
+    """Character -> byte, GPT-2's alphabet: printable Latin-1 stands for itself, the other bytes for U+0100 and up."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = (byte for byte in range(0x100) if byte not in printable)
+    return {**{chr(byte): byte for byte in printable}, **{chr(0x100 + i): byte for i, byte in enumerate(others)}}
+
+
+def _bytes_continue_word(token: bytes) -> bool:
+    """Whether a piece of UTF-8 text, which may begin or end inside a character, continues a word."""
+    if not token:
+        return False
+    for size in range(1, 5):
+        try:
+            return _stands_in_word(token[:size].decode())
+        except UnicodeDecodeError:
+            continue
+    # Not a whole character: its end (below 0xC0), or the beginning of a letter, an ideograph (U+3000 to U+9FFF begin
+    # with 0xE3 to 0xE9) or an emoji (from 0xF0).
+    return not (0xE3 <= token[0] <= 0xE9 or token[0] >= 0xF0)
+
+
+def _stands_in_word(character: str) -> bool:
+    """Whether a character is a letter, mark or digit of a script that writes words apart."""
+    if not character or unicodedata.category(character)[0] not in "LMN":
+        return False
+    code = ord(character)
+    return not (0x2E80 <= code <= 0x9FFF or 0xF900 <= code <= 0xFAFF or 0x20000 <= code <= 0x3FFFF)

@@ -8,13 +8,14 @@
 
 It is written to a temporary folder, flushed to disk and renamed; ``checkpoints/latest`` names the
 newest and is replaced atomically. Nothing is pickled, and nothing depends on the number of
-processes or the ZeRO stage. DeepSpeed's own format is not used: it is pickled, and bound to the
-topology that wrote it.
+processes, on how tensor parallelism split the parameters, or on the ZeRO stage. DeepSpeed's own
+format is not used: it is pickled, and bound to the topology that wrote it.
 """
 
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import shutil
 import sys
@@ -29,7 +30,9 @@ from torch import nn
 
 from data_prep.command_line import UserError
 from pipeline.config import ModelConfig
+from pipeline.engine import inner_optimizer, link_optimizer_state, set_loss_scaler_state, set_optimizer_state
 from pipeline.model.masked_lm import NarrowBertForPretraining
+from pipeline.parallel import full_shape, gather_shards, shard_of
 
 KINDS = ("weights", "exp_avg", "exp_avg_sq")
 FORMAT_VERSION = 1
@@ -61,6 +64,8 @@ class TrainerState:
     """Rows of the word embedding."""
     config: dict[str, Any]
     """The resolved configuration."""
+    loss_scaler: dict[str, float] | None = None
+    """State of fp16's dynamic loss scaling."""
 
 
 # ----------------------------------------------------------------------------------------- write
@@ -99,32 +104,51 @@ def save_checkpoint(engine: Any, checkpoints: Path, state: TrainerState) -> Path
 
 
 def _gather_tensors(engine: Any) -> dict[str, dict[str, torch.Tensor]]:
-    """Assemble every parameter from its ZeRO fragments; keep, by kind, the ones this rank writes."""
-    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
-
-    _relink(engine)
+    """Assemble every parameter from its fragments; keep, by kind, the ones this rank writes."""
+    link_optimizer_state(engine)
     owner = _owners(engine.module, dist.get_world_size())
     mine: dict[str, dict[str, torch.Tensor]] = {kind: {} for kind in KINDS}
     for name, parameter in engine.module.named_parameters():
-        values = {
-            "weights": safe_get_full_fp32_param(parameter),
-            "exp_avg": safe_get_full_optimizer_state(parameter, "exp_avg"),
-            "exp_avg_sq": safe_get_full_optimizer_state(parameter, "exp_avg_sq"),
-        }
-        if owner[name] == dist.get_rank():
-            for kind, value in values.items():
-                assert value is not None
-                mine[kind][name] = value.cpu().contiguous()
+        for kind in KINDS:  # every rank takes part in gathering, whoever writes
+            full = gather_shards(_read_fp32(engine, parameter, kind), parameter)
+            if owner[name] == dist.get_rank():
+                mine[kind][name] = full.detach().cpu().contiguous()
     return mine
+
+
+def _read_fp32(engine: Any, parameter: nn.Parameter, kind: str) -> torch.Tensor:
+    """This tensor-parallel rank's whole shard of a weight or moment, assembled from ZeRO's fragments."""
+    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+    if engine.zero_optimization_stage() == 0:
+        return parameter.detach() if kind == "weights" else engine.optimizer.state[parameter][kind]
+    is_weight = kind == "weights"
+    value = safe_get_full_fp32_param(parameter) if is_weight else safe_get_full_optimizer_state(parameter, kind)
+    assert value is not None
+    return value
+
+
+def _write_fp32(engine: Any, parameter: nn.Parameter, kind: str, shard: torch.Tensor) -> None:
+    """The inverse of ``_read_fp32``."""
+    from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+    shard = shard.contiguous().to(parameter.device)
+    if engine.zero_optimization_stage() == 0:
+        _read_fp32(engine, parameter, kind).copy_(shard)
+    elif kind == "weights":
+        safe_set_full_fp32_param(parameter, shard)
+    else:
+        safe_set_full_optimizer_state(parameter, shard, kind)
 
 
 def _owners(model: nn.Module, world_size: int) -> dict[str, int]:
     """Which rank writes which parameter: largest first, each to the rank with the least to write."""
+    sizes = {name: math.prod(full_shape(parameter)) for name, parameter in model.named_parameters()}
     load = [0] * world_size
     owner: dict[str, int] = {}
-    for name, parameter in sorted(model.named_parameters(), key=lambda item: (-item[1].numel(), item[0])):
+    for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
         owner[name] = load.index(min(load))
-        load[owner[name]] += parameter.numel()
+        load[owner[name]] += sizes[name]
     return owner
 
 
@@ -257,7 +281,7 @@ def load_weights(model: nn.Module, folder: Path) -> None:
         CheckpointError: parameters are missing, unexpected or of another shape.
     """
     tensors = read_tensors(folder, "weights")
-    wanted = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    wanted = {name: full_shape(p) for name, p in model.named_parameters()}
     found = {name: tuple(t.shape) for name, t in tensors.items()}
     if wanted != found:
         wrong = sorted(k for k in wanted.keys() | found.keys() if wanted.get(k) != found.get(k))
@@ -267,40 +291,20 @@ def load_weights(model: nn.Module, folder: Path) -> None:
         )
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.copy_(tensors[name])
+            parameter.copy_(shard_of(tensors[name], parameter))
 
 
 def load_optimizer(engine: Any, folder: Path, state: TrainerState) -> None:
     """Put a checkpoint's fp32 master weights and Adam moments into a fresh engine."""
-    from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
-
-    inner = engine.optimizer.optimizer
-    for group in inner.param_groups:
-        for flat in group["params"]:  # this rank's flat fp32 partition
-            inner.state[flat] = {
-                "step": torch.tensor(float(state.optimizer_steps), device=flat.device),
-                "exp_avg": torch.zeros_like(flat),
-                "exp_avg_sq": torch.zeros_like(flat),
-            }
-    _relink(engine)
-    tensors = {kind: read_tensors(folder, kind) for kind in KINDS}
-    for name, parameter in engine.module.named_parameters():
-        safe_set_full_fp32_param(parameter, tensors["weights"][name].to(parameter.device))
-        for kind in KINDS[1:]:
-            safe_set_full_optimizer_state(parameter, tensors[kind][name].to(parameter.device), kind)
+    set_optimizer_state(engine, state.optimizer_steps)
+    set_loss_scaler_state(engine, state.loss_scaler)
+    for kind in KINDS:
+        tensors = read_tensors(folder, kind)
+        for name, parameter in engine.module.named_parameters():
+            _write_fp32(engine, parameter, kind, shard_of(tensors[name], parameter))
     engine.global_steps = state.step
-    engine.skipped_steps = state.skipped_steps
 
 
 def optimizer_steps(engine: Any) -> int:
     """Updates that Adam has counted so far."""
-    for state in engine.optimizer.optimizer.state.values():
-        return int(state["step"])
-    return 0
-
-
-def _relink(engine: Any) -> None:
-    # DeepSpeed links parameters to their optimizer state after the first group's first update, when
-    # the second group has none yet; linked again here, both are found.
-    engine.optimizer._hp_optimizer_states_linked = False
-    engine.optimizer._lazy_init_hp_params_optimizer_state()
+    return int(next(iter(inner_optimizer(engine).state.values()))["step"])

@@ -1,11 +1,12 @@
 """The configuration of a training run and the checks across its fields. Imports no torch."""
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Literal
 
 from data_prep.command_line import UserError
-from pipeline.layout import parse_layout
+from pipeline.layout import kv_projections, parse_layout
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,25 @@ class ModelConfig:
     """Epsilon of the layer norms (BERT: 1e-12)."""
     init_method_std: float = 0.02
     """Standard deviation of the normal initialisation (BERT: 0.02)."""
+    normalization: Literal["post", "pre"] = "post"
+    """Norm after each residual sum (BERT), or before each sublayer and once at the end."""
+    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    """Kind of norm; layernorm_epsilon is the epsilon of either."""
+    position: Literal["absolute", "rope", "alibi"] = "absolute"
+    """Learned absolute positions (BERT), rotary embedding of queries and keys, or a bias by distance."""
+    rotary_base: float = 10000.0
+    """Base of the wavelengths of 'rope'."""
+    activation: Literal["gelu", "geglu", "swiglu"] = "gelu"
+    """Of the feed-forward sublayers. The gated ones have a third matrix: take 2/3 of ffn_hidden_size for the
+    same size of model."""
+    bias: bool = True
+    """Whether linear layers and layer norms have a bias; the output layer's stays."""
+    narrow_kv: str = "per_layer"
+    """Keys and values of the frozen state: per_layer (the paper), shared by all narrow layers, or grouped:N."""
+    document_attention: Literal["shared", "isolated"] = "shared"
+    """Whether the documents of a packed row see each other; isolated ones also count positions from 0 each."""
+    recompute: bool = False
+    """Keep only each layer's inputs and compute the rest again in the backward pass: less memory, more time."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,10 +96,16 @@ class TrainingConfig:
     """Rows a step, over all processes and accumulation steps."""
     micro_batch_size: int = 24
     """Rows a process computes at once; the rest is gradient accumulation."""
-    precision: Literal["bf16", "fp32"] = "bf16"
-    """Type of weights and activations; master weights and optimizer states are fp32."""
-    zero_stage: Literal[1, 2] = 1
-    """DeepSpeed ZeRO stage: 1 splits optimizer states, 2 gradients as well."""
+    precision: Literal["bf16", "fp16", "fp32"] = "bf16"
+    """Type of weights and activations; master weights, optimizer states, softmax and loss are fp32."""
+    tensor_model_parallel_size: int = 1
+    """Processes that split every layer among them (tensor parallel); the others split the batch."""
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    """DeepSpeed ZeRO stage: 1 splits optimizer states, 2 gradients as well, 3 weights too; 0 splits nothing (fp32)."""
+    offload_optimizer: bool = False
+    """Keep master weights and optimizer states in the host's memory and update them there (ZeRO 1 to 3)."""
+    max_skipped_steps: int = 10
+    """End the run after this many steps in a row whose gradients are not finite; such a step changes no weight."""
     seed: int = 42
     """Seed of initialisation and dropout."""
     log_interval: int = 10
@@ -129,8 +155,12 @@ class RunConfig:
 RESUMABLE_CHANGES = {
     "run_dir",
     "data.path",
+    "model.recompute",
     "training.micro_batch_size",
+    "training.tensor_model_parallel_size",
     "training.zero_stage",
+    "training.offload_optimizer",
+    "training.max_skipped_steps",
     "training.log_interval",
     "training.eval_interval",
     "training.eval_rows",
@@ -152,7 +182,8 @@ def check_config(config: RunConfig, *, world_size: int) -> None:
         raise UserError(f"processes is {world_size}: give a positive number")
     _check_model(config.model)
     _check_ranges(config)
-    _check_batch(config.training, world_size)
+    _check_parallel(config, world_size)
+    _check_batch(config.training, world_size // config.training.tensor_model_parallel_size)
     if Path(config.run_dir).is_file():
         raise UserError(f"run_dir {config.run_dir} is a file: give a folder")
 
@@ -162,6 +193,10 @@ def _check_model(model: ModelConfig) -> None:
         parse_layout(model.layout)
     except ValueError as error:
         raise UserError(f"model.layout: {error}") from error
+    try:
+        kv_projections(model.narrow_kv, 1)
+    except ValueError as error:
+        raise UserError(f"model.narrow_kv: {error}") from error
     for name in ("hidden_size", "num_attention_heads", "ffn_hidden_size", "max_position_embeddings"):
         if getattr(model, name) < 1:
             raise UserError(f"model.{name} is {getattr(model, name)}: give a positive number")
@@ -171,6 +206,12 @@ def _check_model(model: ModelConfig) -> None:
         raise UserError(
             f"model.num_attention_heads {model.num_attention_heads} does not divide "
             f"model.hidden_size {model.hidden_size}: take one of {sorted(near)}"
+        )
+    head_dim = model.hidden_size // model.num_attention_heads
+    if model.position == "rope" and head_dim % 2:
+        raise UserError(
+            f"model.position rope turns pairs of features, but a head has {head_dim} (hidden_size / "
+            "num_attention_heads): take sizes that give an even number, or position absolute or alibi"
         )
 
 
@@ -187,6 +228,7 @@ def _check_ranges(config: RunConfig) -> None:
     for name, value in [
         ("model.layernorm_epsilon", config.model.layernorm_epsilon),
         ("model.init_method_std", config.model.init_method_std),
+        ("model.rotary_base", config.model.rotary_base),
         ("optimizer.lr", config.optimizer.lr),
         ("optimizer.adam_eps", config.optimizer.adam_eps),
     ]:
@@ -201,22 +243,50 @@ def _check_ranges(config: RunConfig) -> None:
             raise UserError(f"{name} is {value}: give a number of at least 0")
     for field in dataclasses.fields(TrainingConfig):
         value = getattr(config.training, field.name)
-        if isinstance(value, int) and field.name != "seed" and value < 1:
+        if isinstance(value, int) and field.name not in ("seed", "zero_stage", "offload_optimizer") and value < 1:
             raise UserError(f"training.{field.name} is {value}: give a positive number")
     for name, value in [("data.seed", config.data.seed), ("training.seed", config.training.seed)]:
         if not 0 <= value < 2**63:
             raise UserError(f"{name} is {value}: give a number from 0 to 2^63 - 1")
 
 
-def _check_batch(training: TrainingConfig, world_size: int) -> None:
-    total, micro = training.global_batch_size, training.micro_batch_size
-    if total % (micro * world_size) == 0:
+def _check_parallel(config: RunConfig, world_size: int) -> None:
+    """Whether layers, processes and ZeRO stage can be split as asked."""
+    training, model = config.training, config.model
+    size = training.tensor_model_parallel_size
+    shared = math.gcd(model.num_attention_heads, model.ffn_hidden_size, world_size)
+    fitting = ", ".join(str(n) for n in range(1, shared + 1) if shared % n == 0)
+    for name, value in [
+        ("model.num_attention_heads", model.num_attention_heads),
+        ("model.ffn_hidden_size", model.ffn_hidden_size),
+        ("the number of processes", world_size),
+    ]:
+        if value % size:
+            raise UserError(
+                f"training.tensor_model_parallel_size {size} does not divide {name} ({value}): "
+                f"what divides heads, ffn and processes is {fitting}"
+            )
+    if training.zero_stage == 0 and training.precision != "fp32":
+        raise UserError(
+            f"training.zero_stage 0 keeps no fp32 master weights for {training.precision}: "
+            "take zero_stage 1, 2 or 3, or precision fp32"
+        )
+    if training.zero_stage == 0 and training.offload_optimizer:
+        raise UserError("training.offload_optimizer needs zero_stage 1, 2 or 3: it is 0")
+
+
+def _check_batch(training: TrainingConfig, data_parallel_size: int) -> None:
+    total, micro, size = training.global_batch_size, training.micro_batch_size, data_parallel_size
+    if total % (micro * size) == 0:
         return
-    where = f"training.global_batch_size {total} is not a multiple of micro_batch_size {micro} x {world_size} processes"
-    if total % world_size:
-        around = {max(total // world_size, 1) * world_size, -(-total // world_size) * world_size}
+    processes = f"{size} processes"
+    if training.tensor_model_parallel_size > 1:
+        processes = f"{size} data-parallel groups of {training.tensor_model_parallel_size} processes"
+    where = f"training.global_batch_size {total} is not a multiple of micro_batch_size {micro} x {processes}"
+    if total % size:
+        around = {max(total // size, 1) * size, -(-total // size) * size}
         fitting = " or ".join(str(n) for n in sorted(around))
-        raise UserError(f"{where}: with {world_size} processes take a global_batch_size of {fitting}")
-    divisors = [n for n in range(1, total // world_size + 1) if total // world_size % n == 0]
+        raise UserError(f"{where}: with {processes} take a global_batch_size of {fitting}")
+    divisors = [n for n in range(1, total // size + 1) if total // size % n == 0]
     nearest = sorted(sorted(divisors, key=lambda n: abs(n - micro))[:4])
     raise UserError(f"{where}: take a micro_batch_size of {', '.join(map(str, nearest))}")

@@ -18,10 +18,12 @@ the lanes whenever that size divides their number: then no two processes read th
 for lane ends). Rows were already shuffled globally when the shards were made.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -46,22 +48,20 @@ class Batch:
     """[B, P] bool, False where a short row has fewer than P masked tokens."""
     key_mask: torch.Tensor | None
     """[B, 1, 1, T] bool, True at real tokens; None if no row has padding."""
+    document_ids: torch.Tensor
+    """[B, T] int16, which document of its row a token belongs to, from 0; padding counts to the last."""
     sequence_ids: np.ndarray
     """[B] uint64, which rows these are."""
 
     @property
-    def num_masked(self) -> int:
-        """Real masked tokens in the batch."""
-        return int(self.label_mask.sum())
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The fields that a device needs, by name."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
 
     def to(self, device: torch.device) -> "Batch":
-        """The same batch on ``device``."""
-        moved = {
-            name: value.to(device, non_blocking=True)
-            for name, value in vars(self).items()
-            if isinstance(value, torch.Tensor)
-        }
-        return dataclasses.replace(self, **moved)
+        """The same batch on ``device``; to CUDA through pinned memory, so that the host need not wait."""
+        pinned = {name: t.pin_memory() if device.type == "cuda" else t for name, t in self.tensors.items()}
+        return dataclasses.replace(self, **{name: t.to(device, non_blocking=True) for name, t in pinned.items()})
 
 
 class RowOrder:
@@ -150,14 +150,14 @@ class TrainingData:
         self._split = shards.split("train")
         self._num_variants = shards.num_variants
         self.order = RowOrder(self._split.chunk_rows, shards.root_hash, seed)
-        self._global_batch_size = global_batch_size
+        self.global_batch_size = global_batch_size
         self._micro_batch_size = micro_batch_size
         self._data_rank = data_rank
         self._data_parallel_size = data_parallel_size
 
     def step(self, rows_consumed: int) -> list[Batch]:
         """This process's micro-batches of the step that starts at ``rows_consumed``."""
-        stop = rows_consumed + self._global_batch_size
+        stop = rows_consumed + self.global_batch_size
         positions = np.arange(rows_consumed + self._data_rank, stop, self._data_parallel_size)
         epochs, chunks, rows = self.order.locate(positions)
         variants = epochs % self._num_variants
@@ -167,33 +167,78 @@ class TrainingData:
         ]
 
 
+class Prefetcher:
+    """Reads the batches of the next step in a thread, and copies them to the device, during this one.
+
+    On CUDA the copies run on a stream of their own beside the computation.
+    """
+
+    def __init__(self, data: TrainingData, device: torch.device) -> None:
+        self._data, self._device = data, device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch")
+        self._ahead: dict[int, Future[list[Batch]]] = {}
+
+    def step(self, rows_consumed: int) -> list[Batch]:
+        """``TrainingData.step`` on the device. What goes wrong in reading is raised when it is asked for."""
+        reading = self._ahead.pop(rows_consumed, None) or self._thread.submit(self._load, rows_consumed)
+        batches = reading.result()
+        if self._stream is not None:
+            current = torch.cuda.current_stream(self._device)
+            current.wait_stream(self._stream)
+            for tensor in (tensor for batch in batches for tensor in batch.tensors.values()):
+                tensor.record_stream(current)  # its memory is not free before the computation is done with it
+        following = rows_consumed + self._data.global_batch_size
+        self._ahead = {following: self._thread.submit(self._load, following)}
+        return batches
+
+    def _load(self, rows_consumed: int) -> list[Batch]:
+        batches = self._data.step(rows_consumed)
+        with torch.cuda.stream(self._stream) if self._stream is not None else contextlib.nullcontext():
+            return [batch.to(self._device) for batch in batches]
+
+
 def validation_batches(
     shards: ShardFolder, *, max_rows: int, micro_batch_size: int, data_rank: int, data_parallel_size: int
 ) -> Iterator[Batch]:
-    """This process's share of the first ``max_rows`` validation rows, always with variant 0."""
+    """This process's share of the first ``max_rows`` validation rows, always with variant 0.
+
+    Every process gets as many batches as any other, all of one shape: where ZeRO splits the weights a
+    forward pass is a joint act, and a compiled one wants static shapes. What fills the last batch has
+    no label that counts.
+    """
     split = shards.split("validation")
     starts = np.concatenate([[0], np.cumsum(split.chunk_rows)])
-    flat = np.arange(data_rank, min(max_rows, split.num_rows), data_parallel_size)
+    num_rows = min(max_rows, split.num_rows)
+    batch_rows = micro_batch_size * data_parallel_size
+    flat = np.arange(data_rank, -(-num_rows // batch_rows) * batch_rows, data_parallel_size)
+    real = flat < num_rows
+    flat = np.minimum(flat, num_rows - 1)
     chunks = np.searchsorted(starts, flat, side="right") - 1
     for part in _slices(len(flat), micro_batch_size):
         rows = flat[part] - starts[chunks[part]]
-        yield make_batch(split, chunks[part], rows, np.zeros_like(rows))
+        batch = make_batch(split, chunks[part], rows, np.zeros_like(rows))
+        yield dataclasses.replace(batch, label_mask=batch.label_mask & torch.from_numpy(real[part])[:, None])
 
 
 def make_batch(split: ShardSplit, chunks: np.ndarray, rows: np.ndarray, variants: np.ndarray) -> Batch:
     """Read rows (chunk index, row inside it, mask variant; each [B]) and lay them out as tensors."""
-    names = ("input_ids", "lengths", "masked_positions", "replacement_ids", "num_masked", "sequence_ids")
+    by_variant = ("masked_positions", "replacement_ids", "num_masked")
+    names = ("input_ids", "lengths", "sequence_ids", *by_variant)
     fields: dict[str, np.ndarray] = {}
     for chunk in np.unique(chunks):
         here = np.flatnonzero(chunks == chunk)
         arrays = split.chunk(int(chunk))
-        for name in names:
-            # [n, k, ...] fields take the row's variant, the others the row.
-            by_variant = name in ("masked_positions", "replacement_ids", "num_masked")
-            picked = arrays[name][rows[here], variants[here]] if by_variant else arrays[name][rows[here]]
+        # [n, k, ...] fields take the row's variant, the others the row.
+        picked = {
+            name: arrays[name][rows[here], variants[here]] if name in by_variant else arrays[name][rows[here]]
+            for name in names
+        }
+        picked["document_ids"] = _document_ids(arrays, rows[here])
+        for name, values in picked.items():
             if name not in fields:
-                fields[name] = np.empty((len(chunks), *picked.shape[1:]), picked.dtype)
-            fields[name][here] = picked
+                fields[name] = np.empty((len(chunks), *values.shape[1:]), values.dtype)
+            fields[name][here] = values
     original = fields["input_ids"].astype(np.int64)
     positions = fields["masked_positions"].astype(np.int64)
     labels = np.take_along_axis(original, positions, axis=1)
@@ -211,8 +256,18 @@ def make_batch(split: ShardSplit, chunks: np.ndarray, rows: np.ndarray, variants
         labels=torch.from_numpy(labels),
         label_mask=torch.from_numpy(real),
         key_mask=key_mask,
+        document_ids=torch.from_numpy(fields["document_ids"]),
         sequence_ids=fields["sequence_ids"],
     )
+
+
+def _document_ids(arrays: Mapping[str, np.ndarray], rows: np.ndarray) -> np.ndarray:
+    """[n, L] int16 of the given rows of a chunk: 0 up to the first boundary, then 1, and so on."""
+    offsets = arrays["boundary_offsets"].astype(np.int64)
+    begins = np.zeros((len(rows), arrays["input_ids"].shape[1]), dtype=np.int16)
+    for index, row in enumerate(rows):
+        begins[index, arrays["boundary_positions"][offsets[row] : offsets[row + 1]]] = 1
+    return begins.cumsum(axis=1, dtype=np.int16)
 
 
 def _slices(total: int, size: int) -> Iterator[slice]:

@@ -12,6 +12,7 @@ from data_prep.command_line import UserError
 from pipeline.checkpoint import load_run_model
 from pipeline.data import Batch, validation_batches
 from pipeline.model.masked_lm import NarrowBertForPretraining
+from pipeline.parallel import data_parallel_group
 from pipeline.run_directory import open_run_shards
 
 
@@ -34,7 +35,7 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(model: NarrowBertForPretraining, batches: Iterable[Batch], device: torch.device) -> Evaluation:
-    """Evaluate ``batches`` on this process and add the sums of all processes."""
+    """Evaluate ``batches`` on this process and add the sums of all data-parallel ranks."""
     was_training = model.training
     model.eval()
     sums = torch.zeros(3, dtype=torch.float64, device=device)
@@ -46,13 +47,14 @@ def evaluate(model: NarrowBertForPretraining, batches: Iterable[Batch], device: 
             moved.key_mask,
             moved.labels,
             moved.label_mask,
+            moved.document_ids,
             count_correct=True,
         )
         assert output.num_correct is not None
         sums += torch.stack([output.loss_sum, output.num_correct, moved.label_mask.sum()]).double()
     model.train(was_training)
     if dist.is_initialized():
-        dist.all_reduce(sums)
+        dist.all_reduce(sums, group=data_parallel_group())
     loss_sum, num_correct, num_masked = sums.tolist()
     return Evaluation(loss=loss_sum / num_masked, masked_accuracy=num_correct / num_masked, num_masked=int(num_masked))
 

@@ -53,6 +53,29 @@ def parse_layout(text: str) -> Layout:
     return Layout(full=full, narrow=narrow)
 
 
+def group_sublayers(letters: str) -> list[str]:
+    """``sfsff`` -> ``["sf", "sf", "f"]``: an attention and the feed-forward after it are one layer."""
+    return re.findall("sf|s|f", letters)
+
+
+def kv_projections(narrow_kv: str, num_narrow: int) -> list[int]:
+    """Which key/value projection of the frozen state each narrow attention sublayer reads.
+
+    Args:
+        narrow_kv: ``per_layer``, ``shared`` (one for all) or ``grouped:N`` (one for each N in a row).
+        num_narrow: narrow attention sublayers.
+
+    Raises:
+        ValueError: one line, for any other text.
+    """
+    if narrow_kv == "shared":
+        return [0] * num_narrow
+    matched = re.fullmatch(r"per_layer|grouped:([1-9][0-9]*)", narrow_kv)
+    if matched is None:
+        raise ValueError(f"'{narrow_kv}' is none of per_layer, shared, grouped:N (such as grouped:2)")
+    return [index // int(matched[1] or 1) for index in range(num_narrow)]
+
+
 def _parse_side(text: str, start: int, end: int) -> str:
     sublayers = ""
     while text[start:end].strip():

@@ -4,8 +4,10 @@ import math
 from collections.abc import Iterable
 
 import torch
+import torch.distributed as dist
 
 from pipeline.config import OptimizerConfig
+from pipeline.parallel import is_split, tensor_parallel_group
 
 
 def learning_rate(step: int, train_steps: int, config: OptimizerConfig) -> float:
@@ -41,3 +43,24 @@ def build_optimizer(
         eps=config.adam_eps,
         fused=True,
     )
+
+
+def clip_gradients(parameters: Iterable[torch.nn.Parameter], max_norm: float) -> torch.Tensor:
+    """Scale all gradients down to a global 2-norm of ``max_norm`` (0: leave them); return the norm before.
+
+    The norm is that of the whole model: parts of tensor-parallel ranks are added up, what every rank
+    holds counts once. Nothing is read from the device.
+    """
+    with_gradient = [p for p in parameters if p.grad is not None]
+    squares = {p: torch.linalg.vector_norm(p.grad, dtype=torch.float32).square() for p in with_gradient}
+    split = [square for p, square in squares.items() if is_split(p)]
+    whole = [square for p, square in squares.items() if not is_split(p)]
+    total = torch.stack(whole).sum()
+    if split:
+        of_all_ranks = torch.stack(split).sum()
+        dist.all_reduce(of_all_ranks, group=tensor_parallel_group())  # type: ignore[arg-type]
+        total = total + of_all_ranks
+    norm = total.sqrt()
+    if max_norm > 0:
+        torch._foreach_mul_([p.grad for p in with_gradient], (max_norm / (norm + 1e-6)).clamp(max=1.0))
+    return norm

@@ -2,21 +2,33 @@
 
 The model is built from Megatron's tensor-parallel parts. A tensor-parallel size of 1 needs no
 process group and no ``initialize_model_parallel``.
+
+Processes number themselves so that the ranks of one tensor-parallel group are neighbours (on one
+machine, where there are several): rank = data rank * tensor-parallel size + tensor rank.
 """
 
+import contextlib
 import functools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # core tells at import which optional CUDA packages are missing
     from megatron.core import ModelParallelConfig, parallel_state
     from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding
+    from megatron.core.tensor_parallel.cross_entropy import vocab_parallel_cross_entropy
+    from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
+    from megatron.core.tensor_parallel.mappings import copy_to_tensor_model_parallel_region
 
 Initializer = Callable[[torch.Tensor], torch.Tensor]
+
+VOCAB_MULTIPLE = 128
+"""Every rank's share of the vocabulary is a multiple of this: matrix products like round sizes (Megatron's choice)."""
 
 
 class SingleRankGroup:
@@ -29,13 +41,52 @@ class SingleRankGroup:
         return 0
 
 
-def tensor_parallel_group() -> torch.distributed.ProcessGroup | SingleRankGroup:
+# ---------------------------------------------------------------------------------------- groups
+
+
+def initialise_tensor_parallel(size: int) -> None:
+    """Let each ``size`` neighbouring processes split the layers among them. Every process calls this once."""
+    if size > 1:
+        parallel_state.initialize_model_parallel(tensor_model_parallel_size=size, create_gloo_process_groups=False)
+
+
+def tensor_parallel_group() -> dist.ProcessGroup | SingleRankGroup:
     """Megatron's tensor-parallel group once ``initialize_model_parallel`` was called, else a group of one."""
     if parallel_state.model_parallel_is_initialized():
         group = parallel_state.get_tensor_model_parallel_group()
-        assert isinstance(group, torch.distributed.ProcessGroup)
+        assert isinstance(group, dist.ProcessGroup)
         return group
     return SingleRankGroup()
+
+
+def data_parallel_group() -> dist.ProcessGroup | None:
+    """The processes that hold the same part of the model and read other rows; None if those are all."""
+    return parallel_state.get_data_parallel_group() if parallel_state.model_parallel_is_initialized() else None
+
+
+class ModelParallelUnit:
+    """Megatron's groups under the names by which DeepSpeed asks for them (its ``mpu`` argument).
+
+    DeepSpeed's model-parallel group is the tensor-parallel one: there are no pipeline stages.
+    """
+
+    get_model_parallel_group = staticmethod(parallel_state.get_tensor_model_parallel_group)
+    get_model_parallel_rank = staticmethod(parallel_state.get_tensor_model_parallel_rank)
+    get_model_parallel_world_size = staticmethod(parallel_state.get_tensor_model_parallel_world_size)
+    get_tensor_model_parallel_group = staticmethod(parallel_state.get_tensor_model_parallel_group)
+    get_tensor_model_parallel_rank = staticmethod(parallel_state.get_tensor_model_parallel_rank)
+    get_tensor_model_parallel_world_size = staticmethod(parallel_state.get_tensor_model_parallel_world_size)
+    get_data_parallel_group = staticmethod(parallel_state.get_data_parallel_group)
+    get_data_parallel_rank = staticmethod(parallel_state.get_data_parallel_rank)
+    get_data_parallel_world_size = staticmethod(parallel_state.get_data_parallel_world_size)
+
+
+def model_parallel_unit() -> ModelParallelUnit | None:
+    """What DeepSpeed needs to know of the groups; None where every process holds the whole model."""
+    return ModelParallelUnit() if parallel_state.model_parallel_is_initialized() else None
+
+
+# ---------------------------------------------------------------------------------------- layers
 
 
 @functools.cache
@@ -50,13 +101,14 @@ class ColumnLinear(ColumnParallelLinear):
     # Core adds an empty ``_extra_state`` to every state dict; a checkpoint holds tensors only.
     get_extra_state = torch.nn.Module.get_extra_state
 
-    def __init__(self, input_size: int, output_size: int, init_method: Initializer) -> None:
+    def __init__(self, input_size: int, output_size: int, init_method: Initializer, *, bias: bool = True) -> None:
         self._group = tensor_parallel_group()
         super().__init__(
             input_size,
             output_size,
             config=_megatron_config(),
             init_method=init_method,
+            bias=bias,
             tp_group=self._group,  # type: ignore[arg-type]
         )
 
@@ -70,14 +122,14 @@ class RowLinear(RowParallelLinear):
 
     get_extra_state = torch.nn.Module.get_extra_state
 
-    def __init__(self, input_size: int, output_size: int, init_method: Initializer) -> None:
+    def __init__(self, input_size: int, output_size: int, init_method: Initializer, *, bias: bool = True) -> None:
         self._group = tensor_parallel_group()
         super().__init__(
             input_size,
             output_size,
             config=_megatron_config(),
             init_method=init_method,
-            bias=True,
+            bias=bias,
             input_is_parallel=True,
             skip_bias_add=False,
             tp_group=self._group,  # type: ignore[arg-type]
@@ -95,32 +147,201 @@ def _local_linear(layer: ColumnLinear | RowLinear, input_: torch.Tensor) -> torc
     return F.linear(input_, layer.weight, layer.bias)
 
 
-class WordEmbedding(VocabParallelEmbedding):
-    """Embedding whose rows (the vocabulary) are split over the tensor-parallel group."""
+def padded_vocab_size(vocab_size: int, tensor_parallel_size: int) -> int:
+    """The next size that gives each tensor-parallel rank an equal, round share of the vocabulary."""
+    multiple = VOCAB_MULTIPLE * tensor_parallel_size
+    return -(-vocab_size // multiple) * multiple
 
-    def __init__(self, vocab_size: int, hidden_size: int, init_method: Initializer) -> None:
+
+class WordEmbedding(VocabParallelEmbedding):
+    """Embedding whose rows (the vocabulary) are split over the tensor-parallel group.
+
+    Args:
+        vocab_size: tokens there are.
+        hidden_size: width of a row.
+        init_method: draws the rows of those tokens, the same ones at every group size.
+        padded_size: rows to allocate; those above ``vocab_size`` are zero and never looked up.
+    """
+
+    def __init__(self, vocab_size: int, hidden_size: int, init_method: Initializer, padded_size: int) -> None:
         self._group = tensor_parallel_group()
+
+        def initialise(weight: torch.Tensor) -> torch.Tensor:
+            init_method(weight[:vocab_size])
+            return weight[vocab_size:].zero_()
+
         super().__init__(
-            vocab_size,
+            padded_size,
             hidden_size,
-            init_method=init_method,
+            init_method=initialise,
             config=_megatron_config(),
             tp_group=self._group,  # type: ignore[arg-type]
         )
+        self.weight.unpadded_size = vocab_size  # type: ignore[attr-defined]
 
     def forward(self, input_: torch.Tensor) -> torch.Tensor:
         """Token ids [...] -> [..., hidden_size]."""
         return F.embedding(input_, self.weight) if self._group.size() == 1 else super().forward(input_)
 
 
+def vocab_parallel_bias(vocab_size: int, padded_size: int) -> torch.nn.Parameter:
+    """This rank's share of one zero for every token."""
+    bias = torch.nn.Parameter(torch.zeros(padded_size // tensor_parallel_group().size()))
+    # By this DeepSpeed's gradient norm knows that every rank holds another part.
+    set_tensor_model_parallel_attributes(bias, True, 0, 1)
+    bias.unpadded_size = vocab_size  # type: ignore[attr-defined]
+    return bias
+
+
+def is_padding_of_vocabulary(vocab_size: int, padded_size: int) -> torch.Tensor | None:
+    """Which of this rank's share of the vocabulary are no tokens: bool, [share]; None if all are."""
+    if padded_size == vocab_size:
+        return None
+    group = tensor_parallel_group()
+    share = padded_size // group.size()
+    return torch.arange(share) + group.rank() * share >= vocab_size
+
+
+def copy_to_tensor_parallel(replicated: torch.Tensor) -> torch.Tensor:
+    """Before a product that is split by output features: the ranks' gradients are added up on the way back."""
+    group = tensor_parallel_group()
+    return replicated if group.size() == 1 else copy_to_tensor_model_parallel_region(replicated, group=group)
+
+
+class _GatherFeatures(torch.autograd.Function):
+    # Core's own allocates on CUDA whatever its input's device.
+    @staticmethod
+    def forward(ctx: Any, split: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:  # type: ignore[override]
+        ctx.group = group
+        return _all_gather(split, group, -1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
+        return gradient.chunk(ctx.group.size(), -1)[ctx.group.rank()], None
+
+
+def _all_gather(part: torch.Tensor, group: dist.ProcessGroup, dimension: int) -> torch.Tensor:
+    parts = [torch.empty_like(part, memory_format=torch.contiguous_format) for _ in range(group.size())]
+    dist.all_gather(parts, part.contiguous(), group=group)
+    return torch.cat(parts, dimension)
+
+
+def gather_from_tensor_parallel(split: torch.Tensor) -> torch.Tensor:
+    """[..., features / group size] of each rank -> [..., features] on every rank."""
+    group = tensor_parallel_group()
+    if group.size() == 1:
+        return split
+    gathered = _GatherFeatures.apply(split, group)
+    assert isinstance(gathered, torch.Tensor)
+    return gathered
+
+
+def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy in nats of each row: fp32 [n, vocabulary / group size], int64 [n] -> [n].
+
+    May overwrite ``logits``.
+    """
+    if tensor_parallel_group().size() == 1:
+        return F.cross_entropy(logits, labels, reduction="none")
+    losses = vocab_parallel_cross_entropy(logits, labels)
+    assert isinstance(losses, torch.Tensor)
+    return losses
+
+
+def argmax(logits: torch.Tensor) -> torch.Tensor:
+    """The most probable token of each row: [n, vocabulary / group size] -> [n]."""
+    group = tensor_parallel_group()
+    if isinstance(group, SingleRankGroup) or group.size() == 1:
+        return logits.argmax(-1)
+    best, token = logits.max(-1)
+    token += group.rank() * logits.shape[-1]
+    overall = best.clone()
+    dist.all_reduce(overall, op=dist.ReduceOp.MAX, group=group)
+    # Of equal maxima the first counts.
+    token[best < overall] = torch.iinfo(token.dtype).max
+    dist.all_reduce(token, op=dist.ReduceOp.MIN, group=group)
+    return token
+
+
+# ------------------------------------------------------------------------- whole tensors and parts
+
+
+def is_split(parameter: torch.nn.Parameter) -> bool:
+    """Whether each tensor-parallel rank holds another part of the parameter."""
+    return _split_dimension(parameter) is not None
+
+
+def full_shape(parameter: torch.nn.Parameter) -> tuple[int, ...]:
+    """Shape of the parameter over all tensor-parallel ranks, without padding."""
+    shape = _padded_shape(parameter)
+    return (getattr(parameter, "unpadded_size", shape[0]), *shape[1:])
+
+
+def shard_of(full: torch.Tensor, parameter: torch.nn.Parameter) -> torch.Tensor:
+    """The part of ``full`` (shape ``full_shape``) that this rank's ``parameter`` holds, padded with zeros."""
+    padding = _padded_shape(parameter)[0] - full.shape[0]
+    if padding:
+        full = torch.cat([full, full.new_zeros(padding, *full.shape[1:])])
+    group, dimension = tensor_parallel_group(), _split_dimension(parameter)
+    return full if dimension is None else full.chunk(group.size(), dimension)[group.rank()]
+
+
+def gather_shards(shard: torch.Tensor, parameter: torch.nn.Parameter) -> torch.Tensor:
+    """The inverse of ``shard_of``. Every rank of the tensor-parallel group calls this and gets the whole."""
+    group, dimension = tensor_parallel_group(), _split_dimension(parameter)
+    if dimension is not None:
+        shard = _all_gather(shard, group, dimension)  # type: ignore[arg-type]
+    return shard[: full_shape(parameter)[0]]
+
+
+def _padded_shape(parameter: torch.nn.Parameter) -> tuple[int, ...]:
+    # ZeRO 3 leaves an empty tensor in a parameter's place and keeps its shape beside it.
+    shape = list(getattr(parameter, "ds_shape", parameter.shape))
+    dimension = _split_dimension(parameter)
+    if dimension is not None:
+        shape[dimension] *= tensor_parallel_group().size()
+    return tuple(shape)
+
+
+def _split_dimension(parameter: torch.nn.Parameter) -> int | None:
+    """Along which dimension the tensor-parallel ranks split the parameter; None if each holds it whole."""
+    is_split = tensor_parallel_group().size() > 1 and getattr(parameter, "tensor_model_parallel", False)
+    return getattr(parameter, "partition_dim") if is_split else None  # noqa: B009 - set by Megatron, unknown to torch
+
+
+# ----------------------------------------------------------------------------------------- random
+
+
 def seed_dropout(seed: int, step: int, data_rank: int) -> None:
     """Seed torch from (seed, step, data rank), so that no generator state needs keeping.
 
     A run that resumes at a step draws the same dropout masks as the run that was never stopped.
+    The tensor-parallel ranks of one data rank draw the same: what they hold whole must stay equal.
     """
+    torch.manual_seed(_mix(seed, step, data_rank))
+
+
+@contextlib.contextmanager
+def tensor_parallel_dropout(probability: float) -> Iterator[None]:
+    """Around dropout of what is split: inside, every tensor-parallel rank draws numbers of its own.
+
+    They follow from the generator's state outside and the rank, so that a layer that is computed again
+    for its backward pass repeats them.
+    """
+    group = tensor_parallel_group()
+    if group.size() == 1 or probability == 0:
+        yield
+        return
+    base = int(torch.randint(2**62, ()))  # from the generator of the host: no waiting for a device
+    with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
+        torch.manual_seed(_mix(base, group.rank(), 0))
+        yield
+
+
+def _mix(first: int, second: int, third: int) -> int:
     # One 64-bit mix (SplitMix64's finaliser; Steele, Lea and Flood, OOPSLA 2014) keeps the seeds
     # of neighbouring steps and ranks far apart.
-    mixed = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + data_rank * 0x94D049BB133111EB) % 2**64
+    mixed = (first * 0x9E3779B97F4A7C15 + second * 0xBF58476D1CE4E5B9 + third * 0x94D049BB133111EB) % 2**64
     mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
     mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) % 2**64
-    torch.manual_seed((mixed ^ (mixed >> 31)) % 2**63)
+    return (mixed ^ (mixed >> 31)) % 2**63

@@ -58,11 +58,7 @@ def plan(config: RunConfig, options: PlanOptions) -> str:
         ("steps", f"{config.training.train_steps:,} of {config.training.global_batch_size:,} rows"),
         ("tokens", f"{tokens:,}" + (f" ({rows / train_rows:.2f} epochs)" if train_rows else "")),
     ]
-    for stage in (0, 1, 2, 3):
-        size = model_state_bytes(parameters, config.training.precision, stage, options.processes)
-        chosen = " <- configured" if stage == config.training.zero_stage else ""
-        lines.append((f"model states a rank, ZeRO {stage}", f"{size / 2**30:.3f} GiB{chosen}"))
-    lines.append(("", f"(weights, gradients, optimizer over {options.processes} processes; activations come on top)"))
+    lines += _memory_lines(config, shape, options.processes)
     if options.tokens_per_second:
         hours = tokens / options.tokens_per_second / 3600
         lines.append((f"time at {options.tokens_per_second:,.0f} tokens/s", f"{hours:,.2f} hours"))
@@ -72,11 +68,31 @@ def plan(config: RunConfig, options: PlanOptions) -> str:
     return "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
 
 
+def _memory_lines(config: RunConfig, shape: RowShape, processes: int) -> list[tuple[str, str]]:
+    """Memory a process for every ZeRO stage, and what the configured one is made of."""
+    from pipeline.memory import predict_memory  # torch, which only this needs
+
+    lines = []
+    chosen = predict_memory(config, shape, processes)
+    for stage in (0, 1, 2, 3) if config.training.precision == "fp32" else (1, 2, 3):
+        states = model_state_bytes(
+            count_parameters(config.model, shape.vocab_size) // config.training.tensor_model_parallel_size,
+            config.training.precision,
+            stage,
+            processes // config.training.tensor_model_parallel_size,
+        )
+        mark = " <- configured" if stage == config.training.zero_stage else ""
+        lines.append((f"memory a process, ZeRO {stage}", f"{(sum(states) + chosen.activations) / 2**30:.3f} GiB{mark}"))
+    parts = ("weights", "gradients", "optimizer", "activations")
+    lines.append(("", ", ".join(f"{part} {getattr(chosen, part) / 2**30:.3f}" for part in parts)))
+    return lines
+
+
 def _row_shape(config: RunConfig, options: PlanOptions) -> tuple[RowShape, int | None]:
     """Sizes from the options, completed from the shards; and the shards' training rows, if read."""
     if options.seq_length is not None and options.vocab_size is not None:
         return _checked(config, options.seq_length, options.masked_per_row, options.vocab_size), None
-    if not (Path(config.data.path) / "manifest.json").exists():
+    if "://" not in config.data.path and not (Path(config.data.path) / "manifest.json").exists():
         raise UserError(
             f"no shards at {config.data.path}: make them with narrowbert-prep shards, "
             "or state --seq_length and --vocab_size"

@@ -143,7 +143,10 @@ class Attempt:
 def register_attempt(run_dir: Path, config: RunConfig, shards: ShardFolder, world_size: int) -> Attempt:
     """Record one more start of a run. Rank 0 only."""
     # Other numbers here add the same terms in another order: equal within rounding, not to the bit.
-    arithmetic = [world_size, config.training.micro_batch_size, config.training.zero_stage]
+    training = config.training
+    arithmetic = [
+        world_size, training.tensor_model_parallel_size, training.micro_batch_size, training.zero_stage,
+    ]  # fmt: skip
     fresh = {"lineage_id": uuid.uuid4().hex, "attempt": 0, "arithmetic": arithmetic}
     record = read_run_record(run_dir) if (run_dir / "run.json").exists() else fresh
     same = record["arithmetic"] == arithmetic
@@ -156,7 +159,7 @@ def data_facts(shards: ShardFolder) -> dict[str, Any]:
     """What a run records of its shards."""
     return {
         "root_hash": shards.root_hash,
-        "path": str(Path(shards.path).resolve()),
+        "path": str(shards.remote or shards.path.resolve()),  # of a URL without its user, password and query
         "seq_length": shards.seq_length,
         "masked_per_row": shards.masked_per_row,
         "vocab_size": shards.vocab_size,

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import os
 import shutil
 import socket
@@ -21,14 +22,20 @@ from data_prep.command_line import UserError, config_as_dict, report_user_error
 from data_prep.shards import ShardFolder
 from pipeline import checkpoint, tracking
 from pipeline.config import RunConfig
-from pipeline.data import Batch, TrainingData, validation_batches
-from pipeline.engine import build_engine, destroy_engine, initialise_process_group
+from pipeline.data import Prefetcher, TrainingData, validation_batches
+from pipeline.engine import (
+    build_engine,
+    destroy_engine,
+    initialise_process_group,
+    loss_scaler_state,
+    update_weights,
+)
 from pipeline.evaluation import evaluate
 from pipeline.launch import World
 from pipeline.metrics import Gauges
 from pipeline.model.masked_lm import NarrowBertForPretraining
 from pipeline.optimizer import learning_rate
-from pipeline.parallel import seed_dropout
+from pipeline.parallel import data_parallel_group, padded_vocab_size, seed_dropout
 from pipeline.redaction import redact
 from pipeline.run_directory import Attempt, register_attempt, write_atomically
 from pipeline.spool import Spool, append_event
@@ -46,7 +53,7 @@ def train(config: RunConfig, world: World, shards: ShardFolder) -> None:
         world: which of the processes this is.
         shards: the opened shard folder.
     """
-    device = initialise_process_group(world)
+    device = initialise_process_group(world, config.training.tensor_model_parallel_size)
     try:
         run = Run(config, world, shards, device)
         try:
@@ -76,15 +83,19 @@ class Run:
         self.spool: Spool | None = None
         self.shipper: tracking.Shipper | None = None
         _set_up_logging(self.run_dir, world)
-        self.data = TrainingData(
+        # The ranks of a tensor-parallel group read the same rows.
+        self.data_rank = dist.get_rank(data_parallel_group())
+        self.data_parallel_size = dist.get_world_size(data_parallel_group())
+        data = TrainingData(
             shards,
             seed=config.data.seed,
             global_batch_size=config.training.global_batch_size,
             micro_batch_size=config.training.micro_batch_size,
-            data_rank=world.rank,
-            data_parallel_size=world.size,
+            data_rank=self.data_rank,
+            data_parallel_size=self.data_parallel_size,
         )
-        self.engine, self.step = self._build_or_resume()
+        self.data = Prefetcher(data, device)
+        self.engine, self.step, self.skipped_steps = self._build_or_resume()
         self.gauges = Gauges(config, shards, world.size, device)
         hosts = _host_names(world)
         if self.is_main:
@@ -99,9 +110,12 @@ class Run:
         dist.broadcast_object_list(answer, src=0)
         return answer[0]
 
-    def _build_or_resume(self) -> tuple[Any, int]:
+    def _build_or_resume(self) -> tuple[Any, int, int]:
+        """The engine, the steps done, and how many of them were skipped."""
         torch.manual_seed(self.config.training.seed)  # the same initial weights on every rank
-        model = NarrowBertForPretraining(self.config.model, self.shards.vocab_size)
+        vocab_size = self.shards.vocab_size
+        padded_size = padded_vocab_size(vocab_size, self.config.training.tensor_model_parallel_size)
+        model = NarrowBertForPretraining(self.config.model, vocab_size, padded_size)
         chosen: list[Any] = [None, []]
         if self.is_main:
             checkpoint.remove_unfinished(self.run_dir / "checkpoints")
@@ -117,13 +131,13 @@ class Run:
                 raise UserError(
                     f"no checkpoint of {self.run_dir} is intact: restore one, or start anew in another --run_dir"
                 )
-            return build_engine(self.config, model.to(self.device), self.world), 0
+            return build_engine(self.config, model, self.device), 0, 0
         state = checkpoint.read_trainer_state(folder)
         checkpoint.load_weights(model, folder)
-        engine = build_engine(self.config, model.to(self.device), self.world)
+        engine = build_engine(self.config, model, self.device)
         checkpoint.load_optimizer(engine, folder, state)
         log.info("resuming from %s (step %d of %d)", folder, state.step, self.config.training.train_steps)
-        return engine, state.step
+        return engine, state.step, state.skipped_steps
 
     def _open_records(self, hosts: list[str]) -> None:
         write_atomically(
@@ -149,7 +163,7 @@ class Run:
         """Run the remaining steps, with logs, evaluations and checkpoints on their intervals."""
         training = self.config.training
         total = training.train_steps
-        meter = Meter(self.config, self.shards)
+        meter = Meter(self.config, self.shards, self.skipped_steps)
         progress = tqdm(
             total=total,
             initial=self.step,
@@ -170,7 +184,10 @@ class Run:
             )
             # Before a checkpoint the losses go to disk: a resume does not compute those steps again.
             if to_log or to_save:
-                self._log(meter.flush(self.step, self.engine), progress)
+                points = meter.flush(self.step, self.engine)
+                self.skipped_steps = meter.skipped_steps
+                self._log(points, progress)
+                self._stop_if_diverged(meter.longest_skipped)
             with meter.paused():
                 if to_evaluate:
                     self.evaluate()
@@ -181,25 +198,47 @@ class Run:
             write_atomically(self.run_dir / "DONE", f"{self.step} steps\n")
             log.info("done: %d steps; the last checkpoint is %s", self.step, self.run_dir / "checkpoints/latest")
 
-    def train_step(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """One optimizer step. Returns this rank's loss sum and the masked tokens of all ranks."""
-        position = self.step * self.config.training.global_batch_size
+    def train_step(self) -> tuple[torch.Tensor, torch.Tensor, Any]:
+        """One step. Returns this rank's loss sum, the masked tokens of all ranks, and the gradient norm.
+
+        A step whose gradients are not finite updates nothing. Its rows are consumed and its learning
+        rate is past all the same, so that both follow from the number of the step alone.
+        """
+        training = self.config.training
+        position = self.step * training.global_batch_size
         with self.gauges.data_wait():
             batches = self._together(lambda: self.data.step(position))
-        global_masked = torch.tensor(
-            float(sum(batch.num_masked for batch in batches)), dtype=torch.float64, device=self.device
-        )
-        dist.all_reduce(global_masked)
+        global_masked = torch.stack([batch.label_mask.sum() for batch in batches]).sum().double()
+        dist.all_reduce(global_masked, group=data_parallel_group())
         # DeepSpeed averages over ranks and accumulation steps; the loss is a sum over the global
         # count of masked tokens, so the average is undone here.
-        scale = (self.world.size * len(batches) / global_masked).float()
+        scale = (self.data_parallel_size * len(batches) / global_masked).float()
         for group in self.engine.optimizer.param_groups:
-            group["lr"] = learning_rate(self.step, self.config.training.train_steps, self.config.optimizer)
-        seed_dropout(self.config.training.seed, self.step, self.world.rank)
+            group["lr"] = learning_rate(self.step, training.train_steps, self.config.optimizer)
+        seed_dropout(training.seed, self.step, self.data_rank)
         loss_sum = torch.zeros((), device=self.device)
+        gradient_norm = None
         for batch in batches:
-            loss_sum += self._forward_backward(batch.to(self.device), scale)
-        return loss_sum, global_masked
+            output = self.engine(
+                batch.input_ids,
+                batch.masked_positions,
+                batch.key_mask,
+                batch.labels,
+                batch.label_mask,
+                batch.document_ids,
+            )
+            self.engine.backward(output.loss_sum * scale)
+            gradient_norm = update_weights(self.engine, self.config.optimizer.clip_grad)
+            loss_sum += output.loss_sum.detach()
+        return loss_sum, global_masked, gradient_norm
+
+    def _stop_if_diverged(self, skipped_in_a_row: int) -> None:
+        if skipped_in_a_row >= self.config.training.max_skipped_steps:
+            raise UserError(
+                f"{skipped_in_a_row} steps in a row up to step {self.step} were skipped, their gradients are not "
+                "finite: continue from the last checkpoint with a larger training.max_skipped_steps, or start anew "
+                "with a smaller optimizer.lr"
+            )
 
     def _together(self, read: Callable[[], T]) -> T:
         """Read shards on every rank; what stops one rank stops all with the same line.
@@ -224,12 +263,6 @@ class Run:
         assert result is not None
         return result
 
-    def _forward_backward(self, batch: Batch, scale: torch.Tensor) -> torch.Tensor:
-        output = self.engine(batch.input_ids, batch.masked_positions, batch.key_mask, batch.labels, batch.label_mask)
-        self.engine.backward(output.loss_sum * scale)
-        self.engine.step()  # updates on the last micro-batch of the step only
-        return output.loss_sum.detach()
-
     # ---------------------------------------------------------------------------------- records
 
     def _log(self, points: dict[int, dict[str, float]], progress: Any) -> None:
@@ -241,6 +274,8 @@ class Run:
         last = points[self.step]
         remaining = (self.config.training.train_steps - self.step) * last["train/step_seconds"]
         line = f"loss {last['train/loss']:.4f}  {last['train/tokens_per_second']:,.0f} tokens/s"
+        if self.skipped_steps:
+            line += f"  {self.skipped_steps} steps skipped"
         if progress.disable:
             log.info("step %d/%d  %s  ETA %.0f s", self.step, self.config.training.train_steps, line, remaining)
         else:
@@ -263,8 +298,8 @@ class Run:
             self.shards,
             max_rows=training.eval_rows,
             micro_batch_size=training.micro_batch_size,
-            data_rank=self.world.rank,
-            data_parallel_size=self.world.size,
+            data_rank=self.data_rank,
+            data_parallel_size=self.data_parallel_size,
         )
         result = evaluate(self.engine.module, self._together(lambda: list(batches)), self.device)
         if self.spool is not None:
@@ -285,7 +320,8 @@ class Run:
             step=self.step,
             rows_consumed=self.step * self.config.training.global_batch_size,
             optimizer_steps=checkpoint.optimizer_steps(self.engine),
-            skipped_steps=self.engine.skipped_steps,
+            skipped_steps=self.skipped_steps,
+            loss_scaler=loss_scaler_state(self.engine),
             lineage_id=self.attempt.lineage_id,
             attempt=self.attempt.number,
             data_root_hash=self.shards.root_hash,
@@ -310,19 +346,30 @@ class Run:
 
 
 class Meter:
-    """Collects losses and times between two logs; reads the device only when flushed."""
+    """Collects losses, gradient norms and times between two logs; reads the device only when flushed.
 
-    def __init__(self, config: RunConfig, shards: ShardFolder) -> None:
+    Args:
+        config: of the run.
+        shards: what it reads.
+        skipped_steps: steps skipped so far, before a resume.
+    """
+
+    def __init__(self, config: RunConfig, shards: ShardFolder, skipped_steps: int) -> None:
+        self.skipped_steps = skipped_steps
+        self.longest_skipped = 0
+        self._skipped_in_a_row = 0
         self._config, self._tokens_a_step = config, config.training.global_batch_size * shards.seq_length
         self._losses: list[torch.Tensor] = []
         self._masked: list[torch.Tensor] = []
+        self._gradient_norms: list[Any] = []
         self._seconds = 0.0
         self._started = time.perf_counter()
 
-    def add(self, loss_sum: torch.Tensor, global_masked: torch.Tensor) -> None:
-        """One step's loss sum on this rank and masked tokens over all."""
+    def add(self, loss_sum: torch.Tensor, global_masked: torch.Tensor, gradient_norm: Any) -> None:
+        """One step's loss sum on this rank, and the masked tokens and gradient norm of all."""
         self._losses.append(loss_sum)
         self._masked.append(global_masked)
+        self._gradient_norms.append(gradient_norm)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -334,22 +381,29 @@ class Meter:
     def flush(self, step: int, engine: Any) -> dict[int, dict[str, float]]:
         """Metrics by step for the steps since the last flush; ``step`` is the newest of them."""
         sums = torch.stack(self._losses).double()
-        dist.all_reduce(sums)
+        dist.all_reduce(sums, group=data_parallel_group())
         losses = (sums / torch.stack(self._masked)).tolist()
         now = time.perf_counter()
         seconds = (self._seconds + now - self._started) / len(losses)
         self._seconds, self._started = 0.0, now
         first = step - len(losses) + 1
-        self._losses, self._masked = [], []
+        norms = [float(norm) for norm in self._gradient_norms]
+        for norm in norms:
+            self._skipped_in_a_row = 0 if math.isfinite(norm) else self._skipped_in_a_row + 1
+            self.skipped_steps += not math.isfinite(norm)
+            self.longest_skipped = max(self.longest_skipped, self._skipped_in_a_row)
+        self._losses, self._masked, self._gradient_norms = [], [], []
         points = {first + i: {"train/loss": loss} for i, loss in enumerate(losses)}
         points[step] |= {
             "train/learning_rate": learning_rate(step - 1, self._config.training.train_steps, self._config.optimizer),
-            "train/gradient_norm": float(engine.get_global_grad_norm()),
-            "train/skipped_steps": float(engine.skipped_steps),
+            "train/gradient_norm": norms[-1],
+            "train/skipped_steps": float(self.skipped_steps),
             "train/step_seconds": seconds,
             "train/tokens_per_second": self._tokens_a_step / seconds,
             "train/tokens": float(step * self._tokens_a_step),
         }
+        if engine.fp16_enabled():
+            points[step]["train/loss_scale"] = float(engine.optimizer.loss_scale)
         return points
 
 

@@ -21,6 +21,17 @@ class NarrowBertConfig(PreTrainedConfig):
             ``"2sf 10s:10f"`` (ContextFirst) or ``"12sf"`` (plain BERT): ``s`` is a self-attention
             sublayer, ``f`` a feed-forward sublayer, a number repeats the letters after it. Left of
             ``:`` every position is computed, right of it the narrow positions only.
+        hidden_act: A name of transformers' activations, or ``"geglu"`` or ``"swiglu"`` for gated
+            feed-forward sublayers (Shazeer 2020); the head of those takes ``"gelu"``.
+        normalization: ``"post"`` (BERT) or ``"pre"``: the norm before each sublayer, one more of the state
+            that the narrow layers read, and one at the end.
+        norm: ``"layernorm"`` or ``"rmsnorm"``; ``layer_norm_eps`` is the epsilon of either.
+        position_embedding_type: ``"absolute"`` (BERT), ``"rope"`` (Su et al. 2021) or ``"alibi"`` (Press et
+            al. 2022).
+        rope_theta: Base of the wavelengths of ``"rope"``.
+        bias: Whether linear layers and layer norms have a bias. The decoder has one in any case.
+        narrow_kv: Which narrow attention sublayers share keys and values: none (``"per_layer"``), all
+            (``"shared"``) or each N in a row (``"grouped:N"``).
         mask_token_id: Positions that hold this id are what the masked-LM model predicts when it is
             given neither labels nor narrow positions.
 
@@ -29,7 +40,7 @@ class NarrowBertConfig(PreTrainedConfig):
 
     Raises:
         ValueError: a layout that cannot be read (one line that shows the character), or a hidden
-            size that the attention heads do not divide.
+            size that the attention heads do not divide, or an option that does not exist.
     """
 
     model_type = "narrowbert"
@@ -48,6 +59,12 @@ class NarrowBertConfig(PreTrainedConfig):
         type_vocab_size: int = 2,
         initializer_range: float = 0.02,
         layer_norm_eps: float = 1e-12,
+        normalization: str = "post",
+        norm: str = "layernorm",
+        position_embedding_type: str = "absolute",
+        rope_theta: float = 10000.0,
+        bias: bool = True,
+        narrow_kv: str = "per_layer",
         pad_token_id: int | None = 0,
         cls_token_id: int | None = 101,
         sep_token_id: int | None = 102,
@@ -58,6 +75,16 @@ class NarrowBertConfig(PreTrainedConfig):
         super().__init__(**kwargs)
         if hidden_size % num_attention_heads:
             raise ValueError(f"hidden_size {hidden_size} is not a multiple of {num_attention_heads} attention heads")
+        if position_embedding_type == "rope" and hidden_size // num_attention_heads % 2:
+            raise ValueError(f"rope needs an even head size, it is {hidden_size // num_attention_heads}")
+        for name, value, choices in (
+            ("normalization", normalization, ("post", "pre")),
+            ("norm", norm, ("layernorm", "rmsnorm")),
+            ("position_embedding_type", position_embedding_type, ("absolute", "rope", "alibi")),
+        ):
+            if value not in choices:
+                raise ValueError(f"{name} is '{value}', expected one of {', '.join(choices)}")
+        kv_projections(narrow_kv, 1)
         parse_layout(layout)
         self.vocab_size = vocab_size
         self.hidden_size = hidden_size
@@ -71,6 +98,12 @@ class NarrowBertConfig(PreTrainedConfig):
         self.type_vocab_size = type_vocab_size
         self.initializer_range = initializer_range
         self.layer_norm_eps = layer_norm_eps
+        self.normalization = normalization
+        self.norm = norm
+        self.position_embedding_type = position_embedding_type
+        self.rope_theta = rope_theta
+        self.bias = bias
+        self.narrow_kv = narrow_kv
         self.pad_token_id = pad_token_id
         self.cls_token_id = cls_token_id
         self.sep_token_id = sep_token_id
@@ -93,10 +126,31 @@ class NarrowBertConfig(PreTrainedConfig):
         """The layers right of ``:``, each ``"sf"``, ``"s"`` or ``"f"``; empty for plain BERT."""
         return group_sublayers(parse_layout(self.layout)[1])
 
+    @property
+    def narrow_kv_owners(self) -> list[int]:
+        """Numbers of the narrow layers with keys and values of their own; others use those of the one before."""
+        attentions = [number for number, sublayers in enumerate(self.narrow_layers) if "s" in sublayers]
+        projections = kv_projections(self.narrow_kv, len(attentions))
+        return [attentions[projections.index(projection)] for projection in sorted(set(projections))]
+
 
 def group_sublayers(sublayers: str) -> list[str]:
     """``"sfsff"`` -> ``["sf", "sf", "f"]``: an attention and the feed-forward after it are one layer."""
     return re.findall("sf|s|f", sublayers)
+
+
+def kv_projections(narrow_kv: str, num_narrow: int) -> list[int]:
+    """Which key/value projection each of ``num_narrow`` narrow attention sublayers reads.
+
+    Raises:
+        ValueError: a text that is none of per_layer, shared, grouped:N.
+    """
+    if narrow_kv == "shared":
+        return [0] * num_narrow
+    matched = re.fullmatch(r"per_layer|grouped:([1-9][0-9]*)", narrow_kv)
+    if matched is None:
+        raise ValueError(f"'{narrow_kv}' is none of per_layer, shared, grouped:N (such as grouped:2)")
+    return [index // int(matched[1] or 1) for index in range(num_narrow)]
 
 
 def parse_layout(layout: str) -> tuple[str, str]:

@@ -2,12 +2,15 @@
 
 The training model follows Megatron: sublayers numbered one by one on each side of the narrowing
 point, query, key and value rows packed per head into one matrix. The export follows BERT: an
-attention and the feed-forward after it are one layer, query, key and value are separate.
+attention and the feed-forward after it are one layer, query, key and value are separate, and so are the
+two halves of a gated unit. Keys and values of the frozen state, one matrix in training, are spread over
+the narrow layers that first read them.
 """
 
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -23,7 +26,7 @@ from transformers.utils import logging as transformers_logging
 from data_prep.command_line import UserError
 from pipeline.export import configuration_narrowbert, modeling_narrowbert
 from pipeline.export.configuration_narrowbert import NarrowBertConfig, group_sublayers, parse_layout
-from pipeline.export.modeling_narrowbert import NarrowBertForMaskedLM
+from pipeline.export.modeling_narrowbert import GATED, NarrowBertForMaskedLM
 
 State = dict[str, torch.Tensor]
 
@@ -47,8 +50,18 @@ CONFIG_NAMES = {
     "attention_dropout": "attention_probs_dropout_prob",
     "layernorm_epsilon": "layer_norm_eps",
     "init_method_std": "initializer_range",
+    "normalization": "normalization",
+    "norm": "norm",
+    "position": "position_embedding_type",
+    "rotary_base": "rope_theta",
+    "activation": "hidden_act",
+    "bias": "bias",
+    "narrow_kv": "narrow_kv",
 }
 """The training model's configuration -> the export's."""
+
+TRAINING_ONLY = {"document_attention", "recompute"}
+"""What changes nothing for a row of one document: the export has no need of it."""
 
 SPECIAL_TOKEN_ROLES = ("pad", "unk", "cls", "sep", "mask")
 
@@ -60,18 +73,24 @@ class _Parameter:
     ours: str
     """Name in the training model."""
     theirs: tuple[str, ...]
-    """Names in the export; several where one matrix packs them, per head, in this order."""
-    shape: str
-    """Shape of each of `theirs`, a letter a dimension: V words, P positions, T token types, H hidden, F inner."""
+    """Names in the export; several where one matrix packs them."""
+    shape: tuple[int, ...]
+    """Shape of each of `theirs`."""
+    blocks: int = 1
+    """Rows of a matrix that packs several are [blocks, one of each of `theirs`, the rest]."""
+
+    @property
+    def packed_shape(self) -> tuple[int, ...]:
+        """Shape in the training model."""
+        return (self.shape[0] * len(self.theirs), *self.shape[1:])
 
 
-def to_transformers(state: Mapping[str, torch.Tensor], layout: str, num_attention_heads: int) -> State:
+def to_transformers(state: Mapping[str, torch.Tensor], config: NarrowBertConfig) -> State:
     """The training model's full parameters under the export's names.
 
     Args:
         state: unsharded parameters by name.
-        layout: the paper's string, such as ``2sf:10sf``.
-        num_attention_heads: how many heads the packed matrices hold.
+        config: of the exported model.
 
     Returns:
         Parameters of ``NarrowBertForMaskedLM`` without the tied copies, as in its model.safetensors.
@@ -80,110 +99,141 @@ def to_transformers(state: Mapping[str, torch.Tensor], layout: str, num_attentio
     Raises:
         ValueError: every parameter that is missing, unexpected or of another shape.
     """
-    table = _parameters(layout)
-    _check(state, {p.ours: (p.shape, len(p.theirs)) for p in table}, num_attention_heads)
+    table = _parameters(config)
+    _check(state, {p.ours: p.packed_shape for p in table})
     converted: State = {}
     for parameter in table:
         parts = [state[parameter.ours]]
         if len(parameter.theirs) > 1:
-            parts = _unpack(parts[0], len(parameter.theirs), num_attention_heads)
+            parts = _unpack(parts[0], len(parameter.theirs), parameter.blocks)
         converted.update(zip(parameter.theirs, parts, strict=True))
     return converted
 
 
-def from_transformers(state: Mapping[str, torch.Tensor], layout: str, num_attention_heads: int) -> State:
+def from_transformers(state: Mapping[str, torch.Tensor], config: NarrowBertConfig) -> State:
     """The exact inverse of ``to_transformers``; tied copies may be present if they are equal.
 
     Raises:
         ValueError: every parameter that is missing, unexpected, of another shape, or tied by name
             but not equal.
     """
-    table = _parameters(layout)
+    table = _parameters(config)
     untied = {name: tensor for name, tensor in state.items() if name not in TIED}
-    _check(untied, {name: (p.shape, 1) for p in table for name in p.theirs}, num_attention_heads)
+    _check(untied, {name: p.shape for p in table for name in p.theirs})
     unequal = [name for name, of in TIED.items() if name in state and not state[name].equal(untied[of])]
     if unequal:
         raise ValueError(f"not equal to what they are tied to: {', '.join(unequal)}")
     converted: State = {}
     for parameter in table:
         parts = [untied[name] for name in parameter.theirs]
-        converted[parameter.ours] = _pack(parts, num_attention_heads) if len(parts) > 1 else parts[0]
+        converted[parameter.ours] = _pack(parts, parameter.blocks) if len(parts) > 1 else parts[0]
     return converted
 
 
-def _parameters(layout: str) -> list[_Parameter]:
-    """Every parameter of a model with this layout."""
-    table: list[_Parameter] = []
+class _Table:
+    """Collects the parameters of a model, in the shapes of its configuration."""
 
-    def add(ours: str, *theirs: str, weight: str) -> None:
-        for kind, shape in (("weight", weight), ("bias", weight[0])):
-            names = tuple(f"{name}.{kind}" for name in theirs)
-            table.append(_Parameter(ours=f"{ours}.{kind}", theirs=names, shape=shape))
+    def __init__(self, config: NarrowBertConfig) -> None:
+        self.config = config
+        self.rows: list[_Parameter] = []
 
-    for name, shape in (("word", "VH"), ("position", "PH"), ("token_type", "TH")):
-        name = f"embeddings.{name}_embeddings.weight"
-        table.append(_Parameter(ours=name, theirs=(f"bert.{name}",), shape=shape))
-    add("embeddings.norm", "bert.embeddings.LayerNorm", weight="H")
-    sides = parse_layout(layout)
-    for side, encoder, sublayers in zip(("full", "narrow"), ("encoder", "encoder_narrow"), sides, strict=True):
+    def add(self, ours: str, *theirs: str, shape: tuple[int, ...], blocks: int = 1) -> None:
+        self.rows.append(_Parameter(ours=ours, theirs=theirs, shape=shape, blocks=blocks))
+
+    def linear(
+        self, ours: str, *theirs: str, rows: int | None = None, columns: int | None = None, blocks: int | None = None
+    ) -> None:
+        """By default hidden size x hidden size, packed head by head."""
+        hidden = self.config.hidden_size
+        rows, blocks = rows or hidden, blocks or self.config.num_attention_heads
+        for kind, shape in (("weight", (rows, columns or hidden)), ("bias", (rows,)))[: 1 + self.config.bias]:
+            self.add(f"{ours}.{kind}", *(f"{name}.{kind}" for name in theirs), shape=shape, blocks=blocks)
+
+    def norm(self, ours: str, theirs: str) -> None:
+        has_bias = self.config.bias and self.config.norm == "layernorm"
+        for kind in ("weight", "bias")[: 1 + has_bias]:
+            self.add(f"{ours}.{kind}", f"{theirs}.{kind}", shape=(self.config.hidden_size,))
+
+
+def _parameters(config: NarrowBertConfig) -> list[_Parameter]:
+    """Every parameter of a model with this configuration."""
+    table = _Table(config)
+    sizes = {"word": config.vocab_size, "token_type": config.type_vocab_size}
+    if config.position_embedding_type == "absolute":
+        sizes["position"] = config.max_position_embeddings
+    for kind, size in sizes.items():
+        name = f"embeddings.{kind}_embeddings.weight"
+        table.add(name, f"bert.{name}", shape=(size, config.hidden_size))
+    table.norm("embeddings.norm", "bert.embeddings.LayerNorm")
+    for ours, theirs, letter in _sublayers(config.layout):
+        if letter == "s":
+            _add_attention(table, ours, theirs)
+        else:
+            _add_feed_forward(table, ours, theirs)
+    owners = [f"bert.encoder_narrow.layer.{number}.attention.self" for number in config.narrow_kv_owners]
+    if owners:
+        table.linear("encoder.narrow_kv.linear", *(f"{owner}.{name}" for owner in owners for name in ("key", "value")))
+    if config.normalization == "pre":
+        for name in ("frozen_norm", "final_norm") if owners else ("final_norm",):
+            table.norm(f"encoder.{name}", f"bert.{name}")
+    table.linear("head.dense", "cls.predictions.transform.dense")
+    table.norm("head.norm", "cls.predictions.transform.LayerNorm")
+    table.add("head.bias", "cls.predictions.bias", shape=(config.vocab_size,))
+    return table.rows
+
+
+def _add_attention(table: _Table, ours: str, theirs: str) -> None:
+    query, key, value = (f"{theirs}.attention.self.{name}" for name in ("query", "key", "value"))
+    if ours.startswith("encoder.full"):
+        table.linear(f"{ours}.linear_qkv", query, key, value)
+    else:  # keys and values are in encoder.narrow_kv
+        table.linear(f"{ours}.linear_q", query)
+    table.linear(f"{ours}.linear_proj", f"{theirs}.attention.output.dense")
+    table.norm(f"{ours}.norm", f"{theirs}.attention.output.LayerNorm")
+
+
+def _add_feed_forward(table: _Table, ours: str, theirs: str) -> None:
+    config = table.config
+    inner, blocks = config.intermediate_size, math.gcd(config.intermediate_size, config.num_attention_heads)
+    names = ("gate", "dense") if config.hidden_act in GATED else ("dense",)
+    table.linear(f"{ours}.linear_fc1", *(f"{theirs}.intermediate.{name}" for name in names), rows=inner, blocks=blocks)
+    table.linear(f"{ours}.linear_fc2", f"{theirs}.output.dense", columns=inner)
+    table.norm(f"{ours}.norm", f"{theirs}.output.LayerNorm")
+
+
+def _sublayers(layout: str) -> Iterator[tuple[str, str, str]]:
+    """(name in the training model, name of the export's layer, letter) of every sublayer."""
+    sides = zip(("full", "narrow"), ("encoder", "encoder_narrow"), parse_layout(layout), strict=True)
+    for side, encoder, sublayers in sides:
         index = 0
         for number, letters in enumerate(group_sublayers(sublayers)):
-            theirs = f"bert.{encoder}.layer.{number}"
             for letter in letters:
-                ours = f"encoder.{side}_sublayers.{index}"
+                yield f"encoder.{side}_sublayers.{index}", f"bert.{encoder}.layer.{number}", letter
                 index += 1
-                if letter == "s":
-                    query, key, value = (f"{theirs}.attention.self.{n}" for n in ("query", "key", "value"))
-                    if side == "full":
-                        add(f"{ours}.linear_qkv", query, key, value, weight="HH")
-                    else:
-                        add(f"{ours}.linear_q", query, weight="HH")
-                        add(f"{ours}.linear_kv", key, value, weight="HH")
-                    add(f"{ours}.linear_proj", f"{theirs}.attention.output.dense", weight="HH")
-                    add(f"{ours}.norm", f"{theirs}.attention.output.LayerNorm", weight="H")
-                else:
-                    add(f"{ours}.linear_fc1", f"{theirs}.intermediate.dense", weight="FH")
-                    add(f"{ours}.linear_fc2", f"{theirs}.output.dense", weight="HF")
-                    add(f"{ours}.norm", f"{theirs}.output.LayerNorm", weight="H")
-    add("head.dense", "cls.predictions.transform.dense", weight="HH")
-    add("head.norm", "cls.predictions.transform.LayerNorm", weight="H")
-    table.append(_Parameter(ours="head.bias", theirs=("cls.predictions.bias",), shape="V"))
-    return table
 
 
-def _check(
-    state: Mapping[str, torch.Tensor], expected: Mapping[str, tuple[str, int]], num_attention_heads: int
-) -> None:
-    """Refuse a state that is not `expected`: name -> (shape in letters, parts packed into dimension 0)."""
+def _check(state: Mapping[str, torch.Tensor], expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse a state that has not exactly the `expected` names and shapes."""
     problems = [f"missing: {name}" for name in expected if name not in state]
     problems += [f"unexpected: {name}" for name in state if name not in expected]
-    sizes: dict[str, int] = {}  # the first parameter with a letter says its size
-    for name, (letters, packed) in expected.items():
-        if name not in state:
-            continue
-        shape = tuple(state[name].shape)
-        if len(shape) == len(letters):
-            for letter, size in zip(letters, shape, strict=True):
-                sizes.setdefault(letter, size)
-        wanted = [sizes.get(letter, 0) for letter in letters]
-        wanted[0] *= packed
-        if list(shape) != wanted:
-            problems.append(f"shape of {name}: {list(shape)}, expected {wanted}")
-    if sizes.get("H", 0) % num_attention_heads:
-        problems.append(f"{num_attention_heads} attention heads do not divide hidden size {sizes['H']}")
+    problems += [
+        f"shape of {name}: {list(state[name].shape)}, expected {list(shape)}"
+        for name, shape in expected.items()
+        if name in state and tuple(state[name].shape) != shape
+    ]
     if problems:
-        raise ValueError("these parameters do not make a model of this layout: " + "; ".join(problems))
+        raise ValueError("these parameters do not make a model of this configuration: " + "; ".join(problems))
 
 
-def _unpack(packed: torch.Tensor, parts: int, heads: int) -> list[torch.Tensor]:
-    """Rows arranged [heads, parts, head_dim] -> `parts` tensors with rows arranged [heads, head_dim]."""
-    by_head = packed.unflatten(0, (heads, parts, -1))
-    return [part.clone(memory_format=torch.contiguous_format).flatten(0, 1) for part in by_head.unbind(1)]
+def _unpack(packed: torch.Tensor, parts: int, blocks: int) -> list[torch.Tensor]:
+    """Rows arranged [blocks, parts, size] -> `parts` tensors with rows arranged [blocks, size]."""
+    by_block = packed.unflatten(0, (blocks, parts, -1))
+    return [part.clone(memory_format=torch.contiguous_format).flatten(0, 1) for part in by_block.unbind(1)]
 
 
-def _pack(parts: list[torch.Tensor], heads: int) -> torch.Tensor:
+def _pack(parts: list[torch.Tensor], blocks: int) -> torch.Tensor:
     """The inverse of ``_unpack``."""
-    return torch.stack([part.unflatten(0, (heads, -1)) for part in parts], dim=1).flatten(0, 2)
+    return torch.stack([part.unflatten(0, (blocks, -1)) for part in parts], dim=1).flatten(0, 2)
 
 
 def write_export(
@@ -202,7 +252,8 @@ def write_export(
 
     Args:
         state: the training model's full parameters, of any floating type.
-        model_config: the training model's configuration with its ``vocab_size``: the keys of CONFIG_NAMES.
+        model_config: the training model's configuration with its ``vocab_size``: the keys of CONFIG_NAMES
+            and TRAINING_ONLY.
         tokenizer_path: the ``tokenizer.json`` of the shards; copied as it is.
         special_ids: the ids of pad, unk, cls, sep and mask in it.
         facts: names and values of the run for the model card.
@@ -217,9 +268,9 @@ def write_export(
     if output.is_file() or (output.is_dir() and any(output.iterdir())):
         raise UserError(f"{output} exists and is not an empty folder: name another or remove it")
     config = _config(model_config, special_ids)
-    weights = to_transformers(state, config.layout, config.num_attention_heads)
-    weights = {n: w.detach().cpu().float().contiguous() for n, w in weights.items()}
     tokenizer_config = _tokenizer_config(tokenizer_path, config, special_ids)
+    weights = to_transformers(state, config)
+    weights = {n: w.detach().cpu().float().contiguous() for n, w in weights.items()}
     partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
     try:
         partial.mkdir(parents=True)
@@ -242,12 +293,12 @@ def write_export(
 
 def _config(model_config: Mapping[str, Any], special_ids: Mapping[str, int]) -> NarrowBertConfig:
     # A field that the exported classes do not know would change what they compute: never drop it.
-    wrong = set(model_config) ^ set(CONFIG_NAMES)
+    wrong = set(model_config) ^ (set(CONFIG_NAMES) | TRAINING_ONLY)
     if wrong:
         raise ValueError(f"model configuration fields missing or unknown to the export: {', '.join(sorted(wrong))}")
     if set(special_ids) != set(SPECIAL_TOKEN_ROLES):
         raise ValueError(f"special_ids are {sorted(special_ids)}, expected {sorted(SPECIAL_TOKEN_ROLES)}")
-    named: dict[str, Any] = {CONFIG_NAMES[name]: value for name, value in model_config.items()}
+    named: dict[str, Any] = {theirs: model_config[ours] for ours, theirs in CONFIG_NAMES.items()}
     named |= {f"{role}_token_id": special_ids[role] for role in ("pad", "cls", "sep", "mask")}
     return NarrowBertConfig(
         **named,

@@ -7,16 +7,18 @@ The sublayers left of ``:`` in ``config.layout`` run on every position and end i
 only the rows at the *narrow positions* go on: a narrow attention sublayer takes its queries from
 them, its keys and values from h_K, which stays as it is; a narrow feed-forward sublayer runs on them
 alone. Narrow rows never read each other, so a row's result does not depend on which other rows are
-narrow.
+narrow. Positions, where attention knows them (rope, alibi), are those of the whole row.
 
 Parameter names are BERT's, with the narrow layers under ``bert.encoder_narrow`` as in the authors'
-release; the state dict of layout ``12sf`` has exactly the keys of ``BertForMaskedLM``.
+release; the state dict of layout ``12sf`` has exactly the keys of ``BertForMaskedLM``. Options that BERT
+does not have add ``intermediate.gate`` (gated units), ``frozen_norm`` and ``final_norm`` (pre-norm); a
+sublayer's norm is called ``output.LayerNorm`` wherever it stands.
 
 Shapes: B batch, S sequence, N narrow rows, R computed rows of a whole batch, H hidden, V vocabulary,
 A attention heads, D = H / A.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -33,17 +35,69 @@ from transformers.utils.output_capturing import capture_outputs
 from .configuration_narrowbert import NarrowBertConfig
 
 IGNORE_INDEX = -100
+GATED = {"geglu": "gelu", "swiglu": "silu"}
+
+Rotation = tuple[torch.Tensor, torch.Tensor]
+"""Cosines and signed sines of rope's angles, [B or 1, 1, positions, D]."""
+
+
+def build_norm(config: NarrowBertConfig) -> nn.Module:
+    if config.norm == "rmsnorm":
+        return nn.RMSNorm(config.hidden_size, eps=config.layer_norm_eps)
+    return nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps, bias=config.bias)
+
+
+def rotation(config: NarrowBertConfig, positions: torch.Tensor, dtype: torch.dtype) -> Rotation | None:
+    """Rope's angles of ``positions`` [B or 1, any number]; None for another kind of positions."""
+    if config.position_embedding_type != "rope":
+        return None
+    head_dim = config.hidden_size // config.num_attention_heads
+    exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
+    angles = positions[:, None, :, None].float() * config.rope_theta**-exponents
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat((cos, cos), -1).to(dtype), torch.cat((-sin, sin), -1).to(dtype)
+
+
+def rotate(x_BAND: torch.Tensor, by: Rotation | None) -> torch.Tensor:
+    """Turn feature i together with feature i + D/2 by its position's angle."""
+    if by is None:
+        return x_BAND
+    first, second = x_BAND.chunk(2, -1)
+    return x_BAND * by[0] + torch.cat((second, first), -1) * by[1]
+
+
+def add_alibi(
+    config: NarrowBertConfig, mask: torch.Tensor | None, queries: torch.Tensor, keys: torch.Tensor, dtype: torch.dtype
+) -> torch.Tensor | None:
+    """``mask`` (bool or added to the scores) joined with ALiBi's bias by distance, where the model has it.
+
+    queries [B or 1, N] and keys [B or 1, S] are positions.
+    """
+    if config.position_embedding_type != "alibi":
+        return mask
+    heads = config.num_attention_heads
+    power = 1 << (heads.bit_length() - 1)  # the largest power of two that is not above
+    exponents = [8 * (i + 1) / power for i in range(power)] + [4 * (2 * i + 1) / power for i in range(heads - power)]
+    slopes_A11 = 2.0 ** -torch.tensor(exponents, device=queries.device).view(-1, 1, 1)
+    bias_BANS = -slopes_A11 * (queries[:, None, :, None] - keys[:, None, None, :]).abs()
+    if mask is None:
+        return bias_BANS.to(dtype)
+    if mask.dtype == torch.bool:
+        return bias_BANS.masked_fill(~mask, torch.finfo(dtype).min).to(dtype)
+    return mask + bias_BANS.to(dtype)
 
 
 class NarrowBertEmbeddings(nn.Module):
-    """Sum of word, position and segment embeddings, then LayerNorm and dropout."""
+    """Sum of word, absolute position (if the model has any) and segment embeddings, then norm and dropout."""
 
     def __init__(self, config: NarrowBertConfig) -> None:
         super().__init__()
         self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
-        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.position_embeddings = None
+        if config.position_embedding_type == "absolute":
+            self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
-        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.LayerNorm = build_norm(config)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(
@@ -54,18 +108,19 @@ class NarrowBertEmbeddings(nn.Module):
         inputs_embeds_BSH: torch.Tensor | None,
     ) -> torch.Tensor:
         words_BSH = self.word_embeddings(input_ids_BS) if inputs_embeds_BSH is None else inputs_embeds_BSH
-        length, device = words_BSH.shape[1], words_BSH.device
-        if position_ids_BS is None:
-            if length > self.position_embeddings.num_embeddings:
-                raise ValueError(
-                    f"the input has {length} positions, the model {self.position_embeddings.num_embeddings}: "
-                    "truncate it (tokenizer(..., truncation=True))"
-                )
-            position_ids_BS = torch.arange(length, device=device).unsqueeze(0)
         if token_type_ids_BS is None:
-            token_type_ids_BS = torch.zeros(words_BSH.shape[:2], dtype=torch.long, device=device)
+            token_type_ids_BS = torch.zeros(words_BSH.shape[:2], dtype=torch.long, device=words_BSH.device)
         hidden_BSH = words_BSH + self.token_type_embeddings(token_type_ids_BS)
-        hidden_BSH = hidden_BSH + self.position_embeddings(position_ids_BS)
+        if self.position_embeddings is not None:
+            length = words_BSH.shape[1]
+            if position_ids_BS is None:
+                if length > self.position_embeddings.num_embeddings:
+                    raise ValueError(
+                        f"the input has {length} positions, the model {self.position_embeddings.num_embeddings}: "
+                        "truncate it (tokenizer(..., truncation=True))"
+                    )
+                position_ids_BS = torch.arange(length, device=words_BSH.device).unsqueeze(0)
+            hidden_BSH = hidden_BSH + self.position_embeddings(position_ids_BS)
         return self.dropout(self.LayerNorm(hidden_BSH))
 
 
@@ -93,19 +148,26 @@ class NarrowBertSelfAttention(nn.Module):
     # Read by transformers' SDPA function, which otherwise takes an attention without mask as causal.
     is_causal = False
 
-    def __init__(self, config: NarrowBertConfig) -> None:
+    def __init__(self, config: NarrowBertConfig, has_key_value: bool = True) -> None:
         super().__init__()
         self.config = config
         self.head_dim = config.hidden_size // config.num_attention_heads
-        self.query = nn.Linear(config.hidden_size, config.hidden_size)
-        self.key = nn.Linear(config.hidden_size, config.hidden_size)
-        self.value = nn.Linear(config.hidden_size, config.hidden_size)
+        self.query = nn.Linear(config.hidden_size, config.hidden_size, bias=config.bias)
+        if has_key_value:
+            self.key = nn.Linear(config.hidden_size, config.hidden_size, bias=config.bias)
+            self.value = nn.Linear(config.hidden_size, config.hidden_size, bias=config.bias)
+
+    def key_value(self, state_BSH: torch.Tensor, by: Rotation | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of ``state_BSH``, each [B, A, S, D]."""
+        return rotate(self._split_heads(self.key(state_BSH)), by), self._split_heads(self.value(state_BSH))
 
     def forward(
         self,
         hidden_BNH: torch.Tensor,
-        key_value_BSH: torch.Tensor,
+        key_BASD: torch.Tensor,
+        value_BASD: torch.Tensor,
         attention_mask: torch.Tensor | None,
+        by: Rotation | None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         attention: Callable[..., tuple[torch.Tensor, torch.Tensor | None]] = ALL_ATTENTION_FUNCTIONS.get_interface(
@@ -113,9 +175,9 @@ class NarrowBertSelfAttention(nn.Module):
         )
         context_BNAD, weights_BANS = attention(
             self,
-            self._split_heads(self.query(hidden_BNH)),
-            self._split_heads(self.key(key_value_BSH)),
-            self._split_heads(self.value(key_value_BSH)),
+            rotate(self._split_heads(self.query(hidden_BNH)), by),
+            key_BASD,
+            value_BASD,
             attention_mask,
             scaling=self.head_dim**-0.5,
             dropout=self.config.attention_probs_dropout_prob if self.training else 0.0,
@@ -128,34 +190,45 @@ class NarrowBertSelfAttention(nn.Module):
 
 
 class NarrowBertSublayerOutput(nn.Module):
-    """What ends every sublayer: projection, dropout, residual, LayerNorm (post-LN, as BERT)."""
+    """What ends every sublayer: projection, dropout, residual; and its norm, before it or after the sum."""
 
     def __init__(self, config: NarrowBertConfig, input_size: int) -> None:
         super().__init__()
-        self.dense = nn.Linear(input_size, config.hidden_size)
-        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.is_pre_norm = config.normalization == "pre"
+        self.dense = nn.Linear(input_size, config.hidden_size, bias=config.bias)
+        self.LayerNorm = build_norm(config)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
+    def sublayer_input(self, hidden: torch.Tensor) -> torch.Tensor:
+        """What the sublayer computes on."""
+        return self.LayerNorm(hidden) if self.is_pre_norm else hidden
+
     def forward(self, inner: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-        return self.LayerNorm(self.dropout(self.dense(inner)) + residual)
+        total = self.dropout(self.dense(inner)) + residual
+        return total if self.is_pre_norm else self.LayerNorm(total)
 
 
 class NarrowBertAttention(nn.Module):
-    """One ``s`` of the layout."""
+    """One ``s`` of the layout. Keys and values are those it is given, or those of its own input."""
 
-    def __init__(self, config: NarrowBertConfig) -> None:
+    def __init__(self, config: NarrowBertConfig, has_key_value: bool) -> None:
         super().__init__()
-        self.self = NarrowBertSelfAttention(config)
+        self.self = NarrowBertSelfAttention(config, has_key_value)
         self.output = NarrowBertSublayerOutput(config, config.hidden_size)
 
     def forward(
         self,
         hidden_BNH: torch.Tensor,
-        key_value_BSH: torch.Tensor,
+        key_BASD: torch.Tensor | None,
+        value_BASD: torch.Tensor | None,
         attention_mask: torch.Tensor | None,
+        by: Rotation | None,
         **kwargs: Any,
     ) -> torch.Tensor:
-        context_BNH, _ = self.self(hidden_BNH, key_value_BSH, attention_mask, **kwargs)
+        input_BNH = self.output.sublayer_input(hidden_BNH)
+        if key_BASD is None or value_BASD is None:
+            key_BASD, value_BASD = self.self.key_value(input_BNH, by)
+        context_BNH, _ = self.self(input_BNH, key_BASD, value_BASD, attention_mask, by, **kwargs)
         return self.output(context_BNH, hidden_BNH)
 
 
@@ -164,66 +237,82 @@ class NarrowBertIntermediate(nn.Module):
 
     def __init__(self, config: NarrowBertConfig) -> None:
         super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.activation = ACT2FN[config.hidden_act]
+        self.dense = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.bias)
+        self.gate = None
+        if config.hidden_act in GATED:
+            self.gate = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.bias)
+        self.activation = ACT2FN[GATED.get(config.hidden_act, config.hidden_act)]
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self.activation(self.dense(hidden))
+        if self.gate is None:
+            return self.activation(self.dense(hidden))
+        return self.activation(self.gate(hidden)) * self.dense(hidden)
 
 
 class NarrowBertLayer(GradientCheckpointingLayer):
     """``"sf"``, or one of the two alone."""
 
-    def __init__(self, config: NarrowBertConfig, sublayers: str) -> None:
+    def __init__(self, config: NarrowBertConfig, sublayers: str, has_key_value: bool) -> None:
         super().__init__()
-        self.attention = NarrowBertAttention(config) if "s" in sublayers else None
+        self.attention = NarrowBertAttention(config, has_key_value) if "s" in sublayers else None
         self.intermediate = NarrowBertIntermediate(config) if "f" in sublayers else None
         self.output = NarrowBertSublayerOutput(config, config.intermediate_size) if "f" in sublayers else None
 
     def forward(
         self,
         hidden_BNH: torch.Tensor,
-        frozen_BSH: torch.Tensor | None,
+        key_BASD: torch.Tensor | None,
+        value_BASD: torch.Tensor | None,
         attention_mask: torch.Tensor | None,
+        by: Rotation | None,
         **kwargs: Any,
     ) -> torch.Tensor:
         if self.attention is not None:
-            key_value = hidden_BNH if frozen_BSH is None else frozen_BSH
-            hidden_BNH = self.attention(hidden_BNH, key_value, attention_mask, **kwargs)
+            hidden_BNH = self.attention(hidden_BNH, key_BASD, value_BASD, attention_mask, by, **kwargs)
         if self.intermediate is not None and self.output is not None:
-            hidden_BNH = self.output(self.intermediate(hidden_BNH), hidden_BNH)
+            hidden_BNH = self.output(self.intermediate(self.output.sublayer_input(hidden_BNH)), hidden_BNH)
         return hidden_BNH
 
 
 class NarrowBertEncoder(nn.Module):
-    """The layers of one side of the narrowing point."""
+    """The layers of one side of the narrowing point; ``kv_owners`` are those with keys and values of their own."""
 
-    def __init__(self, config: NarrowBertConfig, layers: list[str]) -> None:
+    def __init__(self, config: NarrowBertConfig, layers: list[str], kv_owners: Collection[int]) -> None:
         super().__init__()
-        self.layer = nn.ModuleList([NarrowBertLayer(config, sublayers) for sublayers in layers])
+        self.kv_owners = kv_owners
+        self.layer = nn.ModuleList(
+            [NarrowBertLayer(config, sublayers, number in kv_owners) for number, sublayers in enumerate(layers)]
+        )
 
     def forward(
         self,
         hidden_BNH: torch.Tensor,
         frozen_BSH: torch.Tensor | None,
         attention_mask: torch.Tensor | None,
+        by: Rotation | None,
+        frozen_by: Rotation | None,
         **kwargs: Any,
     ) -> torch.Tensor:
         """Keys and values come from ``frozen_BSH``, or from the running state where that is None."""
-        for layer in self.layer:
+        key_BASD, value_BASD = None, None
+        for number, layer in enumerate(self.layer):
+            assert isinstance(layer, NarrowBertLayer)
+            if frozen_BSH is not None and number in self.kv_owners:
+                assert layer.attention is not None
+                key_BASD, value_BASD = layer.attention.self.key_value(frozen_BSH, frozen_by)
             # All positional: gradient checkpointing hands tensors on by position.
-            hidden_BNH = layer(hidden_BNH, frozen_BSH, attention_mask, **kwargs)
+            hidden_BNH = layer(hidden_BNH, key_BASD, value_BASD, attention_mask, by, **kwargs)
         return hidden_BNH
 
 
 class NarrowBertHeadTransform(nn.Module):
-    """Dense, activation, LayerNorm."""
+    """Dense, activation, norm."""
 
     def __init__(self, config: NarrowBertConfig) -> None:
         super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-        self.activation = ACT2FN[config.hidden_act]
-        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size, bias=config.bias)
+        self.activation = ACT2FN["gelu" if config.hidden_act in GATED else config.hidden_act]
+        self.LayerNorm = build_norm(config)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         return self.LayerNorm(self.activation(self.dense(hidden)))
@@ -283,8 +372,11 @@ class NarrowBertModel(NarrowBertPreTrainedModel):
     def __init__(self, config: NarrowBertConfig) -> None:
         super().__init__(config)
         self.embeddings = NarrowBertEmbeddings(config)
-        self.encoder = NarrowBertEncoder(config, config.full_layers)
-        self.encoder_narrow = NarrowBertEncoder(config, config.narrow_layers)
+        self.encoder = NarrowBertEncoder(config, config.full_layers, range(len(config.full_layers)))
+        self.encoder_narrow = NarrowBertEncoder(config, config.narrow_layers, config.narrow_kv_owners)
+        is_pre_norm = config.normalization == "pre"
+        self.frozen_norm = build_norm(config) if is_pre_norm and config.narrow_kv_owners else None
+        self.final_norm = build_norm(config) if is_pre_norm else None
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
@@ -316,8 +408,8 @@ class NarrowBertModel(NarrowBertPreTrainedModel):
 
         Returns:
             ``last_hidden_state`` [B, N, H]. With ``output_hidden_states`` the embeddings and the output
-            of every layer: [B, S, H] left of ``:``, [B, N, H] right of it. With ``output_attentions``
-            (eager attention only) [B, A, S, S] and [B, A, N, S].
+            of every layer: [B, S, H] left of ``:``, [B, N, H] right of it, before any final norm. With
+            ``output_attentions`` (eager attention only) [B, A, S, S] and [B, A, N, S].
 
         Raises:
             ValueError: both or neither of input_ids and inputs_embeds, an attention mask that is not
@@ -330,13 +422,23 @@ class NarrowBertModel(NarrowBertPreTrainedModel):
             raise ValueError(
                 f"attention_mask has shape {list(attention_mask.shape)}, expected {list(hidden_BSH.shape[:2])}"
             )
-        full_mask = create_bidirectional_mask(self.config, hidden_BSH, attention_mask)
-        hidden_BSH = self.encoder(hidden_BSH, None, full_mask, **kwargs)
+        if position_ids is None:
+            position_ids = torch.arange(hidden_BSH.shape[1], device=hidden_BSH.device).unsqueeze(0)
+        by, dtype = rotation(self.config, position_ids, hidden_BSH.dtype), hidden_BSH.dtype
+        mask = create_bidirectional_mask(self.config, hidden_BSH, attention_mask)
+        mask = add_alibi(self.config, mask, position_ids, position_ids, dtype)
+        hidden_BSH = self.encoder(hidden_BSH, None, mask, by, None, **kwargs)
 
-        narrow_BNH = hidden_BSH if narrow_positions is None else gather_rows(hidden_BSH, narrow_positions)
-        narrow_mask = create_bidirectional_mask(self.config, narrow_BNH, attention_mask, hidden_BSH)
-        narrow_BNH = self.encoder_narrow(narrow_BNH, hidden_BSH, narrow_mask, **kwargs)
-        return BaseModelOutput(last_hidden_state=narrow_BNH)
+        narrow_BNH, places = hidden_BSH, position_ids
+        if narrow_positions is not None:
+            narrow_BNH = gather_rows(hidden_BSH, narrow_positions)
+            places = position_ids.expand(len(hidden_BSH), -1).gather(1, narrow_positions)
+        frozen_BSH = hidden_BSH if self.frozen_norm is None else self.frozen_norm(hidden_BSH)
+        mask = create_bidirectional_mask(self.config, narrow_BNH, attention_mask, hidden_BSH)
+        mask = add_alibi(self.config, mask, places, position_ids, dtype)
+        narrow_by = rotation(self.config, places, dtype)
+        narrow_BNH = self.encoder_narrow(narrow_BNH, frozen_BSH, mask, narrow_by, by, **kwargs)
+        return BaseModelOutput(last_hidden_state=narrow_BNH if self.final_norm is None else self.final_norm(narrow_BNH))
 
 
 class NarrowBertForMaskedLM(NarrowBertPreTrainedModel):

@@ -1,5 +1,6 @@
 """``narrowbert export``: a run directory -> a folder that transformers loads."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ def export_run(run_dir: Path, output: Path) -> None:
     data = read_run_record(run_dir)["data"]
     write_export(
         dict(model.named_parameters()),
-        model_config={**state.config["model"], "vocab_size": state.vocab_size},
+        model_config={**dataclasses.asdict(model.config), "vocab_size": state.vocab_size},
         tokenizer_path=run_dir / "tokenizer.json",
         special_ids=data["special_ids"],
         facts=_facts(run_dir, model.config, state, data["seq_length"]),

@@ -1,23 +1,45 @@
 """The feed-forward sublayer, the same on all positions and on the narrow ones."""
 
+import math
+
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from pipeline.config import ModelConfig
-from pipeline.parallel import ColumnLinear, Initializer, RowLinear
+from pipeline.model.sublayer import Sublayer
+from pipeline.parallel import ColumnLinear, Initializer, RowLinear, tensor_parallel_group
 
 
-class FeedForward(nn.Module):
-    """Linear, GELU, linear, residual, LayerNorm (post-LN, as BERT)."""
+class FeedForward(Sublayer):
+    """Linear, GELU, linear; or a gated unit in place of the first two: GELU(x W) * (x V) is GeGLU, with SiLU SwiGLU.
+
+    Source of the gated units: Shazeer 2020, "GLU Variants Improve Transformer".
+    """
 
     def __init__(self, config: ModelConfig, init_method: Initializer) -> None:
-        super().__init__()
-        self.linear_fc1 = ColumnLinear(config.hidden_size, config.ffn_hidden_size, init_method)
-        self.linear_fc2 = RowLinear(config.ffn_hidden_size, config.hidden_size, init_method)
-        self.dropout = nn.Dropout(config.hidden_dropout)
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layernorm_epsilon)
+        super().__init__(config)
+        hidden, inner = config.hidden_size, config.ffn_hidden_size
+        self.is_gated = config.activation != "gelu"
+        self.activation = F.silu if config.activation == "swiglu" else F.gelu
+        # A gated unit's output rows are [blocks, 2 (gate, value), inner / blocks]: a tensor-parallel slice
+        # holds gates beside their values, and long runs of either, which elementwise kernels like. Any
+        # tensor-parallel size that is possible divides the heads and the inner width, so also the blocks.
+        self.local_blocks = gate_blocks(config) // tensor_parallel_group().size()
+        rows = 2 * inner if self.is_gated else inner
+        self.linear_fc1 = ColumnLinear(hidden, rows, init_method, bias=config.bias)
+        self.linear_fc2 = RowLinear(inner, hidden, init_method, bias=config.bias)
 
     def forward(self, state: torch.Tensor) -> torch.Tensor:
         """[B, any number of positions, hidden] -> the same shape."""
-        return self.norm(state + self.dropout(self.linear_fc2(F.gelu(self.linear_fc1(state)))))
+        inner = self.linear_fc1(self._input(state))
+        if self.is_gated:
+            gate, value = inner.unflatten(-1, (self.local_blocks, 2, -1)).unbind(-2)
+            inner = (self.activation(gate) * value).flatten(-2)
+        else:
+            inner = self.activation(inner)
+        return self._output(state, self.linear_fc2(inner))
+
+
+def gate_blocks(config: ModelConfig) -> int:
+    """In how many blocks the rows of a gated unit's gates and values alternate."""
+    return math.gcd(config.ffn_hidden_size, config.num_attention_heads)

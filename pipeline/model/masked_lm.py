@@ -1,4 +1,8 @@
-"""The trained model: embeddings, encoder, masked-LM head on the narrow rows, loss sum."""
+"""The trained model: embeddings, encoder, masked-LM head on the narrow rows, loss sum.
+
+Shape suffixes: B rows, T positions of a row, N narrow positions, H hidden size, V this rank's share
+of the (padded) vocabulary.
+"""
 
 import functools
 import typing
@@ -9,7 +13,19 @@ from torch import nn
 
 from pipeline.config import ModelConfig
 from pipeline.model.encoder import Encoder
-from pipeline.parallel import ColumnLinear, Initializer, WordEmbedding
+from pipeline.model.position import positions_in_document
+from pipeline.model.sublayer import build_norm
+from pipeline.parallel import (
+    ColumnLinear,
+    Initializer,
+    WordEmbedding,
+    argmax,
+    copy_to_tensor_parallel,
+    cross_entropy,
+    gather_from_tensor_parallel,
+    is_padding_of_vocabulary,
+    vocab_parallel_bias,
+)
 
 NUM_TOKEN_TYPES = 2  # BERT's segments; without next-sentence pairs every token is in segment 0
 
@@ -24,36 +40,47 @@ class MaskedLMOutput(typing.NamedTuple):
 
 
 class Embeddings(nn.Module):
-    """Word + absolute position + segment, LayerNorm, dropout."""
+    """Word + absolute position (unless attention knows positions) + segment, norm, dropout."""
 
-    def __init__(self, config: ModelConfig, vocab_size: int, init_method: Initializer) -> None:
+    def __init__(self, config: ModelConfig, vocab_size: int, padded_size: int, init_method: Initializer) -> None:
         super().__init__()
-        self.word_embeddings = WordEmbedding(vocab_size, config.hidden_size, init_method)
-        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.word_embeddings = WordEmbedding(vocab_size, config.hidden_size, init_method, padded_size)
+        self.position_embeddings = None
+        if config.position == "absolute":
+            self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+            init_method(self.position_embeddings.weight)
         self.token_type_embeddings = nn.Embedding(NUM_TOKEN_TYPES, config.hidden_size)
-        for table in (self.position_embeddings, self.token_type_embeddings):
-            init_method(table.weight)
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layernorm_epsilon)
+        init_method(self.token_type_embeddings.weight)
+        self.norm = build_norm(config)
         self.dropout = nn.Dropout(config.hidden_dropout)
 
-    def forward(self, input_ids_BT: torch.Tensor) -> torch.Tensor:
-        """[B, T] -> [B, T, H]."""
-        rows = self.position_embeddings.weight[: input_ids_BT.shape[1]] + self.token_type_embeddings.weight[0]
+    def forward(self, input_ids_BT: torch.Tensor, document_ids_BT: torch.Tensor | None = None) -> torch.Tensor:
+        """[B, T] -> [B, T, H]; with ``document_ids`` absolute positions start from 0 in each document."""
+        rows = self.token_type_embeddings.weight[0]
+        if self.position_embeddings is not None:
+            places = self.position_embeddings.weight[: input_ids_BT.shape[1]]
+            if document_ids_BT is not None:
+                places = F.embedding(positions_in_document(document_ids_BT), places)
+            rows = places + rows
         return self.dropout(self.norm(self.word_embeddings(input_ids_BT) + rows))
 
 
 class MaskedLMHead(nn.Module):
-    """Dense, GELU, LayerNorm; the decoder is the word embedding (tied) plus its own bias."""
+    """Dense, GELU, norm; the decoder is the word embedding (tied) plus its own bias."""
 
-    def __init__(self, config: ModelConfig, vocab_size: int, init_method: Initializer) -> None:
+    def __init__(self, config: ModelConfig, vocab_size: int, padded_size: int, init_method: Initializer) -> None:
         super().__init__()
-        self.dense = ColumnLinear(config.hidden_size, config.hidden_size, init_method)
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layernorm_epsilon)
-        self.bias = nn.Parameter(torch.zeros(vocab_size))
+        self.dense = ColumnLinear(config.hidden_size, config.hidden_size, init_method, bias=config.bias)
+        self.norm = build_norm(config)
+        self.bias = vocab_parallel_bias(vocab_size, padded_size)
+        self.register_buffer("padding_V", is_padding_of_vocabulary(vocab_size, padded_size), persistent=False)
 
     def forward(self, narrow_BNH: torch.Tensor, decoder_VH: torch.Tensor) -> torch.Tensor:
-        """[B, N, H] -> logits [B, N, V]."""
-        return F.linear(self.norm(F.gelu(self.dense(narrow_BNH))), decoder_VH, self.bias)
+        """[B, N, H] -> logits [B, N, V]; those of padding are -inf."""
+        state_BNH = self.norm(gather_from_tensor_parallel(F.gelu(self.dense(narrow_BNH))))
+        # Through the bias padding costs no pass over the logits; probability and gradient are exactly 0.
+        bias_V = self.bias if self.padding_V is None else self.bias.masked_fill(self.padding_V, float("-inf"))
+        return F.linear(copy_to_tensor_parallel(state_BNH), decoder_VH, bias_V)
 
 
 class NarrowBertForPretraining(nn.Module):
@@ -62,27 +89,39 @@ class NarrowBertForPretraining(nn.Module):
     Args:
         config: shape of the encoder.
         vocab_size: entries of the tokenizer.
+        padded_size: vocabulary rows to allocate over all tensor-parallel ranks (``padded_vocab_size``);
+            default: as many as there are entries. Padding changes no result.
     """
 
-    def __init__(self, config: ModelConfig, vocab_size: int) -> None:
+    def __init__(self, config: ModelConfig, vocab_size: int, padded_size: int | None = None) -> None:
         super().__init__()
         self.config = config
+        padded_size = vocab_size if padded_size is None else padded_size
         init_method = functools.partial(nn.init.normal_, mean=0.0, std=config.init_method_std)
-        self.embeddings = Embeddings(config, vocab_size, init_method)
+        self.embeddings = Embeddings(config, vocab_size, padded_size, init_method)
         self.encoder = Encoder(config, init_method)
-        self.head = MaskedLMHead(config, vocab_size, init_method)
+        self.head = MaskedLMHead(config, vocab_size, padded_size, init_method)
 
     def logits(
         self,
         input_ids: torch.Tensor,
         narrow_positions: torch.Tensor,
         key_mask: torch.Tensor | None,
+        document_ids: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Vocabulary logits [B, N, V] at ``narrow_positions`` [B, N] of ``input_ids`` [B, T].
+        """This rank's vocabulary logits [B, N, V] at ``narrow_positions`` [B, N] of ``input_ids`` [B, T].
 
         ``key_mask`` [B, 1, 1, T] is True at real tokens, None where there is no padding.
+        ``document_ids`` [B, T] is needed, and looked at, where ``document_attention`` is isolated.
+
+        Raises:
+            ValueError: isolated documents without ``document_ids``.
         """
-        narrow = self.encoder(self.embeddings(input_ids), narrow_positions, key_mask)
+        if self.config.document_attention == "shared":
+            document_ids = None
+        elif document_ids is None:
+            raise ValueError("document_attention is isolated: give document_ids")
+        narrow = self.encoder(self.embeddings(input_ids, document_ids), narrow_positions, key_mask, document_ids)
         return self.head(narrow, self.embeddings.word_embeddings.weight)
 
     def forward(
@@ -92,6 +131,7 @@ class NarrowBertForPretraining(nn.Module):
         key_mask: torch.Tensor | None,
         labels: torch.Tensor,
         label_mask: torch.Tensor,
+        document_ids: torch.Tensor | None = None,
         *,
         count_correct: bool = False,
     ) -> MaskedLMOutput:
@@ -100,10 +140,9 @@ class NarrowBertForPretraining(nn.Module):
         A sum, not a mean: the mean over the *global* count of masked tokens of a step can only be
         formed across micro-batches and ranks, and that is the trainer's to do.
         """
-        logits = self.logits(input_ids, narrow_positions, key_mask).flatten(0, 1).float()
-        losses = F.cross_entropy(logits, labels.flatten(), reduction="none")
-        loss_sum = (losses * label_mask.flatten()).sum()
-        if not count_correct:
-            return MaskedLMOutput(loss_sum, None)
-        hits = (logits.argmax(-1) == labels.flatten()) & label_mask.flatten()
-        return MaskedLMOutput(loss_sum, hits.sum())
+        logits = self.logits(input_ids, narrow_positions, key_mask, document_ids).flatten(0, 1).float()
+        num_correct = None
+        if count_correct:  # first: the loss may overwrite the logits
+            num_correct = ((argmax(logits) == labels.flatten()) & label_mask.flatten()).sum()
+        loss_sum = (cross_entropy(logits, labels.flatten()) * label_mask.flatten()).sum()
+        return MaskedLMOutput(loss_sum, num_correct)

@@ -7,17 +7,31 @@ from pathlib import Path
 import pytest
 
 from data_prep.config import CorpusConfig, MaskConfig, PrepConfig, VocabularyConfig
-from data_prep.corpus import find_sources, read_documents
+from data_prep.corpus import find_sources
 from data_prep.stages import build_shards
-from data_prep.vocabulary import save_tokenizer, train_wordpiece
+from data_prep.tasks import read_texts
+from data_prep.vocabulary import save_tokenizer, train_tokenizer
 
 PANGRAM = """the quick brown fox jumps over a lazy dog while seven small wizards quietly boil unusual potions
     near rivers forests mountains reading writing singing walked walking talked talking house houses green"""
 WORDS = PANGRAM.split()
 
 
-def no_progress(unit: str, count: int) -> None:
-    """A progress callback that shows nothing."""
+class NoProgress:
+    """Shows nothing, keeps the notes."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def start(self, stage: str, total: int, unit: str) -> None: ...
+
+    def advance(self, count: int, documents: int = 0) -> None: ...
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+
+no_progress = NoProgress()
 
 
 @pytest.fixture(scope="session")
@@ -36,9 +50,9 @@ def corpus_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tokenizer_file(corpus_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A vocabulary trained on the tiny corpus."""
-    config = CorpusConfig(paths=(str(corpus_folder),))
-    texts = [document.text for document in read_documents(find_sources(config), config)]
-    tokenizer = train_wordpiece(lambda: texts, size=200, lowercase=True, min_frequency=2, alphabet_size=100)
+    config = PrepConfig(output="", corpus=CorpusConfig(paths=(str(corpus_folder),)))
+    texts = list(read_texts(find_sources(config.corpus), config))
+    tokenizer = train_tokenizer(lambda: texts, VocabularyConfig(size=200, alphabet_size=100))
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
     save_tokenizer(tokenizer, path)
     return path

@@ -49,7 +49,7 @@ def test_own_corpus_from_text_to_verified_shards(corpus_folder, tmp_path):
         (["shards", "--output", "{tmp}/s"], "narrowbert-prep vocab"),
         (["vocab", "--output", "{tmp}/s", "--corpus.paths", "{tmp}/none.txt"], "none.txt does not exist"),
         (["vocab", "--output", "{tmp}/s", "--corpus.paths", "{tmp}/empty.txt"], "no text"),
-        (["vocab", "--output", "{tmp}/s", "--corpus.paths", "{tmp}/bad.txt"], "bad.txt, line 1: not UTF-8"),
+        (["vocab", "--output", "{tmp}/s", "--corpus.paths", "{tmp}/bad.txt"], "(rejected: 1 undecodable)"),
         (["vocab", "--output", "{tmp}/empty.txt/s", "--corpus.paths", "{tmp}/good.txt"], "cannot write"),
         (["verify"], None),
         (["verify", "{tmp}/none"], "no shard folder"),
@@ -60,7 +60,7 @@ def test_own_corpus_from_text_to_verified_shards(corpus_folder, tmp_path):
 )
 def test_a_mistake_gives_one_line_and_exit_code_2(tmp_path, arguments, message):
     (tmp_path / "empty.txt").write_text(" ")
-    (tmp_path / "bad.txt").write_bytes(b"\xff")
+    (tmp_path / "bad.txt").write_bytes("café ".encode() + b"\xff")
     (tmp_path / "good.txt").write_text("a b c")
     finished = prep(*(argument.replace("{tmp}", str(tmp_path)) for argument in arguments))
     assert finished.returncode == 2

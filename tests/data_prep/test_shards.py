@@ -1,7 +1,12 @@
+import gzip
 import hashlib
+import io
 import json
 import pickle
+import re
 import shutil
+import subprocess
+import sys
 import tarfile
 
 import numpy as np
@@ -9,7 +14,8 @@ import pytest
 
 from data_prep import shards as contract
 from data_prep.command_line import UserError
-from data_prep.shards import decode_arrays, encode_arrays, open_shards, verify
+from data_prep.shards import decode_arrays, encode_arrays, open_shards, verify, write_manifest, write_shard
+from tests.data_prep.shard_folders import make_chunks, make_folder
 
 
 @pytest.fixture
@@ -151,28 +157,113 @@ def test_verify_finds_a_flipped_bit_anywhere(copied):
     assert not verify(copied).problems
 
 
-def test_damage_that_a_plain_tar_reader_does_not_see(copied):
-    """Cut after a member, cut in a header, a zeroed tail, a zeroed block: all refused by name."""
+# Of the second chunk: where its tar header is, and the middle of its arrays.
+CORRUPTIONS = {
+    "cut after a member": lambda data, header, middle: data[:header],
+    "cut in a header": lambda data, header, middle: data[: header + 100],
+    "cut inside the data": lambda data, header, middle: data[:middle],
+    "zeroed tail": lambda data, header, middle: data[:header] + bytes(len(data) - header),
+    "zeroed block": lambda data, header, middle: data[:middle] + bytes(512) + data[middle + 512 :],
+    "flipped bit": lambda data, header, middle: data[:middle] + bytes([data[middle] ^ 4]) + data[middle + 1 :],
+    "damaged header": lambda data, header, middle: data[: header + 148] + b"garbage" + data[header + 155 :],
+}
+
+
+@pytest.mark.parametrize("corruption", CORRUPTIONS)
+def test_seven_corruptions_are_refused_by_name(copied, corruption):
+    """Five of them pass plain WebDataset without a word."""
     path = copied / "train-00000.tar"
-    sound = path.read_bytes()
     chunk = open_shards(copied).manifest["splits"]["train"]["shards"][0]["chunks"][1]
-    header = chunk["offset"] - 512
-    block = chunk["offset"] + 1024
-    damaged = {
-        "cut after a member": sound[:header],
-        "cut in a header": sound[: header + 100],
-        "zeroed tail": sound[:header] + bytes(len(sound) - header),
-        "zeroed block": sound[:block] + bytes(512) + sound[block + 512 :],
-    }
-    for what, data in damaged.items():
-        path.write_bytes(data)
-        assert any("train-00000.tar" in problem for problem in verify(copied).problems), what
-        with pytest.raises(UserError, match=r"train-00000\.tar"):
-            read_all(copied)
+    header, middle = chunk["offset"] - 512, chunk["offset"] + chunk["length"] // 2
+    path.write_bytes(CORRUPTIONS[corruption](path.read_bytes(), header, middle))
+    problems = verify(copied).problems
+    assert problems
+    assert all("train-00000.tar" in problem for problem in problems)
+    assert len(set(problems)) == len(problems)
+    with pytest.raises(UserError, match=r"train-00000\.tar") as refused:
+        read_all(copied)
+    if "cut" not in corruption:  # then the size is right, and the chunk tells
+        assert any("train-00000.tar, chunk 1" in problem for problem in problems)
+        assert "train-00000.tar, chunk 1" in str(refused.value)
+
+
+def test_missing_and_empty_shards_are_refused_by_name(copied):
+    path = copied / "train-00000.tar"
+    path.write_bytes(b"")
+    with pytest.raises(UserError, match=r"train-00000\.tar has 0 bytes instead of"):
+        open_shards(copied)
     path.unlink()
     with pytest.raises(UserError, match=r"train-00000\.tar is missing"):
         open_shards(copied)
     assert any("train-00000.tar is missing" in problem for problem in verify(copied).problems)
+
+
+@pytest.mark.parametrize("place", ["split", "shard", "chunk"])
+def test_counts_that_do_not_fit_the_rows_are_refused(copied, place):
+    manifest = json.loads((copied / "manifest.json").read_text())
+    split = manifest["splits"]["train"]
+    if place == "chunk":  # adds up, but the chunk holds another number of rows
+        split["rows"] += 1
+        split["shards"][0]["rows"] += 1
+        split["shards"][0]["chunks"][0]["rows"] += 1
+    else:
+        (split if place == "split" else split["shards"][0])["rows"] += 1
+    write_manifest(copied, {k: v for k, v in manifest.items() if k != "root_hash"})
+    expected = (
+        r"train-00000\.tar, chunk 0: .* instead of"
+        if place == "chunk"
+        else r"manifest\.json: the row counts of split train"
+    )
+    assert any(re.search(expected, problem) for problem in verify(copied).problems)
+    with pytest.raises(UserError, match=expected):
+        read_all(copied)
+
+
+# --- writing -----------------------------------------------------------------------------------------
+
+
+def test_bytes_are_those_of_webdatasets_writer(tmp_path):
+    from webdataset.writer import TarWriter
+
+    for count in (1, 2, 8):
+        chunks = list(make_chunks(np.full(8 * count, 50), "concat", 0))
+        entry = write_shard(tmp_path, "train", count, chunks)
+        theirs = io.BytesIO()
+        with TarWriter(theirs, user="narrowbert", group="narrowbert", mode=0o444, mtime=0, encoder=False) as writer:
+            writer.tarstream.format = tarfile.USTAR_FORMAT
+            for number, arrays in enumerate(chunks):
+                key = f"train-{count:05d}-{number:04d}"
+                writer.write({"__key__": key, "rows.safetensors": encode_arrays(arrays)})
+        written = (tmp_path / entry["name"]).read_bytes()
+        assert written == theirs.getvalue()
+        assert entry["sha256"] == hashlib.sha256(written).hexdigest()
+
+
+def test_a_shard_has_its_name_only_when_it_is_whole(tmp_path):
+    path = tmp_path / "train-00000.tar"
+    chunks = list(make_chunks(np.full(8, 50), "concat", 0))
+
+    def interrupted():
+        yield chunks[0]
+        assert not path.exists()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_shard(tmp_path, "train", 0, interrupted())
+    assert list(tmp_path.iterdir()) == []
+    entry = write_shard(tmp_path, "train", 0, chunks)
+    assert write_shard(tmp_path, "train", 0, chunks) == entry
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_contract_is_quick_to_import():
+    code = (
+        "import sys, data_prep.shards; sys.exit(bool({'torch', 'webdataset', 'fsspec', 'aiohttp'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-P", "-c", code], check=False).returncode == 0
+
+
+# --- reading -----------------------------------------------------------------------------------------
 
 
 def test_any_changed_byte_of_the_manifest_is_refused(copied):
@@ -211,14 +302,86 @@ def test_other_schema_versions_missing_folders_and_strange_tars(copied, tmp_path
 def rewritten(folder, change):
     """The folder with `change(arrays)` done to its first validation chunk, and all hashes made right."""
     manifest = json.loads((folder / "manifest.json").read_text())
-    split = contract.open_shards(folder).split("validation")
+    split = open_shards(folder).split("validation")
     shards = manifest["splits"]["validation"]["shards"]
     count = len(shards[0]["chunks"])
     chunks = [{k: np.array(v) for k, v in split.chunk(i).items()} for i in range(count)]
     change(chunks[0])
-    shards[0] = contract.write_shard(folder, "validation", 0, chunks)
-    contract.write_manifest(folder, {k: v for k, v in manifest.items() if k != "root_hash"})
+    shards[0] = write_shard(folder, "validation", 0, chunks)
+    write_manifest(folder, {k: v for k, v in manifest.items() if k != "root_hash"})
     return folder
+
+
+@pytest.mark.parametrize("mode", ["concat", "isolated", "document"])
+def test_verify_accepts_the_rows_of_every_packing_mode(tmp_path, mode):
+    folder = make_folder(tmp_path / mode, mode)
+    assert verify(folder).problems == ()
+    arrays = open_shards(folder).split("train").chunk(0)
+    inner = (arrays["input_ids"][:, 1:] == 2).any(axis=1)
+    boundaries = np.diff(arrays["boundary_offsets"]) > 0
+    assert {
+        "concat": boundaries.any() and not inner.any(),
+        "isolated": inner.any() and (inner == boundaries).all(),
+    }.get(mode, not boundaries.any() and (arrays["lengths"] < 32).any()), "not what the mode is to show"
+
+
+def isolated_row(arrays):
+    """(row, place of its second [CLS])."""
+    row = int(np.argmax(np.diff(arrays["boundary_offsets"]) > 0))
+    return row, int(arrays["boundary_positions"][arrays["boundary_offsets"][row]])
+
+
+def inner_frame_without_boundary(arrays):
+    row, place = isolated_row(arrays)
+    free = next(p for p in range(place + 2, 31) if not (arrays["masked_positions"][row] == p).any())
+    arrays["input_ids"][row, free] = 2
+
+
+def unframed_boundary(arrays):
+    row, place = isolated_row(arrays)
+    arrays["input_ids"][row, place] = 9
+
+
+def empty_piece(arrays):
+    row, place = isolated_row(arrays)
+    arrays["input_ids"][row, place + 1] = 3
+
+
+def masked_inner_frame(arrays):
+    row, place = isolated_row(arrays)
+    first = arrays["masked_positions"][row, 0]
+    first[np.argmin(np.abs(first.astype(int) - place))] = place
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (inner_frame_without_boundary, r"\[CLS\] inside a row where no boundary is"),
+        (unframed_boundary, r"with and without a \[CLS\]"),
+        (empty_piece, "a piece without tokens"),
+        (masked_inner_frame, "special token or padding masked"),
+    ],
+)
+def test_verify_checks_the_frames_of_isolated_pieces(tmp_path, change, message):
+    problems = verify(rewritten(make_folder(tmp_path / "isolated", "isolated"), change)).problems
+    assert any(re.search(message, problem) for problem in problems), problems
+
+
+def test_verify_checks_the_rejects_where_there_are_some(tmp_path):
+    content = gzip.compress(b"{}\n", mtime=0)
+    entry = {"name": "rejects.jsonl.gz", "size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    folder = make_folder(tmp_path / "made", rejects=entry, statistics={"documents": {"documents": 80}})
+    path = folder / "rejects.jsonl.gz"
+    for damaged, message in ((None, "is missing"), (b"", "0 bytes"), (content[::-1], "damaged"), (content, None)):
+        if damaged is not None:
+            path.write_bytes(damaged)
+        problems = verify(folder).problems
+        assert [message in problem and str(path) in problem for problem in problems] == [True] * (message is not None)
+        read_all(folder)
+    assert open_shards(folder).manifest["statistics"] == {"documents": {"documents": 80}}
+    write_manifest(folder, {**open_shards(folder).manifest, "rejects": {**entry, "name": "../../etc/passwd"}})
+    with pytest.raises(UserError, match=r"etc/passwd.* in place of rejects\.jsonl\.gz"):
+        verify(folder)
 
 
 def set_at(field, index, value):
@@ -260,7 +423,7 @@ def boundary_without_separator(arrays):
 )
 def test_verify_checks_the_legality_of_rows(copied, change, message):
     problems = verify(rewritten(copied, change)).problems
-    assert any(contract.re.search(message, problem) for problem in problems), problems
+    assert any(re.search(message, problem) for problem in problems), problems
 
 
 def test_rewriting_without_a_change_gives_the_same_root_hash(copied):

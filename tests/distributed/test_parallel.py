@@ -16,7 +16,7 @@ SCRIPT = textwrap.dedent(
 
     def build():
         torch.manual_seed(1)
-        return WordEmbedding(10, 6, init), ColumnLinear(6, 8, init), RowLinear(8, 4, init)
+        return WordEmbedding(10, 6, init, 10), ColumnLinear(6, 8, init), RowLinear(8, 4, init)
 
     def run(embedding, column, row):
         output = row(torch.tanh(column(embedding(torch.tensor([[1, 7, 9]])))))

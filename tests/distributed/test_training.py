@@ -63,9 +63,38 @@ def test_losses_do_not_depend_on_processes_accumulation_or_zero_stage(
         ("accumulated", 1, ["--training.micro_batch_size", "4"]),
         ("two", 2, ["--training.micro_batch_size", "4"]),
         ("two-zero2", 2, ["--training.micro_batch_size", "8", "--training.zero_stage", "2"]),
+        ("zero0", 2, ["--training.micro_batch_size", "8", "--training.zero_stage", "0"]),
+        ("tensor", 2, ["--training.tensor_model_parallel_size", "2", "--training.zero_stage", "3"]),
     ]:
         other = train(tmp_path / name, ragged_shard_folder, processes, *base, *options)
         assert other == pytest.approx(one, abs=2e-5), name
+        assert validation_loss(tmp_path / name) == pytest.approx(validation_loss(tmp_path / "one"), abs=2e-5), name
+    # From split layers and split weights to one process that reads the checkpoint.
+    shown = run_command("pipeline", "evaluate", str(tmp_path / "tensor")).stdout
+    assert f"validation loss {validation_loss(tmp_path / 'tensor'):.4f}" in shown
+
+
+def validation_loss(run_dir: Path) -> float:
+    """The last one in the spool."""
+    records = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
+    return [r["metrics"]["validation/loss"] for r in records if "validation/loss" in r["metrics"]][-1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("zero_stage", ["0", "1"])
+def test_steps_without_finite_gradients_are_skipped_counted_and_end_the_run(
+    tmp_path: Path, shard_folder: Path, zero_stage: str
+) -> None:
+    line = user_error(
+        "pipeline", "train", *TINY_RUN, "--run_dir", str(tmp_path / "run"), "--data.path", str(shard_folder),
+        "--training.precision", "fp32", "--training.zero_stage", zero_stage, "--training.max_skipped_steps", "3",
+        # The first update destroys the weights.
+        "--optimizer.lr", "1e30", "--optimizer.lr_warmup_fraction", "0", "--training.save_interval", "1",
+    )  # fmt: skip
+    assert "3 steps in a row up to step 4 were skipped" in line
+    saved = json.loads((tmp_path / "run/checkpoints/step-00000003/trainer.json").read_text())
+    assert (saved["step"], saved["skipped_steps"], saved["optimizer_steps"]) == (3, 2, 1)
+    assert saved["rows_consumed"] == 3 * 16
 
 
 @pytest.mark.slow

@@ -20,8 +20,18 @@ def training(**values: Any) -> RunConfig:
         (training(global_batch_size=100, micro_batch_size=24), 1, "take a micro_batch_size of 5, 10, 20, 25"),
         (training(global_batch_size=101, micro_batch_size=1), 4, "take a global_batch_size of 100 or 104"),
         (training(train_steps=0), 1, "training.train_steps is 0"),
+        (training(zero_stage=0), 1, "take zero_stage 1, 2 or 3, or precision fp32"),
+        (training(zero_stage=0, precision="fp32", offload_optimizer=True), 1, "offload_optimizer needs zero_stage 1"),
+        (training(tensor_model_parallel_size=5), 5, "heads, ffn and processes is 1"),
+        (training(tensor_model_parallel_size=8), 8, "heads, ffn and processes is 1, 2, 4"),
+        (training(tensor_model_parallel_size=4), 6, "heads, ffn and processes is 1, 2, 3, 6"),
+        (training(tensor_model_parallel_size=0), 1, "tensor_model_parallel_size is 0"),
+        (training(tensor_model_parallel_size=2, global_batch_size=7, micro_batch_size=1), 4, "2 data-parallel groups"),
         (RunConfig(model=ModelConfig(num_attention_heads=7)), 1, "take one of [3, 4, 6, 8]"),
         (RunConfig(model=ModelConfig(layout="2sx")), 1, "character 3 (2s>>x<<)"),
+        (RunConfig(model=ModelConfig(narrow_kv="grouped:0")), 1, "model.narrow_kv: 'grouped:0' is none of per_layer"),
+        (RunConfig(model=ModelConfig(position="rope", num_attention_heads=256)), 1, "but a head has 3 (hidden_size"),
+        (RunConfig(model=ModelConfig(rotary_base=0)), 1, "model.rotary_base is 0: give a number above 0"),
         (RunConfig(model=ModelConfig(hidden_dropout=1.0)), 1, "model.hidden_dropout is 1.0"),
         (RunConfig(optimizer=OptimizerConfig(lr=float("nan"))), 1, "optimizer.lr is nan"),
     ],
@@ -35,6 +45,9 @@ def test_what_cannot_work_is_refused_with_what_would(config: RunConfig, world_si
 def test_every_suggestion_is_accepted() -> None:
     for micro in (5, 10, 20, 25):
         check_config(training(global_batch_size=100, micro_batch_size=micro), world_size=1)
+    for size in (1, 2, 4):
+        check_config(training(tensor_model_parallel_size=size, global_batch_size=8, micro_batch_size=1), world_size=8)
+    check_config(training(zero_stage=0, precision="fp32"), world_size=1)
     for total in (100, 104):
         check_config(training(global_batch_size=total, micro_batch_size=1), world_size=4)
 
@@ -53,6 +66,9 @@ def test_presets_are_complete_and_fit_together(preset: Path) -> None:
         (["--train_steps", "3"], "did you mean 'training.train_steps'"),
         (["--model.hidden_size", "wide"], "model.hidden_size"),
         (["--training.precision", "fp64"], "fp64"),
+        (["--model.position", "relative"], "model.position"),
+        (["--model.normalization", "both"], "model.normalization"),
+        (["--model.document_attention", "none"], "model.document_attention"),
         (["--config", "nowhere.yaml"], "cannot read the configuration file nowhere.yaml"),
     ],
 )

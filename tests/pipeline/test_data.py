@@ -92,6 +92,24 @@ def test_batches_hold_the_rows_of_the_shards(shards: ShardFolder) -> None:
             assert batch.key_mask[b, 0, 0].sum() == row["lengths"]
 
 
+def test_documents_begin_at_the_boundaries_of_the_shards(shards: ShardFolder) -> None:
+    split = shards.split("train")
+    (batch,) = TrainingData(shards, seed=5, global_batch_size=64, micro_batch_size=64).step(0)
+    begins = {}
+    for chunk in range(len(split.chunk_rows)):
+        arrays = split.chunk(chunk)
+        for row, sequence_id in enumerate(arrays["sequence_ids"]):
+            first, last = arrays["boundary_offsets"][row : row + 2]
+            begins[int(sequence_id)] = arrays["boundary_positions"][first:last].tolist()
+    sep = shards.special_ids["sep"]
+    for b, sequence_id in enumerate(batch.sequence_ids):
+        places = begins[int(sequence_id)]
+        expected = [sum(place <= position for place in places) for position in range(shards.seq_length)]
+        assert batch.document_ids[b].tolist() == expected
+        assert all(batch.input_ids[b, place - 1] == sep for place in places)  # which belongs to the document before
+    assert batch.document_ids.max() > 0, "take other shards: these rows hold one document each"
+
+
 def test_epoch_selects_the_variant(shards: ShardFolder) -> None:
     rows = shards.split("train").num_rows
     data = TrainingData(shards, seed=5, global_batch_size=rows, micro_batch_size=rows)
@@ -110,7 +128,9 @@ def test_validation_is_shared_without_overlap(shards: ShardFolder) -> None:
         batches = validation_batches(
             shards, max_rows=max_rows, micro_batch_size=3, data_rank=rank, data_parallel_size=size
         )
-        return [int(i) for batch in batches for i in batch.sequence_ids]
+        batches = list(batches)
+        assert len({batch.input_ids.shape for batch in batches}) == 1
+        return [int(i) for batch in batches for i in batch.sequence_ids[batch.label_mask.any(1).numpy()]]
 
     total = shards.split("validation").num_rows
     assert len(set(ids(10**6, 0, 1))) == total

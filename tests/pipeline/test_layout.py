@@ -1,3 +1,4 @@
+import itertools
 from collections.abc import Callable
 
 import pytest
@@ -5,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.export import configuration_narrowbert
-from pipeline.layout import Layout, parse_layout
+from pipeline.layout import Layout, group_sublayers, kv_projections, parse_layout
 
 
 @pytest.mark.parametrize(
@@ -71,3 +72,32 @@ def test_exported_configuration_reads_layouts_in_the_same_way(text: str) -> None
     ours = outcome(parse_layout)
     theirs = outcome(configuration_narrowbert.parse_layout)
     assert theirs == ((ours.full, ours.narrow) if isinstance(ours, Layout) else ours)
+
+
+@pytest.mark.parametrize(
+    ("narrow_kv", "expected"),
+    [
+        ("per_layer", [0, 1, 2, 3, 4]),
+        ("shared", [0] * 5),
+        ("grouped:1", [0, 1, 2, 3, 4]),
+        ("grouped:2", [0, 0, 1, 1, 2]),
+        ("grouped:9", [0] * 5),
+    ],
+)
+def test_which_narrow_layers_share_keys_and_values(narrow_kv: str, expected: list[int]) -> None:
+    assert kv_projections(narrow_kv, 5) == configuration_narrowbert.kv_projections(narrow_kv, 5) == expected
+
+
+@pytest.mark.parametrize("narrow_kv", ["", "per layer", "grouped", "grouped:", "grouped:0", "grouped:-1", "grouped:2x"])
+def test_other_ways_of_sharing_are_refused(narrow_kv: str) -> None:
+    for read in (kv_projections, configuration_narrowbert.kv_projections):
+        with pytest.raises(ValueError, match="is none of per_layer, shared, grouped:N"):
+            read(narrow_kv, 5)
+
+
+@given(st.text("sf", max_size=12))
+def test_an_attention_and_the_feed_forward_after_it_are_one_layer(letters: str) -> None:
+    groups = group_sublayers(letters)
+    assert "".join(groups) == letters
+    assert all(group in ("sf", "s", "f") for group in groups)
+    assert not any(first[-1] + second[0] == "sf" for first, second in itertools.pairwise(groups))

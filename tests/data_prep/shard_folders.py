@@ -1,0 +1,68 @@
+"""Shard folders of made-up tokens, packed and masked as the commands do it, in milliseconds."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from data_prep.config import MaskConfig, PackingConfig
+from data_prep.masking import mask_rows
+from data_prep.packing import Rows, fill_rows, plan_rows
+from data_prep.shards import SPLITS, TOKENIZER, Geometry, file_sha256, write_manifest, write_shard
+
+SPECIAL = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
+GEOMETRY = Geometry(seq_length=32, masked_per_row=5, num_variants=3, vocab_size=200)
+CHUNK_ROWS = 16
+SHARD_CHUNKS = 3
+
+
+def make_folder(folder: Path, mode: str = "concat", seed: int = 0, **content: object) -> Path:
+    """A folder that `verify` passes: train of two shards or more, validation of one."""
+    folder.mkdir(parents=True)
+    (folder / TOKENIZER).write_text(json.dumps({"made": "up", "entries": list(range(40))}))
+    splits = {}
+    for number, split in enumerate(SPLITS):
+        lengths = np.random.default_rng(seed).integers(3, 90, size=(80, 20)[number])
+        chunks = list(make_chunks(lengths, mode, first_id=number << 32))
+        groups = [chunks[start : start + SHARD_CHUNKS] for start in range(0, len(chunks), SHARD_CHUNKS)]
+        shards = [write_shard(folder, split, index, group) for index, group in enumerate(groups)]
+        rows = sum(shard["rows"] for shard in shards)
+        splits[split] = {"rows": rows, "shards": shards}
+    manifest = {
+        **vars(GEOMETRY),
+        "special_ids": SPECIAL,
+        "tokenizer": {"sha256": file_sha256(folder / TOKENIZER)},
+        "splits": splits,
+        **content,
+    }
+    write_manifest(folder, manifest)
+    return folder
+
+
+def make_chunks(lengths: np.ndarray, mode: str, first_id: int) -> Iterator[dict[str, np.ndarray]]:
+    """Chunks of the rows of documents of such lengths, of random tokens."""
+    short = 0.0 if mode == "isolated" else 0.1
+    packing = PackingConfig(mode=mode, short_seq_prob=short)  # type: ignore[arg-type]
+    plan = plan_rows(lengths, packing=packing, seq_length=GEOMETRY.seq_length, seed=1, key=0)
+    tokens = np.random.default_rng(2).integers(5, GEOMETRY.vocab_size, size=lengths.sum()).astype("<u2")
+    special = {role: SPECIAL[role] for role in ("pad", "cls", "sep")}
+    for first in range(0, len(plan.lengths), CHUNK_ROWS):
+        rows = fill_rows(plan, first, min(first + CHUNK_ROWS, len(plan.lengths)), tokens, **special)
+        yield _masked(rows, np.arange(first_id + first, first_id + first + len(rows.lengths), dtype=np.uint64))
+
+
+def _masked(rows: Rows, sequence_ids: np.ndarray) -> dict[str, np.ndarray]:
+    masks = mask_rows(
+        rows.input_ids,
+        rows.lengths,
+        sequence_ids,
+        mask=MaskConfig(variants=GEOMETRY.num_variants),
+        masked_per_row=GEOMETRY.masked_per_row,
+        seed=3,
+        unmaskable_ids=np.array([SPECIAL[role] for role in ("pad", "cls", "sep")]),
+        mask_id=SPECIAL["mask"],
+        ordinary_ids=np.arange(5, GEOMETRY.vocab_size),
+        continues_word=None,
+    )
+    return {**vars(rows), **vars(masks), "sequence_ids": sequence_ids}

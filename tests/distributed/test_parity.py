@@ -1,0 +1,97 @@
+"""One table: layouts x tensor parallel x ZeRO x precision against a plain torch loop in one process.
+
+Groups of two and of four gloo processes are started once a test and run many configurations (parity.py).
+"""
+
+import functools
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.distributed.parity import Curve, plain_curve
+
+
+def run_group(function: str, world_size: int, folder: Path) -> dict[str, Any]:
+    """Call a function of parity.py in every process of a group; return what rank 0 returned."""
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-m", "tests.distributed.parity",
+             function, str(rank), str(world_size), str(folder)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(world_size)
+    ]  # fmt: skip
+    try:
+        for process in processes:
+            out, _ = process.communicate(timeout=600)
+            assert process.returncode == 0, out
+    finally:
+        for process in processes:
+            process.kill()
+    return json.loads((folder / "result.json").read_text())
+
+
+@functools.cache
+def expected(layout: str) -> Curve:
+    return plain_curve(layout)
+
+
+def assert_close(name: str, curve: Curve, layout: str) -> None:
+    for step, (found, wanted) in enumerate(zip(curve, expected(layout), strict=True)):
+        # bf16 keeps 8 bits of a weight; fp32 must differ by no more than the order of additions.
+        tolerance = {"rel": 1e-2, "abs": 0.0} if "16" in name else {"rel": 0.0, "abs": 1e-5}
+        assert found == pytest.approx(wanted, **tolerance), f"{name}, step {step}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_losses_and_gradient_norms_are_those_of_plain_torch(tmp_path: Path, world_size: int) -> None:
+    found = run_group("curves", world_size, tmp_path)
+    # 3 layouts x 4 stages in fp32 and 3 stages of one in bf16, at two tensor-parallel sizes; one layout on 2 x 2.
+    assert len(found) == {2: 30, 4: 7}[world_size]
+    for name, curve in found.items():
+        assert_close(name, curve, layout=name.split(" tp")[0])
+
+
+@pytest.mark.slow
+def test_accumulation_offload_and_four_tensor_parallel_ranks_change_nothing(tmp_path: Path) -> None:
+    found = run_group("variants", 4, tmp_path)
+    assert len(found) == 12
+    for name, curve in found.items():
+        assert_close(name, curve, layout="sf:sf")
+
+
+@pytest.mark.slow
+def test_checkpoints_move_between_topologies(tmp_path: Path) -> None:
+    found = run_group("checkpoints", 4, tmp_path)
+    assert found["wrong"] == []
+    assert_close("five topologies in turn", found["curve"], layout="sf:sf")
+
+
+@pytest.mark.slow
+def test_fp16_scales_its_loss_and_skips_what_overflows(tmp_path: Path) -> None:
+    for name, found in run_group("fp16", 2, tmp_path).items():
+        assert_close(f"fp16 {name}", found["curve"], layout="sf:sf")
+        losses, norms = zip(*found["overflowing"], strict=True)
+        assert set(norms) == {math.inf}, name
+        assert len(set(losses)) == 1, "a skipped step changed weights"
+        assert found["steps"] == 0
+        assert found["state"]["cur_scale"] == 2.0**38
+
+
+@pytest.mark.slow
+def test_dropout_of_tensor_parallel_ranks(tmp_path: Path) -> None:
+    found = run_group("dropout", 2, tmp_path)
+    assert found["unequal"] == []
+    first, again, other = found["losses"]
+    assert first == again != other
+    (inside, outside), (inside_other, outside_other) = found["drawn"]
+    assert inside != inside_other
+    assert outside == outside_other
