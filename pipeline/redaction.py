@@ -49,11 +49,12 @@ def is_secret_key(key: str) -> bool:
 
 def secret_values(environment: Mapping[str, str]) -> set[str]:
     """The secrets that the environment holds: values of secret names, and passwords inside URLs."""
-    found = {value for key, value in environment.items() if is_secret_key(key)}
+    # A switch such as SOME_TOKEN=false is no secret, and its value is a word.
+    found = {value for key, value in environment.items() if is_secret_key(key) and value.lower() != "false"}
     for value in environment.values():
         found |= {match["password"] for match in _PASSWORD.finditer(value)}
     found |= {unquote(value) for value in found}
-    return {value for value in found if len(value) >= _SHORTEST_SECRET and value.lower() != "false"}
+    return {value for value in found if len(value) >= _SHORTEST_SECRET}
 
 
 def redact_text(text: str, environment: Mapping[str, str] | None = None) -> str:

@@ -5,8 +5,8 @@
 
 from typing import Any
 
-import mlflow
 import torch
+from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
@@ -24,7 +24,9 @@ class NarrowBertPyfunc(PythonModel):
         self.model = AutoModelForMaskedLM.from_pretrained(folder, trust_remote_code=True).eval().to(self.device)
 
     @torch.no_grad()
-    def predict(self, context: Any, model_input, params: dict[str, Any] | None = None) -> list[Any]:
+    def predict(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, context: Any, model_input, params: dict[str, Any] | None = None
+    ) -> list[Any]:
         """Answer for each text, in order. Texts longer than the model are cut.
 
         Args:
@@ -64,4 +66,4 @@ class NarrowBertPyfunc(PythonModel):
         return [{"token": t, "score": s} for t, s in zip(tokens, best.values.tolist(), strict=True)]
 
 
-mlflow.models.set_model(NarrowBertPyfunc())
+set_model(NarrowBertPyfunc())

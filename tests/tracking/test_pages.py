@@ -96,6 +96,7 @@ def test_mlflow_has_parameters_dataset_environment_and_artifacts(workplace: Path
     found = {str(path.relative_to(artifacts)) for path in artifacts.rglob("*") if path.is_file()}
     assert found == {
         "config.yaml", "run.json", "events.jsonl", "report.html", "environment/attempt-1.json", "reports/page.html",
+        "data/report.html",
         *(f"checkpoints/step-{step:08d}/{name}" for step in (4, 8, 10) for name in ("manifest.json", "trainer.json")),
     }  # fmt: skip
     environment = json.loads((artifacts / "environment/attempt-1.json").read_text())
