@@ -11,6 +11,7 @@ HEAD_BYTES = 1 << 18
 """Beginning of a file that its encoding is judged by"""
 
 _EVIDENCE_BYTES = 1 << 16
+_LEAST_WIDE_BYTES = 16
 
 # Candidates for the detection, all of them with ASCII as their lower half, so that lines can be told before decoding.
 _LEGACY_ENCODINGS = [
@@ -38,7 +39,7 @@ def wide_encoding(head: bytes) -> str | None:
     for mark, encoding in _BYTE_ORDER_MARKS:
         if head.startswith(mark):
             return encoding
-    if head.count(0) * 20 < len(head) or len(head) < 4:
+    if head.count(0) * 20 < len(head) or len(head) < _LEAST_WIDE_BYTES:
         return None
     whole = head[: len(head) // 4 * 4]
     lanes = [whole[i::4].count(0) / (len(whole) // 4) for i in range(4)]

@@ -195,14 +195,14 @@ def _read_jsonl(
 
 def _unfinished_line(stream: TextStream, id: str, line: bytes) -> Reject | None:
     """Why a line that does not end in a line end cannot be read; None if it is the file's last and whole."""
-    too_long = len(line) >= LINE_BYTES and not stream.at_end()
     beginning = sample(line[:BLOCK_BYTES])
+    too_long = len(line) >= LINE_BYTES and not stream.at_end()
     if too_long:
         stream.skip_line()
-        detail = f"more than {LINE_BYTES} bytes"
-        return Reject(id=id, reason="line_too_long", detail=detail, sample=beginning)
-    if stream.at_end() and stream.damage is not None:
+    if stream.inside_line and stream.at_end() and stream.damage is not None:
         return Reject(id=id, reason="damaged_file", detail=str(stream.damage), sample=beginning)
+    if too_long:
+        return Reject(id=id, reason="line_too_long", detail=f"more than {LINE_BYTES} bytes", sample=beginning)
     return None
 
 

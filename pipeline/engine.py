@@ -24,8 +24,10 @@ from pipeline.parallel import (
 )
 
 _COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=30)
-# Elements that DeepSpeed's buffers hold while it sums gradients or, in ZeRO 3, fetches weights.
+# Elements that DeepSpeed's buffers hold while it sums gradients.
 _BUCKET_ELEMENTS = 50_000_000
+# Weights that ZeRO 3 keeps fetched at once; DeepSpeed's own limit of 10^9 would keep all of most encoders.
+LIVE_ELEMENTS = 50_000_000
 
 
 def initialise_process_group(world: World, tensor_parallel_size: int = 1) -> torch.device:
@@ -89,6 +91,8 @@ def deepspeed_config(config: RunConfig, data_parallel_size: int) -> dict[str, An
         "overlap_comm": False,
         "reduce_bucket_size": _BUCKET_ELEMENTS,
         "allgather_bucket_size": _BUCKET_ELEMENTS,
+        "stage3_max_live_parameters": LIVE_ELEMENTS,
+        "stage3_max_reuse_distance": LIVE_ELEMENTS,
     }
     if training.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
@@ -120,7 +124,8 @@ def build_engine(config: RunConfig, model: nn.Module, device: torch.device) -> A
     import deepspeed.ops
     from deepspeed.accelerator import get_accelerator
 
-    if config.training.precision == "fp16" and not get_accelerator().is_fp16_supported():
+    accelerator: Any = get_accelerator()
+    if config.training.precision == "fp16" and not accelerator.is_fp16_supported():
         raise UserError("training.precision fp16 is not supported by this processor: take bf16 or fp32")
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     # DeepSpeed calls collectives that torch has renamed; nothing a user can mend.
@@ -130,13 +135,13 @@ def build_engine(config: RunConfig, model: nn.Module, device: torch.device) -> A
     optimizer = build_optimizer(model.named_parameters(), config.optimizer)
     for group in optimizer.param_groups:
         group["lr"] = 0.0  # ZeRO 3 makes a step without gradients to allocate the state: it must not decay weights
-    engine, *_ = deepspeed.initialize(
+    engine: Any = deepspeed.initialize(
         model=model.to(device),
         optimizer=optimizer,
         config=deepspeed_config(config, dist.get_world_size(data_parallel_group())),
         mpu=model_parallel_unit(),
         dist_init_required=False,
-    )
+    )[0]
     set_optimizer_state(engine, 0)  # Adam must not count that step either
     if config.training.precision == "fp16":
         # At the smallest scale go on skipping: training.max_skipped_steps says when to stop.

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pipeline.config import RunConfig
+from pipeline.engine import LIVE_ELEMENTS
 from pipeline.layout import parse_layout
 from pipeline.model.masked_lm import NarrowBertForPretraining
 from pipeline.parallel import padded_vocab_size
@@ -78,18 +79,24 @@ class Memory:
 
 def predict_memory(config: RunConfig, shape: RowShape, world_size: int) -> Memory:
     """Bytes a process of ``world_size`` needs for weights, gradients, optimizer states and activations."""
+    weights, gradients, optimizer = state_bytes(config, shape, world_size, config.training.zero_stage)
+    activations = activation_bytes(config, shape)
+    return Memory(weights=weights, gradients=gradients, optimizer=optimizer, activations=activations)
+
+
+def state_bytes(config: RunConfig, shape: RowShape, world_size: int, zero_stage: int) -> tuple[int, int, int]:
+    """Bytes of weights, gradients and optimizer states at a ZeRO stage."""
     training = config.training
     split = training.tensor_model_parallel_size
     parameters = count_parameters(config.model, shape.vocab_size) // split
-    weights, gradients, optimizer = model_state_bytes(
-        parameters, training.precision, training.zero_stage, world_size // split
-    )
-    return Memory(
-        weights=weights,
-        gradients=gradients,
-        optimizer=optimizer,
-        activations=activation_bytes(config, shape),
-    )
+    weights, gradients, optimizer = model_state_bytes(parameters, training.precision, zero_stage, world_size // split)
+    if zero_stage == 3:
+        # What is fetched stays until LIVE_ELEMENTS are there; the largest gradient exists whole, once as
+        # computed and once in the buffer from which it is split.
+        unit = DTYPES[training.precision].itemsize
+        weights += unit * min(parameters, LIVE_ELEMENTS)
+        gradients += 2 * unit * padded_vocab_size(shape.vocab_size, split) // split * config.model.hidden_size
+    return weights, gradients, optimizer
 
 
 def activation_bytes(config: RunConfig, shape: RowShape) -> int:

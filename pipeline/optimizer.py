@@ -51,8 +51,8 @@ def clip_gradients(parameters: Iterable[torch.nn.Parameter], max_norm: float) ->
     The norm is that of the whole model: parts of tensor-parallel ranks are added up, what every rank
     holds counts once. Nothing is read from the device.
     """
-    with_gradient = [p for p in parameters if p.grad is not None]
-    squares = {p: torch.linalg.vector_norm(p.grad, dtype=torch.float32).square() for p in with_gradient}
+    gradients = {p: p.grad for p in parameters if p.grad is not None}
+    squares = {p: torch.linalg.vector_norm(g, dtype=torch.float32).square() for p, g in gradients.items()}
     split = [square for p, square in squares.items() if is_split(p)]
     whole = [square for p, square in squares.items() if not is_split(p)]
     total = torch.stack(whole).sum()
@@ -62,5 +62,7 @@ def clip_gradients(parameters: Iterable[torch.nn.Parameter], max_norm: float) ->
         total = total + of_all_ranks
     norm = total.sqrt()
     if max_norm > 0:
-        torch._foreach_mul_([p.grad for p in with_gradient], (max_norm / (norm + 1e-6)).clamp(max=1.0))
+        factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+        for gradient in gradients.values():
+            gradient.mul_(factor)
     return norm

@@ -61,7 +61,11 @@ def tensor_parallel_group() -> dist.ProcessGroup | SingleRankGroup:
 
 def data_parallel_group() -> dist.ProcessGroup | None:
     """The processes that hold the same part of the model and read other rows; None if those are all."""
-    return parallel_state.get_data_parallel_group() if parallel_state.model_parallel_is_initialized() else None
+    if not parallel_state.model_parallel_is_initialized():
+        return None
+    group = parallel_state.get_data_parallel_group()
+    assert isinstance(group, dist.ProcessGroup)
+    return group
 
 
 class ModelParallelUnit:

@@ -11,7 +11,6 @@ from pipeline.throughput import (
     RowShape,
     count_parameters,
     forward_flops,
-    model_state_bytes,
     predicted_speedup,
     training_flops,
 )
@@ -70,19 +69,14 @@ def plan(config: RunConfig, options: PlanOptions) -> str:
 
 def _memory_lines(config: RunConfig, shape: RowShape, processes: int) -> list[tuple[str, str]]:
     """Memory a process for every ZeRO stage, and what the configured one is made of."""
-    from pipeline.memory import predict_memory  # torch, which only this needs
+    from pipeline.memory import predict_memory, state_bytes  # torch, which only this needs
 
     lines = []
     chosen = predict_memory(config, shape, processes)
     for stage in (0, 1, 2, 3) if config.training.precision == "fp32" else (1, 2, 3):
-        states = model_state_bytes(
-            count_parameters(config.model, shape.vocab_size) // config.training.tensor_model_parallel_size,
-            config.training.precision,
-            stage,
-            processes // config.training.tensor_model_parallel_size,
-        )
+        total = sum(state_bytes(config, shape, processes, stage)) + chosen.activations
         mark = " <- configured" if stage == config.training.zero_stage else ""
-        lines.append((f"memory a process, ZeRO {stage}", f"{(sum(states) + chosen.activations) / 2**30:.3f} GiB{mark}"))
+        lines.append((f"memory a process, ZeRO {stage}", f"{total / 2**30:.3f} GiB{mark}"))
     parts = ("weights", "gradients", "optimizer", "activations")
     lines.append(("", ", ".join(f"{part} {getattr(chosen, part) / 2**30:.3f}" for part in parts)))
     return lines

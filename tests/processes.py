@@ -49,6 +49,29 @@ def run_command(
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
+def run_ranks(world_size: int, argv_of_rank: Callable[[int], list[str]]) -> list[str]:
+    """Run ``python argv`` once a rank, side by side, each to a good end; what each printed."""
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", *argv_of_rank(rank)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(world_size)
+    ]
+    printed = []
+    try:
+        for process in processes:
+            out, _ = process.communicate(timeout=2 * TIMEOUT_S)
+            assert process.returncode == 0, out
+            printed.append(out)
+    finally:
+        for process in processes:
+            process.kill()
+    return printed
+
+
 def kill_group(process: subprocess.Popen[str]) -> None:
     """SIGKILL the process and all it started, as a lost node would."""
     os.killpg(process.pid, signal.SIGKILL)

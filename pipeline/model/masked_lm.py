@@ -68,11 +68,14 @@ class Embeddings(nn.Module):
 class MaskedLMHead(nn.Module):
     """Dense, GELU, norm; the decoder is the word embedding (tied) plus its own bias."""
 
+    padding_V: torch.Tensor | None
+
     def __init__(self, config: ModelConfig, vocab_size: int, padded_size: int, init_method: Initializer) -> None:
         super().__init__()
         self.dense = ColumnLinear(config.hidden_size, config.hidden_size, init_method, bias=config.bias)
         self.norm = build_norm(config)
         self.bias = vocab_parallel_bias(vocab_size, padded_size)
+        self.padding_V: torch.Tensor | None
         self.register_buffer("padding_V", is_padding_of_vocabulary(vocab_size, padded_size), persistent=False)
 
     def forward(self, narrow_BNH: torch.Tensor, decoder_VH: torch.Tensor) -> torch.Tensor:

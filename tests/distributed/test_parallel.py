@@ -1,8 +1,8 @@
 """Megatron's tensor-parallel parts on two gloo processes against one."""
 
-import subprocess
-import sys
 import textwrap
+
+from tests.processes import run_ranks
 
 SCRIPT = textwrap.dedent(
     """
@@ -45,15 +45,5 @@ SCRIPT = textwrap.dedent(
 
 
 def test_two_processes_equal_one(tmp_path: object) -> None:
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, str(rank), f"{tmp_path}/store"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    for process in processes:
-        out, err = process.communicate(timeout=120)
-        assert out.strip() == "equal", err
+    for printed in run_ranks(2, lambda rank: ["-c", SCRIPT, str(rank), f"{tmp_path}/store"]):
+        assert printed.strip().endswith("equal")

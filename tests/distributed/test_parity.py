@@ -6,35 +6,19 @@ Groups of two and of four gloo processes are started once a test and run many co
 import functools
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.distributed.parity import Curve, plain_curve
+from tests.processes import run_ranks
 
 
 def run_group(function: str, world_size: int, folder: Path) -> dict[str, Any]:
     """Call a function of parity.py in every process of a group; return what rank 0 returned."""
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-m", "tests.distributed.parity",
-             function, str(rank), str(world_size), str(folder)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(world_size)
-    ]  # fmt: skip
-    try:
-        for process in processes:
-            out, _ = process.communicate(timeout=600)
-            assert process.returncode == 0, out
-    finally:
-        for process in processes:
-            process.kill()
+    module = "tests.distributed.parity"
+    run_ranks(world_size, lambda rank: ["-m", module, function, str(rank), str(world_size), str(folder)])
     return json.loads((folder / "result.json").read_text())
 
 
