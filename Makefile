@@ -36,7 +36,7 @@ demo: $(VENV)/installed
 	narrowbert evaluate demo/narrowbert
 	narrowbert export demo/narrowbert --output demo/model
 	python examples/fill_mask.py demo/model 'the default value of this parameter is [MASK] .'
-	narrowbert report demo/narrowbert demo/bert-control
+	narrowbert report demo/narrowbert demo/bert-control --output demo/report.html
 	@echo
 	@echo "Curves: $(VENV)/bin/mlflow ui --backend-store-uri sqlite:///mlflow.db   then open http://127.0.0.1:5000"
 

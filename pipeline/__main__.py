@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from data_prep.command_line import Parser, choose_command, read_config, run_command
+from data_prep.command_line import Parser, UserError, choose_command, read_config, run_command
 from pipeline.config import RunConfig
 from pipeline.launch import SINGLE_PROCESS, die_with_launcher, start_local_processes, world_from_environment
 from pipeline.plan import PlanOptions, plan
 from pipeline.run_directory import is_finished, prepare_run
+from pipeline.tracking import check_tracking
 
 Part = TypeVar("Part")
 
@@ -66,6 +67,7 @@ def _train(argv: Sequence[str]) -> int:
     joined = world_from_environment()
     processes = 1 if arguments.processes is None else arguments.processes
     # Here, before anything heavy is imported or started: a mistake is one quick line.
+    check_tracking(config.tracking)
     shards = prepare_run(config, joined.size if joined else processes)
     if is_finished(config):
         if joined is None or joined.rank == 0:
@@ -94,32 +96,56 @@ def _evaluate(argv: Sequence[str]) -> None:
 def _report(argv: Sequence[str]) -> None:
     parser = Parser("narrowbert report", description=COMMANDS["report"])
     parser.add_argument("run_dirs", type=Path, nargs="+", metavar="RUN_DIR")
-    from pipeline.report import report
+    parser.add_argument("--output", type=Path, help="also write the comparison as one HTML page, with its curves")
+    parser.add_argument("--to_mlflow", action="store_true", help="add that page to the MLflow run of each RUN_DIR")
+    arguments = parser.parse_args(argv)
+    if arguments.to_mlflow and arguments.output is None:
+        raise UserError("--to_mlflow needs the page: give --output FILE.html as well")
+    from pipeline.report import report, write_report
 
-    print(report(parser.parse_args(argv).run_dirs))
+    print(report(arguments.run_dirs))
+    if arguments.output is None:
+        return
+    write_report(arguments.run_dirs, arguments.output)
+    print(f"curves: {arguments.output}")
+    if arguments.to_mlflow:
+        from pipeline.shipper import log_file
+
+        for run_dir in arguments.run_dirs:
+            log_file(run_dir, arguments.output, "reports")
 
 
 def _export(argv: Sequence[str]) -> None:
     parser = Parser("narrowbert export", description=COMMANDS["export"])
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--output", type=Path, required=True, help="new folder to write")
+    parser.add_argument("--register", metavar="NAME", help="also make it a new version of this model in MLflow")
     arguments = parser.parse_args(argv)
     from pipeline.export.run import export_run
 
+    if arguments.register is not None:
+        from pipeline.shipper import connect_to_run
+
+        connect_to_run(arguments.run_dir)  # refused before the export is written, not after
     export_run(arguments.run_dir, arguments.output)
     print(
         f"{arguments.output} loads with transformers: AutoModelForMaskedLM.from_pretrained(..., trust_remote_code=True)"
     )
+    if arguments.register is not None:
+        from pipeline.export.register import register_export
+
+        address = register_export(arguments.run_dir, arguments.output, arguments.register)
+        print(f"MLflow has it as {address}: mlflow.pyfunc.load_model('{address}')")
 
 
 def _sync(argv: Sequence[str]) -> None:
     parser = Parser("narrowbert sync", description=COMMANDS["sync"])
     parser.add_argument("run_dir", type=Path)
-    from pipeline.tracking import sync
+    from pipeline.shipper import sync
 
     run_dir = parser.parse_args(argv).run_dir
     sync(run_dir)
-    print(f"all metrics of {run_dir} are in MLflow")
+    print(f"everything of {run_dir} is in MLflow")
 
 
 def _part(cls: type[Part], arguments: object) -> Part:

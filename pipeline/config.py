@@ -128,6 +128,8 @@ class TrackingConfig:
     """MLflow experiment."""
     run_name: str | None = None
     """Name of the MLflow run; default: the run directory's name."""
+    log_weights: bool = False
+    """At the end, copy the last checkpoint's weights to MLflow as well; its manifests go there in any case."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -166,6 +168,7 @@ RESUMABLE_CHANGES = {
     "tracking.enabled",
     "tracking.experiment_name",
     "tracking.run_name",
+    "tracking.log_weights",
 }
 
 

@@ -15,6 +15,7 @@ import yaml
 from data_prep.command_line import UserError, config_as_dict, one_line
 from data_prep.shards import ShardFolder, open_shards
 from pipeline.config import RESUMABLE_CHANGES, RunConfig, check_config
+from pipeline.redaction import redact
 
 
 def prepare_run(config: RunConfig, world_size: int) -> ShardFolder:
@@ -50,12 +51,12 @@ def _check_run_dir(config: RunConfig, shards: ShardFolder) -> None:
     stored_path = run_dir / "config.yaml"
     if not stored_path.exists():
         # A start that was killed early leaves these; anything else belongs to somebody.
-        early = {"logs", "run.json", ".run.json", ".config.yaml"}
+        early = {"logs", "run.json", ".run.json", ".config.yaml", "events.jsonl"}
         if run_dir.is_dir() and {path.name for path in run_dir.iterdir()} - early:
             raise UserError(f"run_dir {run_dir} holds other files: give a new or empty folder")
         return
     stored = flatten(read_run_config(run_dir))
-    current = flatten(config_as_dict(config))
+    current = flatten(redact(config_as_dict(config)))  # as it was stored
     different = [
         f"{key} {stored.get(key)} there, {current.get(key)} here"
         for key in sorted(stored.keys() | current.keys())

@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import shutil
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -31,11 +32,13 @@ from pipeline.engine import (
 )
 from pipeline.evaluation import evaluate
 from pipeline.launch import World
+from pipeline.metrics import Gauges
 from pipeline.model.masked_lm import NarrowBertForPretraining
 from pipeline.optimizer import learning_rate
 from pipeline.parallel import data_parallel_group, padded_vocab_size, seed_dropout
-from pipeline.run_directory import Attempt, data_facts, flatten, register_attempt, write_atomically
-from pipeline.throughput import count_parameters
+from pipeline.redaction import redact
+from pipeline.run_directory import Attempt, register_attempt, write_atomically
+from pipeline.spool import Spool, append_event
 
 T = TypeVar("T")
 
@@ -77,7 +80,7 @@ class Run:
         self.run_dir = Path(config.run_dir)
         self.is_main = world.rank == 0
         self.attempt = self._register_attempt()
-        self.spool: tracking.Spool | None = None
+        self.spool: Spool | None = None
         self.shipper: tracking.Shipper | None = None
         _set_up_logging(self.run_dir, world)
         # The ranks of a tensor-parallel group read the same rows.
@@ -93,8 +96,10 @@ class Run:
         )
         self.data = Prefetcher(data, device)
         self.engine, self.step, self.skipped_steps = self._build_or_resume()
+        self.gauges = Gauges(config, shards, world.size, device)
+        hosts = _host_names(world)
         if self.is_main:
-            self._open_records()
+            self._open_records(hosts)
 
     # ------------------------------------------------------------------------------------ start
 
@@ -119,6 +124,8 @@ class Run:
         folder, problems = chosen
         for problem in problems:
             log.warning("checkpoint passed over: %s", problem)
+            if self.is_main:
+                append_event(self.run_dir, "checkpoint passed over", 0, problem)
         if folder is None:
             if problems:
                 raise UserError(
@@ -132,34 +139,23 @@ class Run:
         log.info("resuming from %s (step %d of %d)", folder, state.step, self.config.training.train_steps)
         return engine, state.step, state.skipped_steps
 
-    def _open_records(self) -> None:
-        resolved = config_as_dict(self.config)
-        write_atomically(self.run_dir / "config.yaml", yaml.safe_dump(resolved, sort_keys=False))
+    def _open_records(self, hosts: list[str]) -> None:
+        write_atomically(
+            self.run_dir / "config.yaml", yaml.safe_dump(redact(config_as_dict(self.config)), sort_keys=False)
+        )
         # The run keeps what an export needs: its shards may be gone by then.
         shutil.copyfile(self.shards.tokenizer_path, self.run_dir / "tokenizer.json")
-        self.spool = tracking.Spool(self.run_dir, compare=self.attempt.same_arithmetic)
-        if not self.config.tracking.enabled:
-            return
-        facts = {
-            "num_parameters": count_parameters(self.config.model, self.shards.vocab_size),
-            "device": str(self.device),
-            **flatten({"shards": data_facts(self.shards)}),
-        }
-        tags = {
-            "narrowbert.lineage": self.attempt.lineage_id,
-            "narrowbert.attempt": self.attempt.number,
-            "narrowbert.processes": self.world.size,
-        }
-        tracking.describe_run(
-            self.run_dir,
-            {
-                "experiment_name": self.config.tracking.experiment_name,
-                "run_name": self.config.tracking.run_name or self.run_dir.resolve().name,
-                "params": {**flatten(resolved), **facts},
-                "tags": tags,
-            },
-        )
-        self.shipper = tracking.Shipper(self.run_dir)
+        self.spool = Spool(self.run_dir, compare=self.attempt.same_arithmetic)
+        append_event(
+            self.run_dir, "start", self.step, f"start {self.attempt.number}, {self.world.size} processes",
+            attempt=self.attempt.number, hosts=hosts, job_id=os.environ.get("SLURM_JOB_ID"),
+        )  # fmt: skip
+        if self.config.tracking.enabled:
+            tracking.describe_run(
+                self.run_dir, self.config, self.shards, self.attempt,
+                world_size=self.world.size, device=str(self.device),
+            )  # fmt: skip
+            self.shipper = tracking.Shipper(self.run_dir)
 
     # ------------------------------------------------------------------------------------- loop
 
@@ -210,7 +206,8 @@ class Run:
         """
         training = self.config.training
         position = self.step * training.global_batch_size
-        batches = self._together(lambda: self.data.step(position))
+        with self.gauges.data_wait():
+            batches = self._together(lambda: self.data.step(position))
         global_masked = torch.stack([batch.label_mask.sum() for batch in batches]).sum().double()
         dist.all_reduce(global_masked, group=data_parallel_group())
         # DeepSpeed averages over ranks and accumulation steps; the loss is a sum over the global
@@ -271,6 +268,7 @@ class Run:
     def _log(self, points: dict[int, dict[str, float]], progress: Any) -> None:
         if self.spool is None:
             return
+        points[self.step] |= self.gauges.read(self.step, points[self.step]["train/step_seconds"])
         for step, metrics in points.items():
             self.spool.write(step, metrics)
         last = points[self.step]
@@ -282,8 +280,15 @@ class Run:
             log.info("step %d/%d  %s  ETA %.0f s", self.step, self.config.training.train_steps, line, remaining)
         else:
             progress.set_postfix_str(line)
+        self._report_changes()
+        if self.shipper is not None:
+            self.shipper.keep_alive()
+
+    def _report_changes(self) -> None:
+        assert self.spool is not None
         for change in self.spool.changed:
             log.warning("not deterministic: %s", change)
+            append_event(self.run_dir, "not deterministic", self.step, change)
         self.spool.changed.clear()
 
     def evaluate(self) -> None:
@@ -303,7 +308,8 @@ class Run:
                 "validation/masked_accuracy": result.masked_accuracy,
                 "validation/perplexity": result.perplexity,
             }
-            self.spool.write(self.step, figures)
+            self.spool.write(self.step, figures | self.gauges.consumed(self.step))
+            self._report_changes()
             log.info(
                 "step %d  validation loss %.4f, masked accuracy %.4f", self.step, result.loss, result.masked_accuracy
             )
@@ -320,7 +326,7 @@ class Run:
             attempt=self.attempt.number,
             data_root_hash=self.shards.root_hash,
             vocab_size=self.shards.vocab_size,
-            config=config_as_dict(self.config),
+            config=redact(config_as_dict(self.config)),
         )
         started = time.perf_counter()
         folder = checkpoint.save_checkpoint(self.engine, self.run_dir / "checkpoints", state)
@@ -399,6 +405,13 @@ class Meter:
         if engine.fp16_enabled():
             points[step]["train/loss_scale"] = float(engine.optimizer.loss_scale)
         return points
+
+
+def _host_names(world: World) -> list[str]:
+    """The machines of all processes, each once; every process calls this."""
+    names: list[Any] = [None] * world.size
+    dist.all_gather_object(names, socket.gethostname())
+    return list(dict.fromkeys(names))
 
 
 def _terminal_has_width() -> bool:

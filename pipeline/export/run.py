@@ -7,8 +7,8 @@ from typing import Any
 from pipeline.checkpoint import TrainerState, load_run_model
 from pipeline.export.convert import write_export
 from pipeline.run_directory import read_run_record
+from pipeline.spool import read_metrics
 from pipeline.throughput import count_parameters
-from pipeline.tracking import read_metrics
 
 
 def export_run(run_dir: Path, output: Path) -> None:

@@ -1,0 +1,110 @@
+"""What tracking costs the trainer.
+
+1. microseconds to append a step to ``metrics.jsonl``: the loss of every step, and a log line of twenty metrics;
+2. step times of a training with MLflow against one without, in pairs that take turns: with a working store and
+   under each fault. One process, one thread; the rest of the machine should be idle.
+
+    python benchmarks/tracking.py SHARDS [PAIRS]
+"""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.spool import Spool
+
+STEPS, SKIPPED = 400, 40
+SIZES = [
+    "--model.layout", "1sf:3sf", "--model.hidden_size", "128", "--model.num_attention_heads", "4",
+    "--model.ffn_hidden_size", "512", "--training.global_batch_size", "16", "--training.micro_batch_size", "16",
+    "--training.train_steps", str(STEPS), "--training.log_interval", "1", "--training.eval_interval", "100000",
+    "--training.eval_rows", "16", "--training.save_interval", "100000", "--training.precision", "fp32",
+]  # fmt: skip
+
+
+def append() -> None:
+    for name, count in (("the loss", 1), ("a log of 20 metrics", 20)):
+        metrics = {f"train/metric_{i}": 1.0 / (i + 3) for i in range(count)}
+        with tempfile.TemporaryDirectory() as folder:
+            spool, times = Spool(Path(folder)), []
+            for step in range(20_000):
+                started = time.perf_counter()
+                spool.write(step, metrics)
+                times.append((time.perf_counter() - started) * 1e6)
+            spool.close()
+        times.sort()
+        print(f"append {name}: median {times[10_000]:.1f} us, 99 of 100 below {times[19_800]:.1f} us")
+
+
+def step_seconds(shards: str, folder: Path, *options: str, **environment: str) -> float:
+    """Median step time of one training in ``folder``, without the first steps."""
+    subprocess.run(
+        [sys.executable, "-P", "-m", "pipeline", "train", "--data.path", shards, "--run_dir", "run", *SIZES, *options],
+        cwd=folder, check=True, capture_output=True, timeout=600, env={**os.environ, **environment},
+    )  # fmt: skip
+    records = [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
+    times = [r["metrics"]["train/step_seconds"] for r in records if "train/step_seconds" in r["metrics"]]
+    return statistics.median(times[SKIPPED:])
+
+
+@contextlib.contextmanager
+def listener(answer: bytes | None) -> Iterator[str]:
+    """A port that answers every request with ``answer``, or accepts and never answers (a frozen server)."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        child = os.fork()
+        if child == 0:
+            held = []
+            while True:
+                connection, _ = server.accept()
+                held.append(connection)
+                if answer is not None:
+                    connection.recv(65536)
+                    connection.sendall(answer)
+                    held.pop().close()
+        try:
+            yield address
+        finally:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+
+
+def steps(shards: str, pairs: int) -> None:
+    error = b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    refused = b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    conditions = {
+        "sqlite": contextlib.nullcontext(""),
+        "server down": contextlib.nullcontext("http://127.0.0.1:9"),
+        "server frozen": listener(None),
+        "server answers 500": listener(error),
+        "server refuses the login": listener(refused),
+    }
+    for name, condition in conditions.items():
+        ratios = []
+        with condition as address:
+            environment = {"MLFLOW_TRACKING_URI": address} if address else {}
+            for pair in range(pairs):
+                found = {}
+                for tracked in (True, False) if pair % 2 else (False, True):
+                    with tempfile.TemporaryDirectory() as folder:
+                        options = ["--tracking.enabled", str(tracked).lower()]
+                        found[tracked] = step_seconds(shards, Path(folder), *options, **environment)
+                ratios.append(found[True] / found[False])
+        shown = ", ".join(f"{ratio:.3f}" for ratio in sorted(ratios))
+        print(f"step time, {name}: {statistics.median(ratios):.3f} of the untracked run's ({shown})", flush=True)
+
+
+if __name__ == "__main__":
+    os.environ.update(OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu")
+    append()
+    if len(sys.argv) > 1:
+        steps(str(Path(sys.argv[1]).resolve()), int(sys.argv[2]) if len(sys.argv) > 2 else 5)

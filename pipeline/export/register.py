@@ -1,0 +1,53 @@
+"""An exported model in MLflow's registry, on the MLflow run that trained it."""
+
+import importlib.metadata
+from pathlib import Path
+
+from pipeline.shipper import connect_to_run, mlflow_for_users
+
+_PACKAGES = ("mlflow", "torch", "transformers", "tokenizers", "safetensors")
+_EXAMPLE = "the [MASK] of this sentence is hidden ."
+
+
+def register_export(run_dir: Path, export_dir: Path, name: str) -> str:
+    """Log an exported model to its run in MLflow and register it as a new version of ``name``.
+
+    It loads with ``mlflow.pyfunc.load_model("models:/NAME/VERSION")``, see `pyfunc_narrowbert.py`. MLflow
+    gets code as a file and weights as safetensors: nothing is pickled.
+
+    Returns:
+        The address of the new version, ``models:/NAME/VERSION``.
+
+    Raises:
+        UserError: MLflow cannot be reached, or does not have the run.
+    """
+    store, run_id = connect_to_run(run_dir)
+    import mlflow
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+
+    signature = ModelSignature(
+        inputs=Schema([ColSpec(DataType.string)]),
+        params=ParamSchema([ParamSpec("task", DataType.string, "fill-mask"), ParamSpec("top_k", DataType.integer, 5)]),
+    )
+    with mlflow_for_users():
+        mlflow.set_tracking_uri(store)
+        mlflow.set_registry_uri(store)
+        info = Model.log(
+            artifact_path=None,
+            name="model",
+            flavor=mlflow.pyfunc,
+            run_id=run_id,
+            registered_model_name=name,
+            python_model=str(Path(__file__).with_name("pyfunc_narrowbert.py")),
+            artifacts={"model": str(export_dir.resolve())},
+            signature=signature,
+            input_example=[_EXAMPLE],
+            pip_requirements=[f"{package}=={_public_version(package)}" for package in _PACKAGES],
+        )
+    return f"models:/{name}/{info.registered_model_version}"
+
+
+def _public_version(package: str) -> str:
+    # Without "+cpu": a server that loads the model takes the build for its own machine.
+    return importlib.metadata.version(package).split("+")[0]
