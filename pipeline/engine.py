@@ -132,17 +132,14 @@ def build_engine(config: RunConfig, model: nn.Module, device: torch.device) -> A
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     # An inference-only shared-memory operator that would be compiled (25 s) and never used.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    optimizer = build_optimizer(model.named_parameters(), config.optimizer)
-    for group in optimizer.param_groups:
-        group["lr"] = 0.0  # ZeRO 3 makes a step without gradients to allocate the state: it must not decay weights
     engine: Any = deepspeed.initialize(
         model=model.to(device),
-        optimizer=optimizer,
+        optimizer=build_optimizer(model.named_parameters(), config.optimizer),
         config=deepspeed_config(config, dist.get_world_size(data_parallel_group())),
         mpu=model_parallel_unit(),
         dist_init_required=False,
     )[0]
-    set_optimizer_state(engine, 0)  # Adam must not count that step either
+    set_optimizer_state(engine, 0)  # there from the start: a run whose every step was skipped can be saved
     if config.training.precision == "fp16":
         # At the smallest scale go on skipping: training.max_skipped_steps says when to stop.
         engine.optimizer.loss_scaler.raise_error_at_min_scale = False
