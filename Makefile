@@ -4,6 +4,11 @@ VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 # Two ranks on two cores: more threads than cores would only fight each other.
 DEMO_PROCESSES ?= 2
+# A processor without bf16 products is many times slower in bf16 than in fp32, and slower in fp32 than others in bf16.
+DEMO_PRECISION ?= $(shell grep -qwE 'avx512_bf16|amx_bf16|bf16' /proc/cpuinfo && echo bf16 || echo fp32)
+DEMO_STEPS ?= $(if $(filter bf16,$(DEMO_PRECISION)),180,60)
+DEMO_TRAIN := --config configs/pretrain/quickstart.yaml --data.path demo/shards --processes $(DEMO_PROCESSES) \
+	--training.precision $(DEMO_PRECISION) --training.train_steps $(DEMO_STEPS)
 # The torch that is tested. On a GPU machine: put your torch into .venv first, and export CONSTRAINTS=/dev/null.
 CONSTRAINTS ?= constraints-cpu.txt
 
@@ -30,9 +35,9 @@ demo: $(VENV)/installed
 	narrowbert-prep shards --config configs/prep/quickstart.yaml --output demo/shards
 	narrowbert-prep verify demo/shards
 	narrowbert-prep inspect demo/shards --rows 1
-	narrowbert plan --config configs/pretrain/quickstart.yaml --data.path demo/shards --processes $(DEMO_PROCESSES)
-	narrowbert train --config configs/pretrain/quickstart.yaml --data.path demo/shards --run_dir demo/narrowbert --processes $(DEMO_PROCESSES)
-	narrowbert train --config configs/pretrain/quickstart.yaml --data.path demo/shards --run_dir demo/bert-control --model.layout 8sf --processes $(DEMO_PROCESSES)
+	narrowbert plan $(DEMO_TRAIN)
+	narrowbert train $(DEMO_TRAIN) --run_dir demo/narrowbert
+	narrowbert train $(DEMO_TRAIN) --run_dir demo/bert-control --model.layout 8sf
 	narrowbert evaluate demo/narrowbert
 	narrowbert export demo/narrowbert --output demo/model
 	python examples/fill_mask.py demo/model 'the default value of this parameter is [MASK] .'

@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -112,6 +113,17 @@ def deepspeed_config(config: RunConfig, data_parallel_size: int) -> dict[str, An
         "steps_per_print": 2**31,
         "wall_clock_breakdown": False,
     }
+
+
+def has_bf16_products(device: torch.device) -> bool:
+    """Whether the device multiplies bf16 itself; a processor that does not takes many times as long as for fp32."""
+    if device.type == "cuda":
+        return True  # torch emulates it on the few that cannot
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return True  # not Linux: not known
+    return any(f" {flag}" in flags for flag in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def build_engine(config: RunConfig, model: nn.Module, device: torch.device) -> Any:

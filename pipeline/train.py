@@ -26,6 +26,7 @@ from pipeline.data import Prefetcher, TrainingData, validation_batches
 from pipeline.engine import (
     build_engine,
     destroy_engine,
+    has_bf16_products,
     initialise_process_group,
     loss_scaler_state,
     update_weights,
@@ -83,6 +84,8 @@ class Run:
         self.spool: Spool | None = None
         self.shipper: tracking.Shipper | None = None
         _set_up_logging(self.run_dir, world)
+        if self.is_main and config.training.precision == "bf16" and not has_bf16_products(device):
+            log.warning("this processor has no bf16 products: --training.precision fp32 is many times faster here")
         # The ranks of a tensor-parallel group read the same rows.
         self.data_rank = dist.get_rank(data_parallel_group())
         self.data_parallel_size = dist.get_world_size(data_parallel_group())
