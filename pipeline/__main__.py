@@ -10,7 +10,7 @@ from data_prep.command_line import Parser, UserError, choose_command, read_confi
 from pipeline.config import RunConfig
 from pipeline.launch import SINGLE_PROCESS, die_with_launcher, start_local_processes, world_from_environment
 from pipeline.plan import PlanOptions, plan
-from pipeline.run_directory import is_finished, prepare_run
+from pipeline.run_directory import has_checkpoint, is_finished, prepare_run
 from pipeline.tracking import check_tracking
 
 Part = TypeVar("Part")
@@ -20,7 +20,7 @@ COMMANDS = {
     "train": "train, or go on training, a run",
     "evaluate": "masked-LM loss and accuracy of a run's newest checkpoint on the validation split",
     "report": "runs side by side; the last is the control",
-    "export": "write a run's model as a folder that transformers loads",
+    "export": "write a run's model, or any BERT or NarrowBERT, as a folder that transformers loads",
     "sync": "send metrics that MLflow has not got yet",
 }
 
@@ -73,6 +73,10 @@ def _train(argv: Sequence[str]) -> int:
         if joined is None or joined.rank == 0:
             print(f"{config.run_dir} is finished: nothing to do")
         return 0
+    if config.init.from_huggingface is not None and not has_checkpoint(config):
+        from pipeline.init import check_init
+
+        check_init(config, shards)
     if joined is None and processes > 1:
         return start_local_processes(
             processes, ["train", *argv, *(["--debug"] if "--debug" in sys.argv else [])], Path(config.run_dir) / "logs"
@@ -117,17 +121,37 @@ def _report(argv: Sequence[str]) -> None:
 
 def _export(argv: Sequence[str]) -> None:
     parser = Parser("narrowbert export", description=COMMANDS["export"])
-    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("run_dir", type=Path, nargs="?")
     parser.add_argument("--output", type=Path, required=True, help="new folder to write")
     parser.add_argument("--register", metavar="NAME", help="also make it a new version of this model in MLflow")
+    elsewhere = parser.add_argument_group("instead of a run")
+    elsewhere.add_argument("--from", type=Path, metavar="DIR", dest="source", help="BERT or NarrowBERT of transformers")
+    elsewhere.add_argument("--layout", help="layout of the export (default: that of DIR)")
+    elsewhere.add_argument("--tokenizer", type=Path, help="tokenizer.json of the model (default: DIR/tokenizer.json)")
+    elsewhere.add_argument("--allow", nargs="+", default=[], metavar="NAME", help="tensors to leave out: bert.pooler.*")
     arguments = parser.parse_args(argv)
-    from pipeline.export.run import export_run
+    if (arguments.run_dir is None) == (arguments.source is None):
+        parser.error("give a run directory or --from DIR, one of the two")
+    if arguments.source is not None and arguments.register is not None:
+        parser.error("--register belongs to a run: what comes from elsewhere has none in MLflow")
+    if arguments.source is None and (arguments.layout or arguments.tokenizer or arguments.allow):
+        parser.error("--layout, --tokenizer and --allow belong to --from: a run knows its own")
+    from pipeline.export.run import export_pretrained, export_run
 
     if arguments.register is not None:
         from pipeline.shipper import connect_to_run
 
         connect_to_run(arguments.run_dir)  # refused before the export is written, not after
-    export_run(arguments.run_dir, arguments.output)
+    if arguments.source is None:
+        export_run(arguments.run_dir, arguments.output)
+    else:
+        export_pretrained(
+            arguments.source,
+            arguments.output,
+            layout=arguments.layout,
+            tokenizer_path=arguments.tokenizer,
+            allow=arguments.allow,
+        )
     print(
         f"{arguments.output} loads with transformers: AutoModelForMaskedLM.from_pretrained(..., trust_remote_code=True)"
     )

@@ -63,6 +63,17 @@ class ModelConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class InitConfig:
+    """Weights to start from. A run that has a checkpoint goes on from that and does not read them again."""
+
+    from_huggingface: str | None = None
+    """Folder of a BERT or NarrowBERT in transformers' form (config.json, model.safetensors) to start from."""
+    allow: tuple[str, ...] = ()
+    """What may differ there, such as [bert.pooler.*, cls.seq_relationship.*]: tensors that are missing or of another
+    shape stay as initialised, those that do not belong to the model are left out; keys of config.json; tokenizer."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
     """AdamW and its learning-rate schedule. Defaults: the paper's recipe."""
 
@@ -142,6 +153,8 @@ class RunConfig:
     """Data."""
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     """Model."""
+    init: InitConfig = dataclasses.field(default_factory=InitConfig)
+    """Weights to start from."""
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     """Optimizer."""
     training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
@@ -184,6 +197,8 @@ def check_config(config: RunConfig, *, world_size: int) -> None:
     _check_ranges(config)
     _check_parallel(config, world_size)
     _check_batch(config.training, world_size // config.training.tensor_model_parallel_size)
+    if config.init.allow and config.init.from_huggingface is None:
+        raise UserError("init.allow says what may differ in init.from_huggingface: give that as well, or neither")
     if Path(config.run_dir).is_file():
         raise UserError(f"run_dir {config.run_dir} is a file: give a folder")
 

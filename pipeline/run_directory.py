@@ -46,6 +46,11 @@ def is_finished(config: RunConfig) -> bool:
     return (Path(config.run_dir) / "DONE").exists()
 
 
+def has_checkpoint(config: RunConfig) -> bool:
+    """Whether the run has saved anything to go on from, intact or not."""
+    return any((Path(config.run_dir) / "checkpoints").glob("step-*"))
+
+
 def _check_run_dir(config: RunConfig, shards: ShardFolder) -> None:
     run_dir = Path(config.run_dir)
     stored_path = run_dir / "config.yaml"

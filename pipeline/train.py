@@ -32,6 +32,7 @@ from pipeline.engine import (
     update_weights,
 )
 from pipeline.evaluation import evaluate
+from pipeline.init import load_init
 from pipeline.launch import World
 from pipeline.metrics import Gauges
 from pipeline.model.masked_lm import NarrowBertForPretraining
@@ -134,6 +135,9 @@ class Run:
                 raise UserError(
                     f"no checkpoint of {self.run_dir} is intact: restore one, or start anew in another --run_dir"
                 )
+            if self.config.init.from_huggingface is not None:
+                for line in load_init(model, self.config, self.shards):
+                    log.info(line)
             return build_engine(self.config, model, self.device), 0, 0
         state = checkpoint.read_trainer_state(folder)
         checkpoint.load_weights(model, folder)

@@ -130,6 +130,11 @@ def from_transformers(state: Mapping[str, torch.Tensor], config: NarrowBertConfi
     return converted
 
 
+def parameter_shapes(config: NarrowBertConfig) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the export's parameters, without the tied copies."""
+    return {name: parameter.shape for parameter in _parameters(config) for name in parameter.theirs}
+
+
 class _Table:
     """Collects the parameters of a model, in the shapes of its configuration."""
 
@@ -165,7 +170,7 @@ def _parameters(config: NarrowBertConfig) -> list[_Parameter]:
         name = f"embeddings.{kind}_embeddings.weight"
         table.add(name, f"bert.{name}", shape=(size, config.hidden_size))
     table.norm("embeddings.norm", "bert.embeddings.LayerNorm")
-    for ours, theirs, letter in _sublayers(config.layout):
+    for ours, theirs, letter in sublayers(config.layout):
         if letter == "s":
             _add_attention(table, ours, theirs)
         else:
@@ -201,12 +206,12 @@ def _add_feed_forward(table: _Table, ours: str, theirs: str) -> None:
     table.norm(f"{ours}.norm", f"{theirs}.output.LayerNorm")
 
 
-def _sublayers(layout: str) -> Iterator[tuple[str, str, str]]:
-    """(name in the training model, name of the export's layer, letter) of every sublayer."""
+def sublayers(layout: str) -> Iterator[tuple[str, str, str]]:
+    """(name in the training model, name of the export's layer, letter) of every sublayer, in order."""
     sides = zip(("full", "narrow"), ("encoder", "encoder_narrow"), parse_layout(layout), strict=True)
-    for side, encoder, sublayers in sides:
+    for side, encoder, letters_of_side in sides:
         index = 0
-        for number, letters in enumerate(group_sublayers(sublayers)):
+        for number, letters in enumerate(group_sublayers(letters_of_side)):
             for letter in letters:
                 yield f"encoder.{side}_sublayers.{index}", f"bert.{encoder}.layer.{number}", letter
                 index += 1
@@ -267,7 +272,7 @@ def write_export(
     output = Path(output).resolve()
     if output.is_file() or (output.is_dir() and any(output.iterdir())):
         raise UserError(f"{output} exists and is not an empty folder: name another or remove it")
-    config = _config(model_config, special_ids)
+    config = export_config(model_config, special_ids)
     tokenizer_config = _tokenizer_config(tokenizer_path, config, special_ids)
     weights = to_transformers(state, config)
     weights = {n: w.detach().cpu().float().contiguous() for n, w in weights.items()}
@@ -291,7 +296,12 @@ def write_export(
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _config(model_config: Mapping[str, Any], special_ids: Mapping[str, int]) -> NarrowBertConfig:
+def export_config(model_config: Mapping[str, Any], special_ids: Mapping[str, int]) -> NarrowBertConfig:
+    """The export's configuration of a training model (arguments as in ``write_export``).
+
+    Raises:
+        ValueError: fields that are missing or unknown.
+    """
     # A field that the exported classes do not know would change what they compute: never drop it.
     wrong = set(model_config) ^ (set(CONFIG_NAMES) | TRAINING_ONLY)
     if wrong:

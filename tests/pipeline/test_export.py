@@ -25,7 +25,7 @@ from data_prep.command_line import UserError
 from pipeline.config import ModelConfig
 from pipeline.export import NarrowBertConfig, NarrowBertForMaskedLM, NarrowBertModel
 from pipeline.export.configuration_narrowbert import group_sublayers, parse_layout
-from pipeline.export.convert import CONFIG_NAMES, TIED, _config, from_transformers, to_transformers, write_export
+from pipeline.export.convert import CONFIG_NAMES, TIED, export_config, from_transformers, to_transformers, write_export
 from pipeline.export.modeling_narrowbert import pad_positions
 from pipeline.layout import parse_layout as parse_training_layout
 from pipeline.model.masked_lm import NarrowBertForPretraining
@@ -218,7 +218,7 @@ OPTIONS = [
 @pytest.mark.parametrize("layout", ["3sf", "2sf:3sf", "1sf 2s:2f", "sf s:f s sf", ":2sf"])
 def test_exported_weights_give_the_training_models_logits(layout: str, options: dict[str, Any], attention: str) -> None:
     training = training_model(layout, **options).eval()
-    config = _config(model_config(layout, **options), SPECIAL_IDS)
+    config = export_config(model_config(layout, **options), SPECIAL_IDS)
     exported = NarrowBertForMaskedLM(config).eval()
     exported.set_attn_implementation(attention)
     converted = to_transformers({name: p.detach() for name, p in training.named_parameters()}, config)
