@@ -41,7 +41,7 @@ KNOWN_FILES = f"{', '.join(_KINDS)}, plain, .gz or .zst"
 _LINE_STEP = 4 << 20
 _LINE_STEPS = 1_024
 MIN_PARTITION_BYTES = 4 << 20
-_MAX_PARTITION_BYTES = 128 << 20
+_MAX_PARTITION_BYTES = 64 << 20
 _WANTED_PARTITIONS = 2_048
 
 
@@ -302,7 +302,7 @@ def _parquet_units(source: Source, config: CorpusConfig) -> dict[str, Any]:
 
 
 def partition_bytes(total_bytes: int) -> int:
-    """Text that one partition should hold: a 2,048th of the corpus, but 4 to 128 MB."""
+    """Text that one partition should hold: a 2,048th of the corpus, but 4 to 64 MB."""
     return min(max(total_bytes // _WANTED_PARTITIONS, MIN_PARTITION_BYTES), _MAX_PARTITION_BYTES)
 
 

@@ -17,6 +17,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import mmap
 import os
 import shutil
 from collections import Counter
@@ -42,7 +43,7 @@ from data_prep.corpus import (
 from data_prep.dedup import EvaluationNgrams, exact_survivors, near_signature, near_survivors, text_key
 from data_prep.encoding import TextEncoder
 from data_prep.masking import mask_rows, stream_keys
-from data_prep.packing import Rows, fill_rows, plan_rows
+from data_prep.packing import RowPlan, Rows, fill_rows, plan_rows
 from data_prep.report import document_statistics, mask_statistics, merge
 from data_prep.shards import SPLITS, TOKENIZER, Geometry, write_shard
 from data_prep.vocabulary import continues_word, load_tokenizer, ordinary_ids
@@ -52,6 +53,9 @@ BATCH_CHARACTERS = 1 << 19
 
 FILL_ROWS = 1 << 15
 """Rows a pack task holds at once"""
+
+GATHER_ROWS = 1 << 12
+"""Rows a reduce task reads of one file at once: each may bring 64 KB of the file into memory"""
 
 ORDER_ROWS = 1 << 22
 """Rows whose order is made at once"""
@@ -134,6 +138,24 @@ def reduce_record(plan: Plan, index: int) -> Path:
 
 
 # --- map ---------------------------------------------------------------------------------------------
+
+
+class _Mapped:
+    """A file of numbers, mapped into memory."""
+
+    def __init__(self, path: Path, dtype: np.dtype) -> None:
+        self._pages: mmap.mmap | None = None
+        self.array = np.empty(0, dtype=dtype)
+        """[numbers] read-only"""
+        if path.stat().st_size:  # an empty file cannot be mapped
+            with open(path, "rb") as stream:
+                self._pages = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+            self.array = np.frombuffer(self._pages, dtype=dtype)
+
+    def forget_pages(self) -> None:
+        """Stop counting what was read as this process's memory; the next look reads it from the file again."""
+        if self._pages is not None and hasattr(mmap, "MADV_DONTNEED"):
+            self._pages.madvise(mmap.MADV_DONTNEED)
 
 
 class _DocumentTable:
@@ -341,8 +363,7 @@ def run_pack(plan: Plan, index: int) -> dict[str, Any]:
     table = read_table(source)
     keep = np.load(plan.work / "duplicates" / f"{index:06d}.npy")
     dtype = plan.geometry.token_dtype
-    size = int(table["length"].sum())
-    tokens = np.memmap(source / "tokens.bin", dtype=dtype, mode="r", shape=(size,)) if size else np.empty(0, dtype)
+    tokens = _Mapped(source / "tokens.bin", dtype)
     record: dict[str, Any] = {"rows": {}, "documents": {}, "tokens": {}, "dropped_tokens": 0}
     with _committed(pack_folder(plan, index), plan, record) as folder:
         for number, split in enumerate(SPLITS):
@@ -373,14 +394,17 @@ def run_pack(plan: Plan, index: int) -> dict[str, Any]:
     return record
 
 
-def _write_rows(folder: Path, split: str, rows: Any, tokens: np.ndarray, plan: Plan) -> int:
+def _write_rows(folder: Path, split: str, rows: RowPlan, tokens: "_Mapped", plan: Plan) -> int:
     special = plan.special_ids
     lengths, counts, positions = [], [], []
     total = len(rows.lengths)
     with open(folder / f"{split}.bin", "wb") as stream:
         for first in range(0, total, FILL_ROWS):
             last = min(first + FILL_ROWS, total)
-            block = fill_rows(rows, first, last, tokens, pad=special["pad"], cls=special["cls"], sep=special["sep"])
+            block = fill_rows(
+                rows, first, last, tokens.array, pad=special["pad"], cls=special["cls"], sep=special["sep"]
+            )
+            tokens.forget_pages()
             stream.write(block.input_ids.tobytes())
             lengths.append(block.lengths)
             counts.append(np.diff(block.boundary_offsets.astype(np.int64)))
@@ -468,8 +492,11 @@ def _gather(plan: Plan, split: str, sequence_ids: np.ndarray) -> Rows:
         there = within[here]
         if split != SPLITS[0]:
             there = there - len(np.load(folder / f"{SPLITS[0]}-lengths.npy", mmap_mode="r"))
-        rows = np.memmap(folder / f"{split}.bin", dtype=input_ids.dtype, mode="r").reshape(-1, seq_length)
-        input_ids[here] = rows[there]
+        rows = _Mapped(folder / f"{split}.bin", input_ids.dtype)
+        for start in range(0, len(here), GATHER_ROWS):
+            some = slice(start, start + GATHER_ROWS)
+            input_ids[here[some]] = rows.array.reshape(-1, seq_length)[there[some]]
+            rows.forget_pages()
         lengths[here] = np.load(folder / f"{split}-lengths.npy")[there]
         offsets = np.load(folder / f"{split}-offsets.npy")
         positions = np.load(folder / f"{split}-positions.npy")

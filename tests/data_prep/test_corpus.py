@@ -422,7 +422,7 @@ def test_partition_sizes_follow_from_all_files_together():
         ]
 
     assert sizes(60 << 20) == [4 << 20] * 15
-    assert max(sizes(1 << 40)) == 128 << 20
+    assert max(sizes(1 << 40)) == 64 << 20
     assert len(sizes(100 << 30)) == pytest.approx(2048, rel=0.05)
     assert sizes(0, 5) == [0, 5]
 
