@@ -1,7 +1,10 @@
 """Worker processes that run tasks in order."""
 
+import ctypes
 import multiprocessing
 import os
+import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -11,6 +14,8 @@ from data_prep.command_line import UserError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+_PR_SET_PDEATHSIG = 1  # Linux, prctl(2)
 
 
 class Workers:
@@ -36,7 +41,9 @@ class Workers:
         if self._pool is None:
             # Spawned, not forked: threads of the tokenizer do not survive a fork.
             context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(self._count, mp_context=context, initializer=_one_thread)
+            self._pool = ProcessPoolExecutor(
+                self._count, mp_context=context, initializer=_start_worker, initargs=(os.getpid(),)
+            )
         waiting: list[Future[Result]] = []
         try:
             for item in items:
@@ -58,6 +65,15 @@ def _usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def _start_worker(parent: int) -> None:
+    """In a new worker: one thread, and no life beyond that of the process that started it."""
+    _one_thread()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it ended before this was set
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _one_thread() -> None:
