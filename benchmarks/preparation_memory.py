@@ -73,11 +73,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gigabytes", type=float, default=2.0)
     parser.add_argument("--tokenizer", required=True, help="tokenizer.json or vocab.txt")
+    parser.add_argument("--files", nargs="+", default=["many.jsonl", "whole.txt"], choices=["many.jsonl", "whole.txt"])
     parser.add_argument("--work", type=Path, required=True, help="an empty folder to be made, and removed at the end")
     options = parser.parse_args()
     options.work.mkdir(parents=True)
     try:
-        for name in ("many.jsonl", "whole.txt"):
+        for name in options.files:
             corpus, output = options.work / name, options.work / "shards"
             write_corpus(corpus, int(options.gigabytes * 1e9))
             command = [sys.executable, "-P", "-m", "data_prep", "shards", "--corpus.paths", str(corpus)]

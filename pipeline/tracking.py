@@ -26,7 +26,7 @@ from pipeline.spool import read_events
 from pipeline.throughput import count_parameters
 
 DESCRIPTION = "tracking.json"
-LAST_SHIPMENT_S = 30.0
+LAST_SHIPMENT_S = 60.0
 """How long the end of a run waits at most for what is not sent yet."""
 _LOG = "logs/tracking.log"
 _RESTART_AFTER_S = 10.0

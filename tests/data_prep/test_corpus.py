@@ -493,7 +493,7 @@ def test_a_json_line_that_is_too_long_is_passed_over(tmp_path, monkeypatch):
 
 
 CHILD = """
-import resource, sys
+import re, sys
 import data_prep.corpus as corpus
 from data_prep.config import CleaningConfig, CorpusConfig
 config = CorpusConfig(paths=sys.argv[1], txt_documents=sys.argv[2])
@@ -504,7 +504,8 @@ for partition in corpus.plan_partitions([source], [found]):
     for item in corpus.read_partition(source, partition, config, CleaningConfig()):
         count += 1
         characters += len(getattr(item, "text", ""))
-print(count, characters, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+# Not ru_maxrss: that of a child begins with its parent's, however small the child.
+print(count, characters, re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
 """
 
 

@@ -146,16 +146,15 @@ def test_corrupt_chunk_that_one_rank_reads_ends_all_with_its_name(
     tmp_path: Path, shard_folder: Path, shards: ShardFolder
 ) -> None:
     chunk_rows = shards.split("train").chunk_rows
+    first_shard = shards.manifest["splits"]["train"]["shards"][0]
     chunks = {}
     for seed in range(100):  # ranks 0 and 1 read the first two rows: find an order that has them in two chunks
         _, (first, second), _ = RowOrder(chunk_rows, shards.root_hash, seed).locate(np.arange(2))
-        if first != second:
+        if first != second and second < len(first_shard["chunks"]):
             chunks[seed] = int(second)
     seed, chunk = next(iter(chunks.items()))
     broken = tmp_path / "shards"
     shutil.copytree(shard_folder, broken)
-    first_shard = shards.manifest["splits"]["train"]["shards"][0]
-    assert chunk < len(first_shard["chunks"]), "take another seed: this test damages the first shard"
     place = first_shard["chunks"][chunk]
     content = bytearray((broken / first_shard["name"]).read_bytes())
     content[place["offset"] + place["length"] - 3] ^= 1

@@ -1,5 +1,6 @@
 """Servers and stores that several tests share: they take seconds to start."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,16 @@ from pathlib import Path
 import pytest
 
 from tests.tracking.servers import MlflowServer
+
+
+@pytest.fixture(autouse=True)
+def same_environment_afterwards() -> Iterator[None]:
+    """Calls of MLflow in this process leave a store in the environment, which a later test would use."""
+    before = {name: value for name, value in os.environ.items() if name.startswith("MLFLOW_")}
+    yield
+    for name in [name for name in os.environ if name.startswith("MLFLOW_") and name not in before]:
+        del os.environ[name]
+    os.environ.update(before)
 
 
 @pytest.fixture(scope="session")

@@ -108,7 +108,7 @@ def test_mlflow_has_parameters_dataset_environment_and_artifacts(workplace: Path
 def test_the_report_shows_names_and_curves(workplace: Path, tmp_path: Path) -> None:
     with browser(tmp_path / "profile") as tab:
         tab.open((workplace / "page.html").as_uri())
-        tab.wait_for("document.readyState == 'complete'")
+        tab.wait_for("document.readyState == 'complete' && location.protocol == 'file:'")
         text = tab.text()
         points = tab.evaluate(
             "[...document.querySelectorAll('figure')].map(f => [f.querySelector('h3').textContent,"
@@ -148,7 +148,7 @@ def test_mlflows_page_shows_names_and_curves(workplace: Path, store_server: Mlfl
         for metric in ("train/loss", "train/learning_rate", "train/gradient_norm", "checkpoint/seconds"):
             assert f"narrow ({metric})" in text  # the legend of its chart
         tab.open(page)
-        tab.wait_for("document.body.innerText.includes('model.layout')")
+        tab.wait_for("(document.body?.innerText ?? '').includes('model.layout')")
         text = tab.text()
         for part in ("sf:2sf", "validation/loss", "shards", "narrowbert.lineage"):
             assert part in text
