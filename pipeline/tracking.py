@@ -184,7 +184,11 @@ class Shipper:
 
     def keep_alive(self) -> None:
         """Start it anew if something has killed it; costs microseconds otherwise."""
-        if self._process.poll() is None or time.monotonic() - self._started < _RESTART_AFTER_S:
+        if time.monotonic() - self._started >= _RESTART_AFTER_S:
+            self._restart_if_ended()
+
+    def _restart_if_ended(self) -> None:
+        if self._process.poll() is None:
             return
         assert self._process.stdin is not None
         self._process.stdin.close()
@@ -192,7 +196,7 @@ class Shipper:
 
     def finish(self) -> bool:
         """Let it send the rest, for a bounded time. True if everything arrived."""
-        self.keep_alive()
+        self._restart_if_ended()  # however lately it was started: there is no later chance
         assert self._process.stdin is not None
         self._process.stdin.close()
         try:
