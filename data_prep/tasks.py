@@ -54,8 +54,8 @@ BATCH_CHARACTERS = 1 << 19
 FILL_ROWS = 1 << 15
 """Rows a pack task holds at once"""
 
-GATHER_ROWS = 1 << 8
-"""Rows a reduce task reads of one file at once: each may bring a large page of the file into memory"""
+GATHER_ROWS = 1 << 7
+"""Rows a reduce task reads of one file at once: each may bring a large page, up to 2 MB, of the file into memory"""
 
 ORDER_ROWS = 1 << 22
 """Rows whose order is made at once"""

@@ -110,12 +110,13 @@ def write_description(run_dir: Path, description: dict[str, Any]) -> None:
 
 
 def _dataset(shards: ShardFolder) -> dict[str, Any]:
+    facts = data_facts(shards)
     splits = {name: shards.split(name).num_rows for name in shards.manifest["splits"]}
     return {
-        "name": Path(shards.path).resolve().name,
-        "path": str(Path(shards.path).resolve()),
+        "name": Path(facts["path"]).name,
+        "path": facts["path"],
         "root_hash": shards.root_hash,
-        "profile": {**{f"{name}_rows": rows for name, rows in splits.items()}, **data_facts(shards)},
+        "profile": {**{f"{name}_rows": rows for name, rows in splits.items()}, **facts},
     }
 
 
