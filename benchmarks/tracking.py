@@ -1,10 +1,10 @@
 """What tracking costs the trainer.
 
 1. microseconds to append a step to ``metrics.jsonl``: the loss of every step, and a log line of twenty metrics;
-2. step times of a training with MLflow against one without, in pairs that take turns: with a working store and
-   under each fault. One process, one thread; the rest of the machine should be idle.
+2. step times of a training with MLflow against one without, in rounds: with a working store and under each fault. One process,
+   one thread; the rest of the machine should be idle.
 
-    python benchmarks/tracking.py SHARDS [PAIRS]
+    python benchmarks/tracking.py SHARDS [ROUNDS]
 """
 
 import contextlib
@@ -133,23 +133,28 @@ def conditions(empty_store: Path) -> dict[str, Callable[[Path], contextlib.Abstr
     }
 
 
-def steps(shards: str, pairs: int) -> None:
+def steps(shards: str, rounds: int) -> None:
+    """Every round trains once without tracking and once under each condition, in an order that turns."""
     with tempfile.TemporaryDirectory() as store:
         subprocess.run(
             [sys.executable, "-m", "mlflow", "db", "upgrade", f"sqlite:///{store}/mlflow.db"],
             check=True, capture_output=True,
         )  # fmt: skip
-        for name, condition in conditions(Path(store) / "mlflow.db").items():
-            ratios = []
-            for pair in range(pairs):
-                found = {}
-                for tracked in (True, False) if pair % 2 else (False, True):
-                    with tempfile.TemporaryDirectory() as folder, condition(Path(folder)) as environment:
-                        options = ["--tracking.enabled", str(tracked).lower()]
-                        found[tracked] = step_seconds(shards, Path(folder), *options, **environment)
-                ratios.append(found[True] / found[False])
-            shown = ", ".join(f"{ratio:.3f}" for ratio in sorted(ratios))
-            print(f"step time, {name}: {statistics.median(ratios):.3f} of the untracked run's ({shown})", flush=True)
+        cases = {"untracked": lambda _: contextlib.nullcontext({}), **conditions(Path(store) / "mlflow.db")}
+        ratios: dict[str, list[float]] = {name: [] for name in cases}
+        names = list(cases)
+        for turn in range(rounds):
+            found = {}
+            for name in names[turn % len(names) :] + names[: turn % len(names)]:
+                with tempfile.TemporaryDirectory() as folder, cases[name](Path(folder)) as environment:
+                    options = ["--tracking.enabled", str(name != "untracked").lower()]
+                    found[name] = step_seconds(shards, Path(folder), *options, **environment)
+            for name in names:
+                ratios[name].append(found[name] / found["untracked"])
+            print({name: f"{seconds * 1000:.1f} ms" for name, seconds in found.items()}, flush=True)
+    for name in names[1:]:
+        shown = ", ".join(f"{ratio:.3f}" for ratio in sorted(ratios[name]))
+        print(f"step time, {name}: {statistics.median(ratios[name]):.3f} of the untracked run's ({shown})")
 
 
 if __name__ == "__main__":

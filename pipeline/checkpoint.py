@@ -4,7 +4,7 @@
 
 - ``weights-*``, ``exp_avg-*``, ``exp_avg_sq-*`` safetensors files, split among the ranks that wrote them;
 - ``trainer.json``: step, rows consumed, lineage, attempt, data root hash, configuration;
-- ``manifest.json``: size and sha256 of each file, written last.
+- ``manifest.json``: size and sha256 of each file and of itself, written last.
 
 It is written to a temporary folder, flushed to disk and renamed (checkpoint_writer.py);
 ``checkpoints/latest`` names the newest and is replaced atomically. Nothing is pickled, and nothing
@@ -80,6 +80,18 @@ def remove_unfinished(checkpoints: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def manifest_text(files: dict[str, Any]) -> str:
+    """``manifest.json`` for files of these sizes and hashes, to the byte; it holds a hash of itself."""
+    content: dict[str, Any] = {"files": files, "format_version": FORMAT_VERSION}
+    content["sha256"] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return as_json(content)
+
+
+def as_json(content: dict[str, Any]) -> str:
+    """The text of a checkpoint's JSON file."""
+    return json.dumps(content, indent=1, sort_keys=True) + "\n"
+
+
 def fingerprint(path: Path) -> dict[str, Any]:
     """Size and sha256 of a file."""
     with path.open("rb") as file:
@@ -120,12 +132,15 @@ def verify_checkpoint(folder: Path) -> None:
         CheckpointError: naming the first file that is missing, cut or changed.
     """
     try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        text = (folder / "manifest.json").read_text(encoding="utf-8")
+        manifest = json.loads(text)
         version, files = manifest["format_version"], dict(manifest["files"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder / 'manifest.json'} is missing or damaged ({error})") from error
     if version != FORMAT_VERSION:
         raise CheckpointError(f"{folder} has checkpoint format {version}, this version reads {FORMAT_VERSION}")
+    if text != manifest_text(files):
+        raise CheckpointError(f"{folder / 'manifest.json'} is damaged: it does not match the hash that it holds")
     for name, recorded in files.items():
         path = folder / name
         if Path(name).name != name or not path.is_file():

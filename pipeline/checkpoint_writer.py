@@ -29,7 +29,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from pipeline.checkpoint import FORMAT_VERSION, KINDS, TEMPORARY, TrainerState, fingerprint, step_of
+from pipeline.checkpoint import KINDS, TEMPORARY, TrainerState, as_json, fingerprint, manifest_text, step_of
 from pipeline.engine import held_part, link_optimizer_state
 from pipeline.parallel import (
     data_parallel_group,
@@ -269,9 +269,9 @@ class CheckpointWriter:
     # ------------------------------------------------------------------------------------ the commit
 
     def _commit(self, temporary: Path, state: TrainerState, files: dict[str, Any]) -> None:
-        _write_json(temporary / "trainer.json", dataclasses.asdict(state))
+        _write_text(temporary / "trainer.json", as_json(dataclasses.asdict(state)))
         files["trainer.json"] = fingerprint(temporary / "trainer.json")
-        _write_json(temporary / "manifest.json", {"format_version": FORMAT_VERSION, "files": files})
+        _write_text(temporary / "manifest.json", manifest_text(files))
         _flush(temporary)
         if not self._may_commit():
             raise OSError("a newer start of this run has taken over: nothing is saved by this one any more")
@@ -281,8 +281,7 @@ class CheckpointWriter:
         temporary.rename(final)
         _flush(final.parent)
         replacement = final.parent / f"{TEMPORARY}latest"
-        replacement.write_text(final.name + "\n", encoding="utf-8")
-        _flush(replacement)
+        _write_text(replacement, final.name + "\n")
         replacement.replace(final.parent / "latest")
         _flush(final.parent)
         for step in superseded(_steps(self._checkpoints), state.step, self._keep_last, self._keep_every):
@@ -320,7 +319,7 @@ def _owners(parameters: Mapping[str, nn.Parameter], world_size: int) -> dict[str
 class _TensorFile:
     """A safetensors file of fp32 tensors, written and hashed one tensor at a time.
 
-    The library writes only what is whole in memory, and lets no other thread of Python run meanwhile.
+    The library wants all tensors of a file in memory at once, and its file read again for the hash.
     The format: 8 bytes, the length of the header (little-endian); the header, JSON, padded with spaces to
     a multiple of 8; the tensors.
 
@@ -371,8 +370,8 @@ def _remove(folder: Path) -> None:
     shutil.rmtree(aside)
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
     _flush(path)
 
 

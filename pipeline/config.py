@@ -132,7 +132,8 @@ class TrainingConfig:
     keep_every: int = 0
     """Besides, keep the checkpoints of steps that are multiples of this for good; 0 keeps none for that."""
     hang_timeout: int = 1800
-    """Seconds without any progress after which the run ends (exit code 86) and names the rank that lags."""
+    """Seconds without any progress after which the run ends (exit code 86) and names the rank that lags; before the
+    first step is done at least ten minutes."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

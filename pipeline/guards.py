@@ -34,6 +34,8 @@ log = logging.getLogger("narrowbert")
 
 STRAGGLER_RATIO = 1.5
 STRAGGLER_LOGS = 3
+START_TIMEOUT_S = 600.0
+"""At least this long nothing need move before the first step is done: imports, checkpoints, compilation."""
 
 
 class Agreement:
@@ -158,7 +160,7 @@ class Watchdog:
         run_dir: of the run.
         world: which process this is.
         attempt: which start of the run.
-        timeout_s: seconds without a move that mean a hang.
+        timeout_s: seconds without a move that mean a hang, once the first step is done.
     """
 
     def __init__(self, run_dir: Path, world: World, attempt: int, timeout_s: float) -> None:
@@ -166,6 +168,7 @@ class Watchdog:
         self._folder = run_dir / "logs/heartbeats" / f"start-{attempt}"
         self._interval_s = min(10.0, max(0.1, timeout_s / 10))
         self._moves, self._place, self._step = 0, "starting", 0
+        self._in_start = True  # until the first step is done
         self._ticks, self._quiet_s = 0, 0.0
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -187,6 +190,7 @@ class Watchdog:
 
     def move(self, place: str, step: int) -> None:
         """This rank has come to ``place`` of step ``step``; called at the same points on every rank."""
+        self._in_start &= step == self._step or self._moves == 0
         self._place, self._step = place, step
         self._moves += 1
 
@@ -207,8 +211,11 @@ class Watchdog:
             self._ticks += 1
             with contextlib.suppress(OSError):  # a full disk is not a hang
                 self._beat()
-            if self._quiet_s > self._timeout_s or alarm.exists():
+            if self._quiet_s > self._limit_s() or alarm.exists():
                 self._raise_alarm(alarm)
+
+    def _limit_s(self) -> float:
+        return max(self._timeout_s, START_TIMEOUT_S) if self._in_start else self._timeout_s
 
     def _beat(self) -> None:
         beat = _Heartbeat(
@@ -247,7 +254,7 @@ class Watchdog:
         os._exit(HANG_EXIT_CODE)
 
     def _report(self, beats: dict[int, _Heartbeat], frozen: list[int]) -> None:
-        text = f"no progress for {self._timeout_s:g} s: {lagging(beats, frozen)}"
+        text = f"no progress for {self._limit_s():g} s: {lagging(beats, frozen)}"
         log.error(
             "%s; the stacks are in %s. The run ends; run the same command again to go on from the last checkpoint.",
             text, self._run_dir / "logs/stacks-rank-*.txt",

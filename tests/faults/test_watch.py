@@ -50,7 +50,7 @@ def test_a_rank_that_stands_still_is_named_with_its_place(tmp_path: Path, shard_
     assert "rank 1 (process" in hang["text"]
     assert "stands at 'reading rows' after step 6, the others at 'waiting for the others' after step 6" in hang["text"]
     assert hang["text"] in printed[0]
-    assert "sleep" in (run_dir / "logs/stacks-rank-1.txt").read_text()
+    assert "inject.py" in (run_dir / "logs/stacks-rank-1.txt").read_text()
     assert (
         "agreement" in (run_dir / "logs/stacks-rank-0.txt").read_text()
         or "reach" in (run_dir / "logs/stacks-rank-0.txt").read_text()
