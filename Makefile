@@ -12,7 +12,7 @@ DEMO_TRAIN := --config configs/pretrain/quickstart.yaml --data.path demo/shards 
 # The torch that is tested. On a GPU machine: put your torch into .venv first, and export CONSTRAINTS=/dev/null.
 CONSTRAINTS ?= constraints-cpu.txt
 
-.PHONY: demo install test test-fast check clean
+.PHONY: demo install test test-fast test-faults check clean
 
 $(VENV)/installed: pyproject.toml $(filter-out /dev/null,$(CONSTRAINTS))
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
@@ -50,6 +50,10 @@ test: $(VENV)/installed-dev
 
 test-fast: $(VENV)/installed-dev
 	pytest -m 'not slow'
+
+# The faults with their long versions: 20 kills of a run, 20 of a preparation, 10,000 steps.
+test-faults: $(VENV)/installed-dev
+	NARROWBERT_TEST_LONG=1 NARROWBERT_TEST_KILLS=20 pytest tests/faults tests/data_prep/test_stages.py
 
 check: $(VENV)/installed-dev
 	ruff check .

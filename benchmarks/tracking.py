@@ -1,8 +1,8 @@
 """What tracking costs the trainer.
 
 1. microseconds to append a step to ``metrics.jsonl``: the loss of every step, and a log line of twenty metrics;
-2. step times of a training with MLflow against one without, in rounds: with a working store and under each fault. One process,
-   one thread; the rest of the machine should be idle.
+2. step times of a training with MLflow against one without, in rounds: with a working store and under each fault.
+   One process, one thread; the rest of the machine should be idle.
 
     python benchmarks/tracking.py SHARDS [ROUNDS]
 """

@@ -67,9 +67,8 @@ def test_poisoned_gradients_and_a_straggler(tmp_path: Path, shard_folder: Path) 
     ]
     printed = Ranks(2, *command, faults=faults).end(0)
     assert "2 steps skipped" in printed[0]
-    (slow,) = events(run_dir, "straggler")
-    assert slow["text"].startswith("rank 1 on ")
-    assert slow["text"] in printed[0]
+    slow = [event["text"] for event in events(run_dir, "straggler")]
+    assert any(text.startswith("rank 1 on ") and text in printed[0] for text in slow), slow
     found = {step: run_dir / f"checkpoints/step-{step:08d}" for step in (3, 5, 6)}
     states = {step: read_trainer_state(folder) for step, folder in found.items()}
     assert (states[5].skipped_steps, states[5].optimizer_steps) == (2, 3)
