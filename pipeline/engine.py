@@ -1,11 +1,14 @@
 """RunConfig -> DeepSpeed engine. The only DeepSpeed dictionary of the project is made here."""
 
+import contextlib
 import datetime
 import gc
 import logging
 import os
 import socket
+import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -136,9 +139,10 @@ def build_engine(config: RunConfig, model: nn.Module, device: torch.device) -> A
     Raises:
         UserError: the device cannot compute in the configured precision.
     """
-    import deepspeed
-    import deepspeed.ops
-    from deepspeed.accelerator import get_accelerator
+    with _without_mlflow():
+        import deepspeed
+        import deepspeed.ops
+        from deepspeed.accelerator import get_accelerator
 
     accelerator: Any = get_accelerator()
     if config.training.precision == "fp16" and not accelerator.is_fp16_supported():
@@ -163,6 +167,20 @@ def build_engine(config: RunConfig, model: nn.Module, device: torch.device) -> A
         # Shapes never change. Collectives inside the forward pass (split layers, ZeRO 3) stay uncompiled.
         engine.compile(compile_kwargs={"dynamic": False})
     return engine
+
+
+@contextlib.contextmanager
+def _without_mlflow() -> Iterator[None]:
+    """DeepSpeed's autotuner, imported with it and not used here, wants MLflow if it is there: seconds in every rank."""
+    modules: dict[str, Any] = sys.modules
+    if "mlflow" in modules:
+        yield
+        return
+    modules["mlflow"] = None  # an ImportError for whoever asks, which the autotuner expects
+    try:
+        yield
+    finally:
+        del modules["mlflow"]
 
 
 def update_weights(engine: Any, clip_grad: float) -> Any:

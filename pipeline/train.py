@@ -35,7 +35,6 @@ from pipeline.engine import (
 )
 from pipeline.evaluation import evaluate
 from pipeline.guards import Agreement, OwnTime, Stragglers, Watchdog
-from pipeline.init import load_init
 from pipeline.launch import World
 from pipeline.metrics import Gauges
 from pipeline.model.masked_lm import NarrowBertForPretraining
@@ -175,6 +174,8 @@ class Run:
                     f"no checkpoint of {self.run_dir} is intact: restore one, or start anew in another --run_dir"
                 )
             if self.config.init.from_huggingface is not None:
+                from pipeline.init import load_init  # and with it transformers, which no other start needs
+
                 for line in load_init(model, self.config, self.shards):
                     log.info(line)
             return build_engine(self.config, model, self.device), 0, 0
