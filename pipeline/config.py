@@ -13,10 +13,17 @@ from pipeline.layout import kv_projections, parse_layout
 class DataConfig:
     """Which shards, and in which order."""
 
-    path: str = "shards"
-    """Folder made by ``narrowbert-prep shards``."""
+    path: tuple[str, ...] | str = "shards"
+    """Folder made by ``narrowbert-prep shards``, or a list of them to mix."""
+    weights: tuple[float, ...] | None = None
+    """One positive number for each folder of a list: [3, 1] takes three rows of the first for one of the second,
+    exactly; a folder that is through begins its next epoch."""
     seed: int = 1234
     """Seed of the order of the rows."""
+    num_workers: int = 2
+    """Threads of each process that read ahead; they change neither rows nor order."""
+    prefetch_factor: int = 2
+    """Steps that each of those threads may be ahead of the training."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -168,6 +175,8 @@ class RunConfig:
 RESUMABLE_CHANGES = {
     "run_dir",
     "data.path",
+    "data.num_workers",
+    "data.prefetch_factor",
     "model.recompute",
     "training.micro_batch_size",
     "training.tensor_model_parallel_size",
@@ -256,10 +265,16 @@ def _check_ranges(config: RunConfig) -> None:
     ]:
         if not value >= 0:
             raise UserError(f"{name} is {value}: give a number of at least 0")
-    for field in dataclasses.fields(TrainingConfig):
-        value = getattr(config.training, field.name)
-        if isinstance(value, int) and field.name not in ("seed", "zero_stage", "offload_optimizer") and value < 1:
-            raise UserError(f"training.{field.name} is {value}: give a positive number")
+    counts = dataclasses.asdict(config.training)
+    for name in ("seed", "zero_stage", "offload_optimizer"):
+        del counts[name]
+    for name, value in [
+        *((f"training.{key}", value) for key, value in counts.items()),
+        ("data.num_workers", config.data.num_workers),
+        ("data.prefetch_factor", config.data.prefetch_factor),
+    ]:
+        if isinstance(value, int) and value < 1:
+            raise UserError(f"{name} is {value}: give a positive number")
     for name, value in [("data.seed", config.data.seed), ("training.seed", config.training.seed)]:
         if not 0 <= value < 2**63:
             raise UserError(f"{name} is {value}: give a number from 0 to 2^63 - 1")

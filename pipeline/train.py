@@ -19,7 +19,6 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from data_prep.command_line import UserError, config_as_dict, report_user_error
-from data_prep.shards import ShardFolder
 from pipeline import checkpoint, tracking
 from pipeline.config import RunConfig
 from pipeline.data import Prefetcher, TrainingData, validation_batches
@@ -35,6 +34,7 @@ from pipeline.evaluation import evaluate
 from pipeline.init import load_init
 from pipeline.launch import World
 from pipeline.metrics import Gauges
+from pipeline.mixture import Mixture
 from pipeline.model.masked_lm import NarrowBertForPretraining
 from pipeline.optimizer import learning_rate
 from pipeline.parallel import data_parallel_group, padded_vocab_size, seed_dropout
@@ -47,13 +47,13 @@ T = TypeVar("T")
 log = logging.getLogger("narrowbert")
 
 
-def train(config: RunConfig, world: World, shards: ShardFolder) -> None:
+def train(config: RunConfig, world: World, shards: Mixture) -> None:
     """Train, or go on training, the run in ``config.run_dir``; every process calls this.
 
     Args:
         config: checked by ``run_directory.prepare_run``, which also opens ``shards``.
         world: which of the processes this is.
-        shards: the opened shard folder.
+        shards: the opened shard folders.
     """
     device = initialise_process_group(world, config.training.tensor_model_parallel_size)
     try:
@@ -77,7 +77,7 @@ def train(config: RunConfig, world: World, shards: ShardFolder) -> None:
 class Run:
     """One start of a run: the engine, the data and rank 0's records."""
 
-    def __init__(self, config: RunConfig, world: World, shards: ShardFolder, device: torch.device) -> None:
+    def __init__(self, config: RunConfig, world: World, shards: Mixture, device: torch.device) -> None:
         self.config, self.world, self.shards, self.device = config, world, shards, device
         self.run_dir = Path(config.run_dir)
         self.is_main = world.rank == 0
@@ -98,7 +98,9 @@ class Run:
             data_rank=self.data_rank,
             data_parallel_size=self.data_parallel_size,
         )
-        self.data = Prefetcher(data, device)
+        self.data = Prefetcher(
+            data, device, num_workers=config.data.num_workers, prefetch_factor=config.data.prefetch_factor
+        )
         self.engine, self.step, self.skipped_steps = self._build_or_resume()
         self.gauges = Gauges(config, shards, world.size, device)
         hosts = _host_names(world)
@@ -343,6 +345,7 @@ class Run:
 
     def close(self) -> None:
         """End rank 0's records; what MLflow did not get stays on disk."""
+        self.data.close()
         if self.spool is not None:
             self.spool.close()
         if self.shipper is not None and not self.shipper.finish():
@@ -361,7 +364,7 @@ class Meter:
         skipped_steps: steps skipped so far, before a resume.
     """
 
-    def __init__(self, config: RunConfig, shards: ShardFolder, skipped_steps: int) -> None:
+    def __init__(self, config: RunConfig, shards: Mixture, skipped_steps: int) -> None:
         self.skipped_steps = skipped_steps
         self.longest_skipped = 0
         self._skipped_in_a_row = 0
