@@ -16,6 +16,7 @@ from data_prep.command_line import UserError, config_as_dict, one_line
 from pipeline.config import RESUMABLE_CHANGES, RunConfig, check_config
 from pipeline.mixture import Mixture, open_mixture
 from pipeline.redaction import redact
+from pipeline.spool import read_points
 
 
 def prepare_run(config: RunConfig, world_size: int) -> Mixture:
@@ -142,8 +143,9 @@ class Attempt:
     """The run, over all its starts."""
     number: int
     """Which start this is; the first is 1."""
-    same_arithmetic: bool
-    """Whether losses must equal those of the start before to the bit."""
+    computed_otherwise: dict[str, int]
+    """Loss -> newest step whose recorded value other settings may have given: up to there a value that is
+    computed again need not equal it to the bit."""
 
 
 def register_attempt(run_dir: Path, config: RunConfig, shards: Mixture, world_size: int) -> Attempt:
@@ -153,12 +155,20 @@ def register_attempt(run_dir: Path, config: RunConfig, shards: Mixture, world_si
     arithmetic = [
         world_size, training.tensor_model_parallel_size, training.micro_batch_size, training.zero_stage,
     ]  # fmt: skip
-    fresh = {"lineage_id": uuid.uuid4().hex, "attempt": 0, "arithmetic": arithmetic}
+    settings = {"arithmetic": arithmetic, "eval_rows": training.eval_rows}
+    fresh = {"lineage_id": uuid.uuid4().hex, "attempt": 0, **settings}
     record = read_run_record(run_dir) if (run_dir / "run.json").exists() else fresh
-    same = record["arithmetic"] == arithmetic
-    record |= {"attempt": record["attempt"] + 1, "data": data_facts(shards), "arithmetic": arithmetic}
+    changed = {name for name, value in settings.items() if record.get(name) != value}
+    otherwise = dict(record.get("computed_otherwise", {}))
+    if changed:
+        newest = max((point.step for point in read_points(run_dir)), default=0)
+        otherwise["validation/loss"] = newest
+        if "arithmetic" in changed:
+            otherwise["train/loss"] = newest
+    record |= {"attempt": record["attempt"] + 1, "data": data_facts(shards), **settings}
+    record["computed_otherwise"] = otherwise
     write_atomically(run_dir / "run.json", json.dumps(record, indent=1) + "\n")
-    return Attempt(lineage_id=record["lineage_id"], number=record["attempt"], same_arithmetic=same)
+    return Attempt(lineage_id=record["lineage_id"], number=record["attempt"], computed_otherwise=otherwise)
 
 
 def data_facts(shards: Mixture) -> dict[str, Any]:

@@ -154,7 +154,7 @@ class Run:
         )
         # The run keeps what an export needs: its shards may be gone by then.
         shutil.copyfile(self.shards.tokenizer_path, self.run_dir / "tokenizer.json")
-        self.spool = Spool(self.run_dir, compare=self.attempt.same_arithmetic)
+        self.spool = Spool(self.run_dir, computed_otherwise=self.attempt.computed_otherwise)
         append_event(
             self.run_dir, "start", self.step, f"start {self.attempt.number}, {self.world.size} processes",
             attempt=self.attempt.number, hosts=hosts, job_id=os.environ.get("SLURM_JOB_ID"),
