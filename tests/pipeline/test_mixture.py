@@ -45,11 +45,11 @@ def test_any_position_is_found_without_those_before(shares: list[int], seed: int
         dealt[folder] += 1
     seek = Deal(shares, "hash", seed)
     folders, places = seek.locate(np.arange(start, start + count))
-    assert list(zip(folders.tolist(), places.tolist(), strict=True)) == walk[start:]
+    assert np.array_equal(np.stack([folders, places], axis=1), walk[start:])
     assert seek.dealt(start + count).tolist() == dealt
 
 
-@given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 80)), min_size=1, max_size=4), SEED)
+@given(st.lists(st.tuples(st.integers(1, 5), st.integers(10, 60)), min_size=1, max_size=3), SEED)
 @settings(max_examples=40, deadline=None)
 def test_every_row_comes_once_an_epoch_of_its_folder(folders: list[tuple[int, int]], seed: int) -> None:
     shares = [share for share, _ in folders]
@@ -64,8 +64,8 @@ def test_every_row_comes_once_an_epoch_of_its_folder(folders: list[tuple[int, in
         assert len(flat) >= 2 * num_rows
         for epoch in range(len(flat) // num_rows):
             here = slice(epoch * num_rows, (epoch + 1) * num_rows)
-            assert sorted(flat[here]) == list(range(num_rows))
-            assert set(epochs[found == folder][here]) == {epoch}
+            assert np.array_equal(np.sort(flat[here]), np.arange(num_rows))
+            assert np.all(epochs[found == folder][here] == epoch)
 
 
 def test_the_order_follows_from_seed_hash_and_shares() -> None:
@@ -89,7 +89,7 @@ def test_one_folder_keeps_its_own_order(shards: Mixture) -> None:
     assert shards.root_hash == folder.root_hash
 
 
-@given(st.lists(st.decimals(Decimal("0.001"), 1000, places=3), min_size=2, max_size=2))
+@given(st.lists(st.decimals(Decimal("0.001"), 400, places=3), min_size=2, max_size=2))
 @settings(max_examples=30, deadline=None)
 def test_weights_are_the_decimal_fractions_that_were_written(
     shard_folder: Path, second_shard_folder: Path, weights: list[Decimal]
