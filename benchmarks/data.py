@@ -1,8 +1,8 @@
 """Whether reading keeps up: rows a second that one thread makes into batches, against those that a CPU trains.
 
 Per round, in turn: the first epoch of a fresh reader, which checks every chunk's hash; its second epoch; and training
-steps of the smallest preset (forward, backward, fused AdamW, as many threads as OMP_NUM_THREADS says), fed by one thread that reads ahead. The rows
-decide the length of the position table, the preset the rest.
+steps of the smallest preset (forward, backward, fused AdamW), fed by one thread that reads ahead. The rows decide the
+length of the position table, the preset the rest. OMP_NUM_THREADS says how many threads compute.
 
     python benchmarks/data.py SHARDS [OTHER_SHARDS]
 
