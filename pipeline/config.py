@@ -13,10 +13,17 @@ from pipeline.layout import kv_projections, parse_layout
 class DataConfig:
     """Which shards, and in which order."""
 
-    path: str = "shards"
-    """Folder made by ``narrowbert-prep shards``."""
+    path: tuple[str, ...] | str = "shards"
+    """Folder made by ``narrowbert-prep shards``, or a list of them to mix."""
+    weights: tuple[float, ...] | None = None
+    """One positive number for each folder of a list: [3, 1] takes three rows of the first for one of the second,
+    exactly; a folder that is through begins its next epoch."""
     seed: int = 1234
     """Seed of the order of the rows."""
+    num_workers: int = 2
+    """Threads of each process that read ahead; they change neither rows nor order."""
+    prefetch_factor: int = 2
+    """Steps that each of those threads may be ahead of the training."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -175,6 +182,8 @@ class RunConfig:
 RESUMABLE_CHANGES = {
     "run_dir",
     "data.path",
+    "data.num_workers",
+    "data.prefetch_factor",
     "model.recompute",
     "training.micro_batch_size",
     "training.tensor_model_parallel_size",
@@ -205,7 +214,7 @@ def check_config(config: RunConfig, *, world_size: int) -> None:
         raise UserError(f"processes is {world_size}: give a positive number")
     _check_model(config.model)
     _check_ranges(config)
-    _check_counts(config.training)
+    _check_counts(config)
     _check_parallel(config, world_size)
     _check_batch(config.training, world_size // config.training.tensor_model_parallel_size)
     if config.init.allow and config.init.from_huggingface is None:
@@ -272,14 +281,15 @@ def _check_ranges(config: RunConfig) -> None:
             raise UserError(f"{name} is {value}: give a number from 0 to 2^63 - 1")
 
 
-def _check_counts(training: TrainingConfig) -> None:
-    for field in dataclasses.fields(TrainingConfig):
-        name, value = field.name, getattr(training, field.name)
-        if type(value) is not int or name in ("seed", "zero_stage"):
-            continue
-        least = 0 if name in ("keep_last", "keep_every") else 1
-        if value < least:
-            raise UserError(f"training.{name} is {value}: give a number of at least {least}")
+def _check_counts(config: RunConfig) -> None:
+    for section in ("data", "training"):
+        for name, value in dataclasses.asdict(getattr(config, section)).items():
+            if type(value) is not int or name in ("seed", "zero_stage"):
+                continue
+            least = 0 if name in ("keep_last", "keep_every") else 1
+            if value < least:
+                wanted = "positive number" if least else "number of at least 0"
+                raise UserError(f"{section}.{name} is {value}: give a {wanted}")
 
 
 def _check_parallel(config: RunConfig, world_size: int) -> None:

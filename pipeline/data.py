@@ -2,9 +2,9 @@
 
 The order is a pure function of (root hash of the shards, data seed, epoch); the position is one
 number, the rows consumed so far. So a resume computes where it is and replays nothing, and
-neither the number of processes nor of shards read at once can change which row comes when.
+neither the number of processes nor of threads that read can change which row comes when.
 
-How one epoch of R rows is laid out:
+`mixture.py` deals the positions to the shard folders. How one epoch of a folder's R rows is laid out:
 
 1. the chunks are permuted and, in that order, joined into one line of R rows;
 2. the line is cut into lanes of equal length (the first few one row longer): ``MAX_LANES``, or
@@ -15,20 +15,19 @@ How one epoch of R rows is laid out:
 Every row comes exactly once an epoch, and any position is found without visiting the ones
 before it. A process takes every ``data_parallel_size``-th row of a batch, which is a subset of
 the lanes whenever that size divides their number: then no two processes read the same chunk (but
-for lane ends). Rows were already shuffled globally when the shards were made.
+for lane ends); in a mixture they may. Rows were already shuffled globally when the shards were made.
 """
 
-import contextlib
 import dataclasses
 import functools
-import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeAlias
 
 import numpy as np
 import torch
 
-from data_prep.shards import ShardFolder, ShardSplit
+from pipeline.mixture import Deal, MixedSplit, Mixture, generator
 
 MAX_LANES = 64
 WINDOW_ROWS = 4096
@@ -51,7 +50,7 @@ class Batch:
     document_ids: torch.Tensor
     """[B, T] int16, which document of its row a token belongs to, from 0; padding counts to the last."""
     sequence_ids: np.ndarray
-    """[B] uint64, which rows these are."""
+    """[B] uint64, which rows these are, unique in their shard folder."""
 
     @property
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -65,7 +64,7 @@ class Batch:
 
 
 class RowOrder:
-    """Which row stands at a position of the endless row stream.
+    """Which row stands at a position of a folder's endless row stream.
 
     Args:
         chunk_rows: rows of every chunk, in manifest order.
@@ -78,7 +77,9 @@ class RowOrder:
         self.num_rows = int(self.chunk_rows.sum())
         # A power of two, so that the usual data-parallel sizes divide it.
         self.lanes = 1 << (min(MAX_LANES, max(1, self.num_rows // WINDOW_ROWS)).bit_length() - 1)
-        self._key = f"{root_hash}/{seed}"
+        self._key = (root_hash, seed)
+        self._chunk_line = functools.lru_cache(maxsize=4)(self._shuffle_chunks)
+        self._window = functools.lru_cache(maxsize=4 * MAX_LANES)(self._shuffle_window)
 
     def locate(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Positions [n] -> (epoch, chunk index, row inside the chunk), each [n] int64."""
@@ -104,19 +105,34 @@ class RowOrder:
         place = np.searchsorted(starts, line, side="right") - 1
         return order[place], line - starts[place]
 
-    @functools.lru_cache(maxsize=4)  # noqa: B019 - lives as long as the process's one order does
-    def _chunk_line(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        order = self._generator("chunks", epoch).permutation(len(self.chunk_rows))
+    def _shuffle_chunks(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        order = generator(*self._key, "chunks", epoch).permutation(len(self.chunk_rows))
         return order, np.concatenate([[0], np.cumsum(self.chunk_rows[order])[:-1]])
 
-    @functools.lru_cache(maxsize=4 * MAX_LANES)  # noqa: B019
-    def _window(self, epoch: int, lane: int, window: int, size: int) -> np.ndarray:
-        return self._generator("window", epoch, lane, window).permutation(size)
+    def _shuffle_window(self, epoch: int, lane: int, window: int, size: int) -> np.ndarray:
+        # Small integers: every folder of a mixture keeps its windows.
+        return generator(*self._key, "window", epoch, lane, window).permutation(size).astype(np.uint16)
 
-    def _generator(self, *what: object) -> np.random.Generator:
-        key = hashlib.sha256("/".join([self._key, *map(str, what)]).encode()).digest()
-        # Philox is counter-based and its stream is pinned by numpy's compatibility policy.
-        return np.random.Generator(np.random.Philox(key=int.from_bytes(key[:16], "little")))
+
+class MixedOrder:
+    """Which row of which folder stands at a position of the endless row stream of a mixture.
+
+    Args:
+        deal: of the positions to the folders.
+        orders: of each folder's own stream.
+    """
+
+    def __init__(self, deal: Deal, orders: Sequence[RowOrder]) -> None:
+        self._deal, self._orders = deal, orders
+
+    def locate(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Positions [n] -> (folder, its epoch, its chunk, row inside the chunk), each [n] int64."""
+        folders, places = self._deal.locate(positions)
+        epochs, chunks, rows = (np.empty_like(places) for _ in range(3))
+        for folder in np.unique(folders):
+            here = folders == folder
+            epochs[here], chunks[here], rows[here] = self._orders[folder].locate(places[here])
+        return folders, epochs, chunks, rows
 
 
 def _lane_starts(num_rows: int, lanes: int) -> np.ndarray:
@@ -130,7 +146,7 @@ class TrainingData:
     """The rows that one process computes, step by step.
 
     Args:
-        shards: an opened shard folder.
+        shards: opened shard folders.
         seed: data seed.
         global_batch_size: rows a step over all processes.
         micro_batch_size: rows of one forward pass.
@@ -139,7 +155,7 @@ class TrainingData:
 
     def __init__(
         self,
-        shards: ShardFolder,
+        shards: Mixture,
         *,
         seed: int,
         global_batch_size: int,
@@ -148,8 +164,14 @@ class TrainingData:
         data_parallel_size: int = 1,
     ) -> None:
         self._split = shards.split("train")
-        self._num_variants = shards.num_variants
-        self.order = RowOrder(self._split.chunk_rows, shards.root_hash, seed)
+        self._num_variants = np.array(shards.num_variants)
+        self._order = MixedOrder(
+            shards.deal(seed),
+            [
+                RowOrder(part.chunk_rows, folder.root_hash, seed)
+                for part, folder in zip(self._split.parts, shards.folders, strict=True)
+            ],
+        )
         self.global_batch_size = global_batch_size
         self._micro_batch_size = micro_batch_size
         self._data_rank = data_rank
@@ -159,49 +181,74 @@ class TrainingData:
         """This process's micro-batches of the step that starts at ``rows_consumed``."""
         stop = rows_consumed + self.global_batch_size
         positions = np.arange(rows_consumed + self._data_rank, stop, self._data_parallel_size)
-        epochs, chunks, rows = self.order.locate(positions)
-        variants = epochs % self._num_variants
+        folders, epochs, chunks, rows = self._order.locate(positions)
+        chunks += self._split.first_chunks[folders]
+        variants = epochs % self._num_variants[folders]
         return [
             make_batch(self._split, chunks[part], rows[part], variants[part])
             for part in _slices(len(positions), self._micro_batch_size)
         ]
 
 
-class Prefetcher:
-    """Reads the batches of the next step in a thread, and copies them to the device, during this one.
+_Loaded: TypeAlias = tuple[list[Batch], torch.cuda.Event | None]  # batches, and when their copies are done
 
-    On CUDA the copies run on a stream of their own beside the computation.
+
+class Prefetcher:
+    """Reads the batches of the next steps in threads, and copies them to the device, during this one.
+
+    A thread reads whole steps, and what a step reads follows from its position alone: the number of threads and how
+    far they are ahead change nothing. On CUDA the copies run on a stream of their own beside the computation.
+
+    Args:
+        data: what to read.
+        device: where the batches go.
+        num_workers: threads.
+        prefetch_factor: steps that each of them may be ahead.
     """
 
-    def __init__(self, data: TrainingData, device: torch.device) -> None:
+    def __init__(self, data: TrainingData, device: torch.device, *, num_workers: int, prefetch_factor: int) -> None:
         self._data, self._device = data, device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch")
-        self._ahead: dict[int, Future[list[Batch]]] = {}
+        self._threads = ThreadPoolExecutor(max_workers=num_workers, thread_name_prefix="prefetch")
+        self._steps_ahead = num_workers * prefetch_factor
+        self._reading: dict[int, Future[_Loaded]] = {}
 
     def step(self, rows_consumed: int) -> list[Batch]:
         """``TrainingData.step`` on the device. What goes wrong in reading is raised when it is asked for."""
-        reading = self._ahead.pop(rows_consumed, None) or self._thread.submit(self._load, rows_consumed)
-        batches = reading.result()
-        if self._stream is not None:
+        size = self._data.global_batch_size
+        wanted = [rows_consumed + ahead * size for ahead in range(self._steps_ahead + 1)]
+        for position in self._reading.keys() - set(wanted):
+            self._reading.pop(position).cancel()
+        for position in wanted:  # the nearest first: threads take them in this order
+            if position not in self._reading:
+                self._reading[position] = self._threads.submit(self._load, position)
+        batches, copied = self._reading.pop(rows_consumed).result()
+        if copied is not None:
             current = torch.cuda.current_stream(self._device)
-            current.wait_stream(self._stream)
+            current.wait_event(copied)
             for tensor in (tensor for batch in batches for tensor in batch.tensors.values()):
                 tensor.record_stream(current)  # its memory is not free before the computation is done with it
-        following = rows_consumed + self._data.global_batch_size
-        self._ahead = {following: self._thread.submit(self._load, following)}
         return batches
 
-    def _load(self, rows_consumed: int) -> list[Batch]:
+    def close(self) -> None:
+        """Drop what is not being read yet, so that the end of the process does not wait for it."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _load(self, rows_consumed: int) -> _Loaded:
         batches = self._data.step(rows_consumed)
-        with torch.cuda.stream(self._stream) if self._stream is not None else contextlib.nullcontext():
-            return [batch.to(self._device) for batch in batches]
+        if self._stream is None:
+            return [batch.to(self._device) for batch in batches], None
+        with torch.cuda.stream(self._stream):
+            batches = [batch.to(self._device) for batch in batches]
+        copied = torch.cuda.Event()
+        copied.record(self._stream)
+        return batches, copied
 
 
 def validation_batches(
-    shards: ShardFolder, *, max_rows: int, micro_batch_size: int, data_rank: int, data_parallel_size: int
+    shards: Mixture, *, max_rows: int, micro_batch_size: int, data_rank: int, data_parallel_size: int
 ) -> Iterator[Batch]:
-    """This process's share of the first ``max_rows`` validation rows, always with variant 0.
+    """This process's share of ``max_rows`` validation rows, always with variant 0.
 
     Every process gets as many batches as any other, all of one shape: where ZeRO splits the weights a
     forward pass is a joint act, and a compiled one wants static shapes. What fills the last batch has
@@ -209,11 +256,11 @@ def validation_batches(
     """
     split = shards.split("validation")
     starts = np.concatenate([[0], np.cumsum(split.chunk_rows)])
-    num_rows = min(max_rows, split.num_rows)
+    chosen = shards.validation_rows(max_rows)
     batch_rows = micro_batch_size * data_parallel_size
-    flat = np.arange(data_rank, -(-num_rows // batch_rows) * batch_rows, data_parallel_size)
-    real = flat < num_rows
-    flat = np.minimum(flat, num_rows - 1)
+    index = np.arange(data_rank, -(-len(chosen) // batch_rows) * batch_rows, data_parallel_size)
+    real = index < len(chosen)
+    flat = chosen[np.minimum(index, len(chosen) - 1)]
     chunks = np.searchsorted(starts, flat, side="right") - 1
     for part in _slices(len(flat), micro_batch_size):
         rows = flat[part] - starts[chunks[part]]
@@ -221,7 +268,7 @@ def validation_batches(
         yield dataclasses.replace(batch, label_mask=batch.label_mask & torch.from_numpy(real[part])[:, None])
 
 
-def make_batch(split: ShardSplit, chunks: np.ndarray, rows: np.ndarray, variants: np.ndarray) -> Batch:
+def make_batch(split: MixedSplit, chunks: np.ndarray, rows: np.ndarray, variants: np.ndarray) -> Batch:
     """Read rows (chunk index, row inside it, mask variant; each [B]) and lay them out as tensors."""
     by_variant = ("masked_positions", "replacement_ids", "num_masked")
     names = ("input_ids", "lengths", "sequence_ids", *by_variant)

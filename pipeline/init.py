@@ -19,7 +19,6 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from data_prep.command_line import UserError
-from data_prep.shards import ShardFolder
 from data_prep.vocabulary import load_tokenizer
 from pipeline.config import RunConfig
 from pipeline.export.configuration_narrowbert import NarrowBertConfig
@@ -33,6 +32,7 @@ from pipeline.export.convert import (
     sublayers,
 )
 from pipeline.layout import Layout, parse_layout
+from pipeline.mixture import Mixture
 from pipeline.parallel import shard_of
 
 _WORDS = "bert.embeddings.word_embeddings.weight"
@@ -383,7 +383,7 @@ def _fits(name: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> bool:
 # ------------------------------------------------------------------------------------------ loading
 
 
-def check_init(config: RunConfig, shards: ShardFolder) -> Match:
+def check_init(config: RunConfig, shards: Mixture) -> Match:
     """What ``init.from_huggingface`` gives a run; no weight is read, but for tied ones.
 
     Raises:
@@ -395,7 +395,7 @@ def check_init(config: RunConfig, shards: ShardFolder) -> Match:
     return match(source, export_config(model_config, shards.special_ids), config.init.allow, shards.tokenizer_path)
 
 
-def load_init(model: nn.Module, config: RunConfig, shards: ShardFolder) -> Iterable[str]:
+def load_init(model: nn.Module, config: RunConfig, shards: Mixture) -> Iterable[str]:
     """Put the weights of ``init.from_huggingface`` into the bare model; returns lines for the log.
 
     Call before DeepSpeed wraps the model, on every rank: each takes its tensor-parallel part.

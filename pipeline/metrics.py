@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import psutil
 import torch
 
-from data_prep.shards import ShardFolder
 from pipeline.config import RunConfig
 from pipeline.layout import parse_layout
+from pipeline.mixture import Mixture
 from pipeline.throughput import RowShape, training_flops
 
 METRICS = {
@@ -27,7 +27,8 @@ METRICS = {
     "train/straggler_ratio": "slowest rank's own time a step over the median rank's",
     "train/tokens": "consumed so far",
     "train/rows": "consumed so far",
-    "train/epoch": "passes over the training rows so far",
+    "train/epoch": "passes over the training rows so far: rows consumed by the rows of all folders of data.path",
+    "train/source_epoch/N": "passes over the training rows of folder N of data.path, from 0; where there are several",
     "validation/loss": "mean cross-entropy over the masked tokens of the validation rows, nats",
     "validation/masked_accuracy": "share of those whose most probable prediction is right",
     "validation/perplexity": "exp(validation/loss)",
@@ -65,11 +66,12 @@ class Gauges:
         device: of this process.
     """
 
-    def __init__(self, config: RunConfig, shards: ShardFolder, world_size: int, device: torch.device) -> None:
+    def __init__(self, config: RunConfig, shards: Mixture, world_size: int, device: torch.device) -> None:
         self._run_dir, self._device = config.run_dir, device
         self._rows_a_step = config.training.global_batch_size
         self._seq_length = shards.seq_length
-        self._train_rows = shards.split("train").num_rows
+        self._train_rows = shards.train_rows
+        self._deal = shards.deal(config.data.seed)
         shape = RowShape(
             seq_length=shards.seq_length, masked_per_row=shards.masked_per_row, vocab_size=shards.vocab_size
         )
@@ -92,11 +94,15 @@ class Gauges:
     def consumed(self, step: int) -> dict[str, float]:
         """Rows, tokens and epochs after ``step`` steps: what evaluations are plotted against as well."""
         rows = step * self._rows_a_step
-        return {
+        found = {
             "train/tokens": float(rows * self._seq_length),
             "train/rows": float(rows),
-            "train/epoch": rows / self._train_rows,
+            "train/epoch": rows / sum(self._train_rows),
         }
+        if len(self._train_rows) > 1:
+            dealt = self._deal.dealt(rows)
+            found |= {f"train/source_epoch/{n}": float(dealt[n] / size) for n, size in enumerate(self._train_rows)}
+        return found
 
     def read(self, step: int, step_seconds: float) -> dict[str, float]:
         """The metrics of a log at ``step``, whose steps took ``step_seconds`` each. Takes about 0.1 ms."""

@@ -4,9 +4,9 @@ import dataclasses
 from pathlib import Path
 
 from data_prep.command_line import UserError
-from data_prep.shards import open_shards
 from pipeline.config import RunConfig, check_config
 from pipeline.layout import parse_layout
+from pipeline.mixture import Mixture, open_mixture, paths_of
 from pipeline.throughput import (
     RowShape,
     count_parameters,
@@ -41,7 +41,7 @@ def plan(config: RunConfig, options: PlanOptions) -> str:
     if options.tokens_per_second is not None and not options.tokens_per_second > 0:
         raise UserError(f"tokens_per_second is {options.tokens_per_second}: give a number above 0")
     check_config(config, world_size=options.processes)
-    shape, train_rows = _row_shape(config, options)
+    shape, shards = _row_shape(config, options)
     layout = parse_layout(config.model.layout)
     parameters = count_parameters(config.model, shape.vocab_size)
     tokens = config.training.train_steps * config.training.global_batch_size * shape.seq_length
@@ -55,7 +55,7 @@ def plan(config: RunConfig, options: PlanOptions) -> str:
         ("control's training FLOPs", f"{training_flops(layout.control(), config.model, shape):.4g}"),
         ("predicted speed-up", f"{predicted_speedup(config.model, shape):.2f}x (control's head on masked rows too)"),
         ("steps", f"{config.training.train_steps:,} of {config.training.global_batch_size:,} rows"),
-        ("tokens", f"{tokens:,}" + (f" ({rows / train_rows:.2f} epochs)" if train_rows else "")),
+        ("tokens", f"{tokens:,}" + (f" ({_epochs(rows, shards)})" if shards else "")),
     ]
     lines += _memory_lines(config, shape, options.processes)
     if options.tokens_per_second:
@@ -65,6 +65,16 @@ def plan(config: RunConfig, options: PlanOptions) -> str:
         lines.append(("time", "give --tokens_per_second RATE to have it stated"))
     width = max(len(name) for name, _ in lines)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
+
+
+def _epochs(rows: int, shards: Mixture) -> str:
+    """Epochs that so many rows are; of a mixture those of each folder as well."""
+    whole = f"{rows / sum(shards.train_rows):.2f} epochs"
+    if len(shards.folders) == 1:
+        return whole
+    per_share = rows / sum(shards.shares)
+    parts = zip(shards.names, shards.shares, shards.train_rows, strict=True)
+    return f"{whole}: " + ", ".join(f"{share * per_share / size:.2f} of {name}" for name, share, size in parts)
 
 
 def _memory_lines(config: RunConfig, shape: RowShape, processes: int) -> list[tuple[str, str]]:
@@ -82,21 +92,21 @@ def _memory_lines(config: RunConfig, shape: RowShape, processes: int) -> list[tu
     return lines
 
 
-def _row_shape(config: RunConfig, options: PlanOptions) -> tuple[RowShape, int | None]:
-    """Sizes from the options, completed from the shards; and the shards' training rows, if read."""
+def _row_shape(config: RunConfig, options: PlanOptions) -> tuple[RowShape, Mixture | None]:
+    """Sizes from the options, completed from the shards; and those, if read."""
     if options.seq_length is not None and options.vocab_size is not None:
         return _checked(config, options.seq_length, options.masked_per_row, options.vocab_size), None
-    if "://" not in config.data.path and not (Path(config.data.path) / "manifest.json").exists():
+    missing = [p for p in paths_of(config.data.path) if "://" not in p and not (Path(p) / "manifest.json").exists()]
+    if missing:
         raise UserError(
-            f"no shards at {config.data.path}: make them with narrowbert-prep shards, "
-            "or state --seq_length and --vocab_size"
+            f"no shards at {missing[0]}: make them with narrowbert-prep shards, or state --seq_length and --vocab_size"
         )
-    shards = open_shards(config.data.path)
+    shards = open_mixture(config.data.path, config.data.weights)
     seq_length, masked = options.seq_length, options.masked_per_row
     if seq_length in (None, shards.seq_length):  # rows of another length have another number of masks
         seq_length, masked = shards.seq_length, shards.masked_per_row if masked is None else masked
     vocab_size = shards.vocab_size if options.vocab_size is None else options.vocab_size
-    return _checked(config, seq_length, masked, vocab_size), shards.split("train").num_rows
+    return _checked(config, seq_length, masked, vocab_size), shards
 
 
 def _checked(config: RunConfig, seq_length: int, masked: int | None, vocab_size: int) -> RowShape:

@@ -13,12 +13,13 @@ from typing import Any
 import yaml
 
 from data_prep.command_line import UserError, config_as_dict, one_line
-from data_prep.shards import ShardFolder, open_shards
 from pipeline.config import RESUMABLE_CHANGES, RunConfig, check_config
+from pipeline.mixture import Mixture, open_mixture
 from pipeline.redaction import redact
+from pipeline.spool import read_points
 
 
-def prepare_run(config: RunConfig, world_size: int) -> ShardFolder:
+def prepare_run(config: RunConfig, world_size: int) -> Mixture:
     """Everything that can be refused before a process is started.
 
     Raises:
@@ -27,10 +28,10 @@ def prepare_run(config: RunConfig, world_size: int) -> ShardFolder:
     if not config.run_dir.strip():
         raise UserError("no run_dir: give a folder, for example --run_dir runs/my-first")
     check_config(config, world_size=world_size)
-    shards = open_shards(config.data.path)
+    shards = open_mixture(config.data.path, config.data.weights)
     if shards.seq_length > config.model.max_position_embeddings:
         raise UserError(
-            f"the rows of {config.data.path} have {shards.seq_length} tokens: "
+            f"the rows of {' and '.join(shards.names)} have {shards.seq_length} tokens: "
             f"give model.max_position_embeddings of at least that (it is {config.model.max_position_embeddings})"
         )
     _check_run_dir(config, shards)
@@ -51,7 +52,7 @@ def has_checkpoint(config: RunConfig) -> bool:
     return any((Path(config.run_dir) / "checkpoints").glob("step-*"))
 
 
-def _check_run_dir(config: RunConfig, shards: ShardFolder) -> None:
+def _check_run_dir(config: RunConfig, shards: Mixture) -> None:
     run_dir = Path(config.run_dir)
     stored_path = run_dir / "config.yaml"
     if not stored_path.exists():
@@ -84,16 +85,17 @@ def flatten(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def open_run_shards(run_dir: Path) -> ShardFolder:
+def open_run_shards(run_dir: Path) -> Mixture:
     """The shards that a run was trained on.
 
     Raises:
         UserError: no run, the shards are gone, or others have taken their place.
     """
     data = read_run_record(run_dir)["data"]
-    shards = open_shards(data["path"])
+    shards = open_mixture(data["path"], data.get("weights"))
     if shards.root_hash != data["root_hash"]:
-        raise UserError(f"{data['path']} holds other data than {run_dir} was trained on: restore those shards")
+        places = " and ".join(shards.names)
+        raise UserError(f"{places}: not the data that {run_dir} was trained on; restore those shards")
     return shards
 
 
@@ -141,23 +143,32 @@ class Attempt:
     """The run, over all its starts."""
     number: int
     """Which start this is; the first is 1."""
-    same_arithmetic: bool
-    """Whether losses must equal those of the start before to the bit."""
+    computed_otherwise: dict[str, int]
+    """Loss -> newest step whose recorded value other settings may have given: up to there a value that is
+    computed again need not equal it to the bit."""
 
 
-def register_attempt(run_dir: Path, config: RunConfig, shards: ShardFolder, world_size: int) -> Attempt:
+def register_attempt(run_dir: Path, config: RunConfig, shards: Mixture, world_size: int) -> Attempt:
     """Record one more start of a run. Rank 0 only."""
     # Other numbers here add the same terms in another order: equal within rounding, not to the bit.
     training = config.training
     arithmetic = [
         world_size, training.tensor_model_parallel_size, training.micro_batch_size, training.zero_stage,
     ]  # fmt: skip
-    fresh = {"lineage_id": uuid.uuid4().hex, "attempt": 0, "arithmetic": arithmetic}
+    settings = {"arithmetic": arithmetic, "eval_rows": training.eval_rows}
+    fresh = {"lineage_id": uuid.uuid4().hex, "attempt": 0, **settings}
     record = read_run_record(run_dir) if (run_dir / "run.json").exists() else fresh
-    same = record["arithmetic"] == arithmetic
-    record |= {"attempt": record["attempt"] + 1, "data": data_facts(shards), "arithmetic": arithmetic}
+    changed = {name for name, value in settings.items() if record.get(name) != value}
+    otherwise = dict(record.get("computed_otherwise", {}))
+    if changed:
+        newest = max((point.step for point in read_points(run_dir)), default=0)
+        otherwise["validation/loss"] = newest
+        if "arithmetic" in changed:
+            otherwise["train/loss"] = newest
+    record |= {"attempt": record["attempt"] + 1, "data": data_facts(shards), **settings}
+    record["computed_otherwise"] = otherwise
     write_atomically(run_dir / "run.json", json.dumps(record, indent=1) + "\n")
-    return Attempt(lineage_id=record["lineage_id"], number=record["attempt"], same_arithmetic=same)
+    return Attempt(lineage_id=record["lineage_id"], number=record["attempt"], computed_otherwise=otherwise)
 
 
 def is_newest_attempt(run_dir: Path, number: int) -> bool:
@@ -169,11 +180,13 @@ def is_newest_attempt(run_dir: Path, number: int) -> bool:
     return read_run_record(run_dir)["attempt"] == number
 
 
-def data_facts(shards: ShardFolder) -> dict[str, Any]:
+def data_facts(shards: Mixture) -> dict[str, Any]:
     """What a run records of its shards."""
-    return {
-        "root_hash": shards.root_hash,
-        "path": str(shards.remote or shards.path.resolve()),  # of a URL without its user, password and query
+    path, *others = shards.locations
+    facts: dict[str, Any] = {"root_hash": shards.root_hash, "path": [path, *others] if others else path}
+    if others:
+        facts |= {"weights": list(shards.shares), "root_hashes": [folder.root_hash for folder in shards.folders]}
+    return facts | {
         "seq_length": shards.seq_length,
         "masked_per_row": shards.masked_per_row,
         "vocab_size": shards.vocab_size,

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.command_line import UserError, one_line
+from pipeline.mixture import paths_of
 from pipeline.redaction import RedactingStream, redact_text
 from pipeline.report import write_report
 from pipeline.run_directory import write_atomically
@@ -233,7 +234,7 @@ def _log_dataset(client: Any, run_id: str, dataset: dict[str, Any]) -> None:
         name=dataset["name"],
         digest=dataset["root_hash"][:_MAX_DIGEST],
         source_type="local",
-        source=json.dumps({"uri": dataset["path"]}),
+        source=json.dumps({"uri": ", ".join(paths_of(dataset["path"]))}),
         profile=json.dumps(dataset["profile"]),
     )
     tags = [InputTag("mlflow.data.context", "training"), InputTag("root_hash", dataset["root_hash"])]
@@ -322,9 +323,10 @@ def _artifacts(run_dir: Path, description: dict[str, Any]) -> Iterator[tuple[Pat
     for name in ("config.yaml", "run.json", EVENTS, "report.html"):
         if (run_dir / name).exists():
             yield run_dir / name, None
-    data_report = Path(description.get("dataset", {}).get("path", "")) / "report.html"
-    if data_report.is_file():
-        yield data_report, "data"
+    shards = paths_of(description.get("dataset", {}).get("path", ()))
+    for number, data_report in enumerate(Path(path) / "report.html" for path in shards):
+        if data_report.is_file():
+            yield data_report, "data" if len(shards) == 1 else f"data/{number}"
     checkpoints = sorted((run_dir / "checkpoints").glob("step-*"))
     for folder in checkpoints:
         for path in (folder / "manifest.json", folder / "trainer.json"):

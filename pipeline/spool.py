@@ -28,9 +28,9 @@ EVENTS = "events.jsonl"
 class Spool:
     """The append-only file of a run's metrics. One writer: rank 0."""
 
-    def __init__(self, run_dir: Path, *, compare: bool = True) -> None:
+    def __init__(self, run_dir: Path, *, computed_otherwise: Mapping[str, int] | None = None) -> None:
         self._path = run_dir / SPOOL
-        self._compare = compare
+        self._computed_otherwise = computed_otherwise or {}
         _cut_torn_line(self._path)
         # Only what was there before this start: the memory must not grow with the run.
         self._before: dict[int, dict[str, float]] = {}
@@ -43,8 +43,8 @@ class Spool:
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append metrics of optimizer step ``step`` (1 is the first), on disk against kill -9 at once.
 
-        A point that is there already, from before a resume, is kept as it is. With ``compare``, a
-        *loss* that differs from it adds a line to ``changed``: the run is not deterministic.
+        A point that is there already, from before a resume, is kept as it is. A *loss* that differs
+        from it adds a line to ``changed``, unless it was computed otherwise: the run is not deterministic.
 
         Raises:
             UserError: the disk is full.
@@ -54,7 +54,8 @@ class Spool:
         new = {}
         for key, value in metrics.items():
             if key in known:
-                if self._compare and key.endswith("/loss") and repr(known[key]) != repr(value):
+                compared = key.endswith("/loss") and step > self._computed_otherwise.get(key, -1)
+                if compared and repr(known[key]) != repr(value):
                     self.changed.append(f"{key} of step {step} is {value!r}, was {known[key]!r} before the resume")
             elif key not in written:
                 new[key] = value

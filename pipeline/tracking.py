@@ -18,8 +18,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from data_prep.command_line import UserError, config_as_dict
-from data_prep.shards import ShardFolder
+from data_prep.shards import SPLITS
 from pipeline.config import RunConfig, TrackingConfig
+from pipeline.mixture import Mixture
 from pipeline.redaction import redact
 from pipeline.run_directory import Attempt, data_facts, flatten, write_atomically
 from pipeline.spool import read_events
@@ -41,6 +42,7 @@ _ENVIRONMENT = (
     "RANK", "WORLD_SIZE", "LOCAL_RANK", "MLFLOW_", "NARROWBERT_",
 )  # fmt: skip
 _LONGEST_TAG = 4000
+_LONGEST_NAME = 500  # of an MLflow dataset
 
 
 def check_tracking(tracking: TrackingConfig) -> None:
@@ -61,7 +63,7 @@ def check_tracking(tracking: TrackingConfig) -> None:
 
 
 def describe_run(
-    run_dir: Path, config: RunConfig, shards: ShardFolder, attempt: Attempt, *, world_size: int, device: str
+    run_dir: Path, config: RunConfig, shards: Mixture, attempt: Attempt, *, world_size: int, device: str
 ) -> None:
     """Leave for the shipper what MLflow shall know of the run, without secrets.
 
@@ -109,11 +111,11 @@ def write_description(run_dir: Path, description: dict[str, Any]) -> None:
     write_atomically(run_dir / DESCRIPTION, json.dumps(description, indent=1))
 
 
-def _dataset(shards: ShardFolder) -> dict[str, Any]:
+def _dataset(shards: Mixture) -> dict[str, Any]:
     facts = data_facts(shards)
-    splits = {name: shards.split(name).num_rows for name in shards.manifest["splits"]}
+    splits = {name: shards.split(name).num_rows for name in SPLITS}
     return {
-        "name": Path(facts["path"]).name,
+        "name": "+".join(Path(location).name for location in shards.locations)[:_LONGEST_NAME],
         "path": facts["path"],
         "root_hash": shards.root_hash,
         "profile": {**{f"{name}_rows": rows for name, rows in splits.items()}, **facts},

@@ -20,7 +20,6 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from data_prep.command_line import UserError, config_as_dict, report_user_error
-from data_prep.shards import ShardFolder
 from pipeline import checkpoint, tracking
 from pipeline.checkpoint_writer import CheckpointWriter
 from pipeline.config import RunConfig
@@ -37,6 +36,7 @@ from pipeline.evaluation import evaluate
 from pipeline.guards import Agreement, OwnTime, Stragglers, Watchdog
 from pipeline.launch import World
 from pipeline.metrics import Gauges
+from pipeline.mixture import Mixture
 from pipeline.model.masked_lm import NarrowBertForPretraining
 from pipeline.optimizer import learning_rate
 from pipeline.parallel import data_parallel_group, padded_vocab_size, seed_dropout
@@ -50,13 +50,13 @@ T = TypeVar("T")
 log = logging.getLogger("narrowbert")
 
 
-def train(config: RunConfig, world: World, shards: ShardFolder) -> int:
+def train(config: RunConfig, world: World, shards: Mixture) -> int:
     """Train, or go on training, the run in ``config.run_dir``; every process calls this.
 
     Args:
         config: checked by ``run_directory.prepare_run``, which also opens ``shards``.
         world: which of the processes this is.
-        shards: the opened shard folder.
+        shards: the opened shard folders.
 
     Returns:
         0 when the last step is done and saved, ``REQUEUE_EXIT_CODE`` when a signal has ended it before.
@@ -100,7 +100,7 @@ def full_disk_as_user_error() -> Iterator[None]:
 class Run:
     """One start of a run: the engine, the data and rank 0's records."""
 
-    def __init__(self, config: RunConfig, world: World, shards: ShardFolder, device: torch.device) -> None:
+    def __init__(self, config: RunConfig, world: World, shards: Mixture, device: torch.device) -> None:
         self.config, self.world, self.shards, self.device = config, world, shards, device
         self.run_dir = Path(config.run_dir)
         self.is_main = world.rank == 0
@@ -125,7 +125,9 @@ class Run:
             data_rank=self.data_rank,
             data_parallel_size=self.data_parallel_size,
         )
-        self.data = Prefetcher(data, device)
+        self.data = Prefetcher(
+            data, device, num_workers=config.data.num_workers, prefetch_factor=config.data.prefetch_factor
+        )
         self.engine, self.step, self.skipped_steps = self._build_or_resume()
         self.saved_step = self.step
         self.writer = CheckpointWriter(
@@ -192,7 +194,7 @@ class Run:
         )
         # The run keeps what an export needs: its shards may be gone by then.
         shutil.copyfile(self.shards.tokenizer_path, self.run_dir / "tokenizer.json")
-        self.spool = Spool(self.run_dir, compare=self.attempt.same_arithmetic)
+        self.spool = Spool(self.run_dir, computed_otherwise=self.attempt.computed_otherwise)
         append_event(
             self.run_dir, "start", self.step, f"start {self.attempt.number}, {self.world.size} processes",
             attempt=self.attempt.number, hosts=hosts, job_id=os.environ.get("SLURM_JOB_ID"),
@@ -474,6 +476,7 @@ class Run:
 
     def close(self) -> None:
         """End the writer and rank 0's records; what MLflow did not get stays on disk."""
+        self.data.close()
         self._wait_for_save()
         if self.spool is not None:
             self.spool.close()
@@ -493,7 +496,7 @@ class Meter:
         skipped_steps: steps skipped so far, before a resume.
     """
 
-    def __init__(self, config: RunConfig, shards: ShardFolder, skipped_steps: int) -> None:
+    def __init__(self, config: RunConfig, shards: Mixture, skipped_steps: int) -> None:
         self.skipped_steps = skipped_steps
         self.longest_skipped = 0
         self._skipped_in_a_row = 0

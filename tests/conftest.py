@@ -15,7 +15,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 
-from data_prep.shards import ShardFolder, open_shards, write_manifest, write_shard
+from data_prep.shards import open_shards, write_manifest, write_shard
+from pipeline.mixture import Mixture, open_mixture
 from tests.processes import run_command
 
 TEXT = (
@@ -24,10 +25,10 @@ TEXT = (
 )
 
 
-def write_corpus(path: Path, num_documents: int = 120) -> None:
+def write_corpus(path: Path, num_documents: int = 120, first: int = 0) -> None:
     """Documents of pseudo-random sentences over a small vocabulary, as .jsonl."""
     lines, vocabulary = [], TEXT.split()
-    for document in range(num_documents):
+    for document in range(first, first + num_documents):
         words = [vocabulary[(document * 7 + 3 * i * i + i) % len(vocabulary)] for i in range(60 + document % 50)]
         lines.append('{"text": "' + " ".join(words) + '."}')
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -47,6 +48,19 @@ def shard_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_command("data_prep", "vocab", *options)
     run_command("data_prep", "shards", *options)
     return folder / "shards"
+
+
+@pytest.fixture(scope="session")
+def second_shard_folder(shard_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Fewer rows of other text with the same tokenizer and 2 variants, to be mixed with the first."""
+    folder = tmp_path_factory.mktemp("second")
+    write_corpus(folder / "corpus.jsonl", num_documents=40, first=1000)
+    run_command(
+        "data_prep", "shards", "--corpus.paths", str(folder / "corpus.jsonl"), "--output", str(folder / "more"),
+        "--tokenizer", str(shard_folder / "tokenizer.json"), "--seq_length", "32", "--mask.variants", "2",
+        "--validation_fraction", "0.2", "--chunk_rows", "16", "--num_workers", "1",
+    )  # fmt: skip
+    return folder / "more"
 
 
 @pytest.fixture(scope="session")
@@ -75,6 +89,12 @@ def _with_fewer_masks(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]
 
 
 @pytest.fixture(scope="session")
-def shards(shard_folder: Path) -> ShardFolder:
+def shards(shard_folder: Path) -> Mixture:
     """The shard folder, opened."""
-    return open_shards(shard_folder)
+    return open_mixture(str(shard_folder), None)
+
+
+@pytest.fixture(scope="session")
+def mixture(shard_folder: Path, second_shard_folder: Path) -> Mixture:
+    """Three rows of the first folder for one of the second."""
+    return open_mixture([str(shard_folder), str(second_shard_folder)], [3, 1])

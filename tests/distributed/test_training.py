@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep.shards import ShardFolder
 from pipeline.data import RowOrder
+from pipeline.mixture import Mixture
 from tests.processes import TINY_RUN, kill_group, losses, run_command, start_command, user_error, wait_until
 
 
@@ -143,10 +143,10 @@ def test_processes_started_by_srun_join_and_train(tmp_path: Path, shard_folder: 
 
 @pytest.mark.slow
 def test_corrupt_chunk_that_one_rank_reads_ends_all_with_its_name(
-    tmp_path: Path, shard_folder: Path, shards: ShardFolder
+    tmp_path: Path, shard_folder: Path, shards: Mixture
 ) -> None:
     chunk_rows = shards.split("train").chunk_rows
-    first_shard = shards.manifest["splits"]["train"]["shards"][0]
+    first_shard = shards.folders[0].manifest["splits"]["train"]["shards"][0]
     chunks = {}
     for seed in range(100):  # ranks 0 and 1 read the first two rows: find an order that has them in two chunks
         _, (first, second), _ = RowOrder(chunk_rows, shards.root_hash, seed).locate(np.arange(2))

@@ -5,7 +5,15 @@ import pytest
 
 from data_prep.command_line import UserError, config_as_dict, read_config
 from pipeline.__main__ import TrainArguments
-from pipeline.config import RESUMABLE_CHANGES, ModelConfig, OptimizerConfig, RunConfig, TrainingConfig, check_config
+from pipeline.config import (
+    RESUMABLE_CHANGES,
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RunConfig,
+    TrainingConfig,
+    check_config,
+)
 from pipeline.run_directory import flatten
 from tests.processes import run_command
 
@@ -27,6 +35,8 @@ def training(**values: Any) -> RunConfig:
         (training(tensor_model_parallel_size=4), 6, "heads, ffn and processes is 1, 2, 3, 6"),
         (training(tensor_model_parallel_size=0), 1, "tensor_model_parallel_size is 0"),
         (training(tensor_model_parallel_size=2, global_batch_size=7, micro_batch_size=1), 4, "2 data-parallel groups"),
+        (RunConfig(data=DataConfig(num_workers=0)), 1, "data.num_workers is 0: give a positive number"),
+        (RunConfig(data=DataConfig(prefetch_factor=-1)), 1, "data.prefetch_factor is -1: give a positive number"),
         (RunConfig(model=ModelConfig(num_attention_heads=7)), 1, "take one of [3, 4, 6, 8]"),
         (RunConfig(model=ModelConfig(layout="2sx")), 1, "character 3 (2s>>x<<)"),
         (RunConfig(model=ModelConfig(narrow_kv="grouped:0")), 1, "model.narrow_kv: 'grouped:0' is none of per_layer"),

@@ -15,12 +15,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM, BertForPreTraining, BertModel
 
 from data_prep.command_line import UserError
-from data_prep.shards import ShardFolder, open_shards
 from pipeline.config import InitConfig, ModelConfig, RunConfig
 from pipeline.export import NarrowBertForMaskedLM
 from pipeline.export.convert import sublayers
 from pipeline.export.run import export_pretrained
 from pipeline.init import load_init
+from pipeline.mixture import Mixture, open_mixture
 from pipeline.model.masked_lm import NarrowBertForPretraining
 from pipeline.parallel import initialise_tensor_parallel, padded_vocab_size
 from tests.processes import TINY_RUN, losses, run_command, run_ranks, user_error
@@ -82,13 +82,13 @@ def configuration(folder: Path, layout: str, *allow: str, **model: Any) -> RunCo
     )
 
 
-def loaded(shards: ShardFolder, config: RunConfig) -> tuple[NarrowBertForPretraining, str]:
+def loaded(shards: Mixture, config: RunConfig) -> tuple[NarrowBertForPretraining, str]:
     torch.manual_seed(5)
     model = NarrowBertForPretraining(config.model, shards.vocab_size).eval()
     return model, "\n".join(load_init(model, config, shards))
 
 
-def refusal(shards: ShardFolder, config: RunConfig) -> str:
+def refusal(shards: Mixture, config: RunConfig) -> str:
     with pytest.raises(UserError) as caught:
         loaded(shards, config)
     assert "\n" not in str(caught.value)
@@ -109,7 +109,7 @@ def logits(model: NarrowBertForPretraining, vocab_size: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind", [BertForMaskedLM, BertForPreTraining, "old names", "sharded", "bf16", "longer"])
-def test_bert_gives_transformers_logits(tmp_path: Path, shards: ShardFolder, kind: Any) -> None:
+def test_bert_gives_transformers_logits(tmp_path: Path, shards: Mixture, kind: Any) -> None:
     size, allow = shards.vocab_size, []
     model = bert(tmp_path, size, kind if isinstance(kind, type) else BertForMaskedLM, length=40)
     if kind is BertForPreTraining:
@@ -143,7 +143,7 @@ def test_bert_gives_transformers_logits(tmp_path: Path, shards: ShardFolder, kin
     assert ("left out: bert.pooler.dense.bias" in log) == (kind is BertForPreTraining)
 
 
-def test_bert_without_prefix_and_head_keeps_the_head_that_is_named(tmp_path: Path, shards: ShardFolder) -> None:
+def test_bert_without_prefix_and_head_keeps_the_head_that_is_named(tmp_path: Path, shards: Mixture) -> None:
     model = bert(tmp_path, shards.vocab_size, BertModel)
     config = configuration(tmp_path, "sf:2sf", "cls.predictions.*", "bert.pooler.*")
     assert "missing: cls.predictions.transform.dense.weight" in refusal(shards, configuration(tmp_path, "sf:2sf"))
@@ -155,7 +155,7 @@ def test_bert_without_prefix_and_head_keeps_the_head_that_is_named(tmp_path: Pat
     assert "as initialised, not from there: cls.predictions.bias" in log
 
 
-def test_one_part_of_a_packed_matrix_may_stay_as_initialised(tmp_path: Path, shards: ShardFolder) -> None:
+def test_one_part_of_a_packed_matrix_may_stay_as_initialised(tmp_path: Path, shards: Mixture) -> None:
     model = bert(tmp_path, shards.vocab_size)
     name = "bert.encoder.layer.0.attention.self.key.weight"
     edit_tensors(tmp_path, lambda state: state.pop(name))
@@ -233,7 +233,7 @@ def assert_rows_equal(model: NarrowBertForPretraining, reference: Reference, voc
             torch.testing.assert_close(found[row, index], expected, atol=1e-5, rtol=1e-5)
 
 
-def test_authors_checkpoint_in_its_own_layout(tmp_path: Path, shards: ShardFolder) -> None:
+def test_authors_checkpoint_in_its_own_layout(tmp_path: Path, shards: Mixture) -> None:
     state = authors(tmp_path, shards.vocab_size)
     model, _ = loaded(shards, configuration(tmp_path, "1sf:2sf"))
     assert_rows_equal(model, Reference(state, AUTHORS_FULL, AUTHORS_NARROW), shards.vocab_size)
@@ -243,7 +243,7 @@ def test_authors_checkpoint_in_its_own_layout(tmp_path: Path, shards: ShardFolde
 
 
 @pytest.mark.parametrize("layout", ["1sf:2sf", "sf 2s:2f", ":3sf"])
-def test_bert_in_every_kind_of_layout(tmp_path: Path, shards: ShardFolder, layout: str) -> None:
+def test_bert_in_every_kind_of_layout(tmp_path: Path, shards: Mixture, layout: str) -> None:
     state = bert(tmp_path, shards.vocab_size).state_dict()
     model, _ = loaded(shards, configuration(tmp_path, layout))
     # The i-th attention and the i-th feed-forward are those of layer i, wherever they stand.
@@ -257,7 +257,7 @@ def test_bert_in_every_kind_of_layout(tmp_path: Path, shards: ShardFolder, layou
 
 
 @pytest.mark.slow
-def test_exported_authors_checkpoint_gives_its_logits(tmp_path: Path, shards: ShardFolder) -> None:
+def test_exported_authors_checkpoint_gives_its_logits(tmp_path: Path, shards: Mixture) -> None:
     state = authors(tmp_path / "theirs", shards.vocab_size)
     argv = ["export", "--from", str(tmp_path / "theirs"), "--output", str(tmp_path / "ours")]
     assert "--tokenizer" in user_error("pipeline", *argv)
@@ -278,7 +278,7 @@ def test_exported_authors_checkpoint_gives_its_logits(tmp_path: Path, shards: Sh
     assert_rows_equal(ours, reference, shards.vocab_size)
 
 
-def test_exported_bert_gives_its_logits_and_is_narrowed_when_asked(tmp_path: Path, shards: ShardFolder) -> None:
+def test_exported_bert_gives_its_logits_and_is_narrowed_when_asked(tmp_path: Path, shards: Mixture) -> None:
     model = bert(tmp_path / "bert", shards.vocab_size, BertForPreTraining)
     arguments: dict[str, Any] = {"tokenizer_path": shards.tokenizer_path, "allow": ["bert.pooler.*", "cls.seq*"]}
     export_pretrained(tmp_path / "bert", tmp_path / "plain", layout=None, **arguments)
@@ -314,7 +314,7 @@ QUERY = "bert.encoder.layer.1.attention.self.query.weight"
         ),
     ],
 )
-def test_tensors_that_do_not_fit_are_listed(tmp_path: Path, shards: ShardFolder, edit: Edit, expected: str) -> None:
+def test_tensors_that_do_not_fit_are_listed(tmp_path: Path, shards: Mixture, edit: Edit, expected: str) -> None:
     bert(tmp_path, shards.vocab_size)
     edit_tensors(tmp_path, edit)
     line = refusal(shards, configuration(tmp_path, "1sf:2sf"))
@@ -339,20 +339,20 @@ def test_tensors_that_do_not_fit_are_listed(tmp_path: Path, shards: ShardFolder,
     ],
 )
 def test_settings_that_do_not_fit_are_listed(
-    tmp_path: Path, shards: ShardFolder, edit: dict[str, Any], model: dict[str, Any], expected: str
+    tmp_path: Path, shards: Mixture, edit: dict[str, Any], model: dict[str, Any], expected: str
 ) -> None:
     bert(tmp_path, shards.vocab_size)
     edit_config(tmp_path, lambda config: config.update(edit))
     assert expected in refusal(shards, configuration(tmp_path, "1sf:2sf", **model))
 
 
-def test_narrow_layers_without_full_length_layers(tmp_path: Path, shards: ShardFolder) -> None:
+def test_narrow_layers_without_full_length_layers(tmp_path: Path, shards: Mixture) -> None:
     authors(tmp_path, shards.vocab_size)
     edit_config(tmp_path, lambda config: config.pop("full_length_layers"))
     assert "full_length_layers None" in refusal(shards, configuration(tmp_path, "1sf:2sf"))
 
 
-def test_another_vocabulary_or_tokenizer(tmp_path: Path, shards: ShardFolder) -> None:
+def test_another_vocabulary_or_tokenizer(tmp_path: Path, shards: Mixture) -> None:
     size = shards.vocab_size
     bert(tmp_path / "larger", size + 7)
     line = refusal(shards, configuration(tmp_path / "larger", "1sf:2sf"))
@@ -369,7 +369,7 @@ def test_another_vocabulary_or_tokenizer(tmp_path: Path, shards: ShardFolder) ->
     assert f"tokenizer with other ids for 2 of its {size} tokens" in line
 
 
-def test_pickle_is_refused_with_a_command_that_converts_it(tmp_path: Path, shards: ShardFolder) -> None:
+def test_pickle_is_refused_with_a_command_that_converts_it(tmp_path: Path, shards: Mixture) -> None:
     model = bert(tmp_path, shards.vocab_size)
     (tmp_path / "model.safetensors").unlink()
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
@@ -380,7 +380,7 @@ def test_pickle_is_refused_with_a_command_that_converts_it(tmp_path: Path, shard
     loaded(shards, configuration(tmp_path, "3sf"))
 
 
-def test_folders_that_hold_no_model(tmp_path: Path, shards: ShardFolder) -> None:
+def test_folders_that_hold_no_model(tmp_path: Path, shards: Mixture) -> None:
     assert "is no folder" in refusal(shards, configuration(tmp_path / "bert-base-uncased", "3sf"))
     assert "has no config.json" in refusal(shards, configuration(tmp_path, "3sf"))
     bert(tmp_path, shards.vocab_size)
@@ -395,7 +395,7 @@ def test_folders_that_hold_no_model(tmp_path: Path, shards: ShardFolder) -> None
 
 
 @pytest.mark.slow
-def test_commands_refuse_before_anything_starts(tmp_path: Path, shard_folder: Path, shards: ShardFolder) -> None:
+def test_commands_refuse_before_anything_starts(tmp_path: Path, shard_folder: Path, shards: Mixture) -> None:
     bert(tmp_path / "bert", shards.vocab_size + 1)
     argv = ["train", *TINY_RUN, "--run_dir", str(tmp_path / "run"), "--data.path", str(shard_folder)]
     line = user_error(
@@ -410,7 +410,7 @@ def test_commands_refuse_before_anything_starts(tmp_path: Path, shard_folder: Pa
 
 @pytest.mark.slow
 def test_a_bert_is_narrowed_trained_on_and_resumed_without_it(
-    tmp_path: Path, shard_folder: Path, shards: ShardFolder
+    tmp_path: Path, shard_folder: Path, shards: Mixture
 ) -> None:
     torch.manual_seed(0)
     config = BertConfig(
@@ -448,7 +448,7 @@ def test_a_bert_is_narrowed_trained_on_and_resumed_without_it(
 
 def compare_split_with_whole(folder: Path, shard_folder: Path) -> None:
     """In each of two ranks: what TP 2 loads, gathered, is what one process loads; so is what it keeps."""
-    shards = open_shards(shard_folder)
+    shards = open_mixture(str(shard_folder), None)
     config = configuration(folder, "sf 1s:sf f", QUERY)
     whole = dict(loaded(shards, config)[0].named_parameters())
     initialise_tensor_parallel(2)
@@ -462,7 +462,7 @@ def compare_split_with_whole(folder: Path, shard_folder: Path) -> None:
 
 @pytest.mark.slow
 def test_two_tensor_parallel_processes_load_the_weights_of_one(
-    tmp_path: Path, shard_folder: Path, shards: ShardFolder
+    tmp_path: Path, shard_folder: Path, shards: Mixture
 ) -> None:
     bert(tmp_path / "bert", shards.vocab_size)
     edit_tensors(tmp_path / "bert", lambda state: state.pop(QUERY))

@@ -35,10 +35,13 @@ def test_other_arithmetic_or_nan_is_no_fault(tmp_path: Path) -> None:
     spool.write(1, {"train/loss": float("nan")})
     spool.write(2, {"train/loss": 2.0})
     spool.close()
-    again, moved = Spool(tmp_path), Spool(tmp_path, compare=False)
+    again, moved = Spool(tmp_path), Spool(tmp_path, computed_otherwise={"train/loss": 2})
     again.write(1, {"train/loss": float("nan")})
     moved.write(2, {"train/loss": 2.0000001})
     assert again.changed == moved.changed == []
+    before = Spool(tmp_path, computed_otherwise={"train/loss": 1, "validation/loss": 2})
+    before.write(2, {"train/loss": 2.0000001})
+    assert before.changed == ["train/loss of step 2 is 2.0000001, was 2.0 before the resume"]
 
 
 @given(cut=st.integers(min_value=0, max_value=400))

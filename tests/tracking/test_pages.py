@@ -61,8 +61,14 @@ def test_every_metric_has_its_meaning_and_arrives(workplace: Path) -> None:
         points = spooled_points(workplace / name)
         assert stored_points(store, name) == points
         keys = {key for key, *_ in points}
-        # The rest needs a GPU, a known peak, fp16 or several ranks that measure themselves.
-        others = {"train/mfu", "train/loss_scale", "train/straggler_ratio", "system/gpu_memory_bytes"}
+        # The rest needs several shard folders, a GPU, a known peak, fp16 or several ranks that measure themselves.
+        others = {
+            "train/source_epoch/N",
+            "train/mfu",
+            "train/loss_scale",
+            "train/straggler_ratio",
+            "system/gpu_memory_bytes",
+        }
         assert keys == METRICS.keys() - others
     by_step = {step: value for key, step, _, value in spooled_points(workplace / "narrow") if key == "train/rows"}
     assert by_step == {0: "0.0", **{step: repr(16.0 * step) for step in range(1, 11)}}
