@@ -21,6 +21,7 @@ COMMANDS = {
     "evaluate": "masked-LM loss and accuracy of a run's newest checkpoint on the validation split",
     "report": "runs side by side; the last is the control",
     "export": "write a run's model, or any BERT or NarrowBERT, as a folder that transformers loads",
+    "encode": "embeddings or predictions of lines of text, as JSON lines",
     "sync": "send metrics that MLflow has not got yet",
 }
 
@@ -51,6 +52,7 @@ def _dispatch(argv: Sequence[str]) -> int | None:
         "evaluate": _evaluate,
         "report": _report,
         "export": _export,
+        "encode": _encode,
         "sync": _sync,
     }[command](argv[1:])
 
@@ -160,6 +162,23 @@ def _export(argv: Sequence[str]) -> None:
 
         address = register_export(arguments.run_dir, arguments.output, arguments.register)
         print(f"MLflow has it as {address}: mlflow.pyfunc.load_model('{address}')")
+
+
+def _encode(argv: Sequence[str]) -> None:
+    parser = Parser("narrowbert encode", description=f"{COMMANDS['encode']}, in their order. Too long texts are cut.")
+    parser.add_argument("--model", type=Path, required=True, help="exported or fine-tuned folder")
+    parser.add_argument("--pooling", choices=["cls", "mean"], help="embeddings (default: predictions if there are any)")
+    parser.add_argument("--pairs", action="store_true", help="a line is two texts with a tab between them")
+    parser.add_argument("--max_length", type=int, help="tokens of a text (default: what the model can read)")
+    parser.add_argument("--batch_tokens", type=int, default=8192, help="tokens of a batch, with padding")
+    parser.add_argument("--window", type=int, default=2048, help="lines that are sorted by length at a time")
+    parser.add_argument("--precision", choices=["fp32", "bf16", "fp16"], default="fp32")
+    arguments = parser.parse_args(argv)
+    from pipeline.encode import EncodeOptions, encode
+
+    cut = encode(_part(EncodeOptions, arguments), sys.stdin.buffer, sys.stdout)
+    if cut:
+        print(f"{cut} texts were longer than the model reads and were cut", file=sys.stderr)
 
 
 def _sync(argv: Sequence[str]) -> None:

@@ -70,6 +70,7 @@ class NarrowBertConfig(PreTrainedConfig):
         sep_token_id: int | None = 102,
         mask_token_id: int | None = 103,
         tie_word_embeddings: bool = True,
+        classifier_dropout: float | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -109,6 +110,12 @@ class NarrowBertConfig(PreTrainedConfig):
         self.sep_token_id = sep_token_id
         self.mask_token_id = mask_token_id
         self.tie_word_embeddings = tie_word_embeddings
+        self.classifier_dropout = classifier_dropout
+
+    @property
+    def head_dropout(self) -> float:
+        """Dropout before a classifier: ``classifier_dropout``, or that of the hidden states."""
+        return self.hidden_dropout_prob if self.classifier_dropout is None else self.classifier_dropout
 
     @property
     def num_hidden_layers(self) -> int:

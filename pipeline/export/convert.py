@@ -37,6 +37,9 @@ AUTO_MAP = {
     "AutoConfig": "configuration_narrowbert.NarrowBertConfig",
     "AutoModel": "modeling_narrowbert.NarrowBertModel",
     "AutoModelForMaskedLM": "modeling_narrowbert.NarrowBertForMaskedLM",
+    "AutoModelForQuestionAnswering": "modeling_narrowbert.NarrowBertForQuestionAnswering",
+    "AutoModelForSequenceClassification": "modeling_narrowbert.NarrowBertForSequenceClassification",
+    "AutoModelForTokenClassification": "modeling_narrowbert.NarrowBertForTokenClassification",
 }
 
 CONFIG_NAMES = {
