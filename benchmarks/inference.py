@@ -2,7 +2,7 @@
 
     python benchmarks/inference.py                                      # 12 layers of 768, 8 rows of 128 and 512, fp32
     python benchmarks/inference.py --precision bf16                     # on a processor that multiplies bf16
-    python benchmarks/inference.py --texts reviews.jsonl --tokenizer vocab.txt    # and rows of the lengths of real texts
+    python benchmarks/inference.py --texts texts.jsonl --tokenizer vocab.txt   # and rows of real lengths
 
 Each round times one forward pass of the control, then one of every contestant, on the same rows; the ratio is the
 median over rounds. `limit` is the ratio of the arithmetic (2 FLOPs a multiply-add, norms and embeddings left out).

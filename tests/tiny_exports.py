@@ -21,14 +21,13 @@ WORDS = ["the", "a", "cat", "dog", "sat", "ran", "on", "mat", "road", "caf", "##
 
 def tiny_config(layout: str, heads: int = HEADS, **options: Any) -> NarrowBertConfig:
     return NarrowBertConfig(
-        **{"max_position_embeddings": 16, **options},
+        # Large weights, so that attention is far from uniform and an error cannot hide.
+        **{"max_position_embeddings": 16, "initializer_range": 0.3, **options},
         layout=layout,
         vocab_size=VOCABULARY,
         hidden_size=HIDDEN,
         num_attention_heads=heads,
         intermediate_size=INNER,
-        # Large weights, so that attention is far from uniform and an error cannot hide.
-        initializer_range=0.3,
         pad_token_id=SPECIAL_IDS["pad"],
         cls_token_id=SPECIAL_IDS["cls"],
         sep_token_id=SPECIAL_IDS["sep"],

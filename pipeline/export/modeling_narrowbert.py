@@ -1056,7 +1056,7 @@ class NarrowBertForQuestionAnswering(NarrowBertPreTrainedModel):
             narrow_positions: [B, N], as for the base model. Default: all, as any position may be the answer's.
 
         Returns:
-            ``start_logits`` and ``end_logits`` [B, N]; with both labels the ``loss``, the mean of two
+            ``start_logits`` and ``end_logits`` [B, N], the lowest number at padding; with both labels the ``loss``, the mean of two
             cross-entropies.
 
         Raises:
@@ -1066,7 +1066,13 @@ class NarrowBertForQuestionAnswering(NarrowBertPreTrainedModel):
             input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids, position_ids=position_ids,
             inputs_embeds=inputs_embeds, narrow_positions=narrow_positions, return_dict=True, **kwargs,
         )  # fmt: skip
-        start_BN, end_BN = self.qa_outputs(outputs.last_hidden_state).unbind(-1)
+        scores_BN2 = self.qa_outputs(outputs.last_hidden_state)
+        if attention_mask is not None:  # padding is no answer, and takes no part in the loss
+            real_BN = attention_mask != 0
+            if narrow_positions is not None:
+                real_BN = real_BN.gather(1, narrow_positions)
+            scores_BN2 = scores_BN2.masked_fill(~real_BN.unsqueeze(-1), torch.finfo(scores_BN2.dtype).min)
+        start_BN, end_BN = scores_BN2.unbind(-1)
         loss = None
         if start_positions is not None and end_positions is not None:
             losses = []

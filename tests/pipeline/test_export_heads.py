@@ -47,7 +47,8 @@ each_head = pytest.mark.parametrize("model_class", HEADED, ids=lambda c: c.__nam
 
 
 def build(model_class: Any, layout: str = "2sf:2sf", **options: Any) -> Any:
-    return shaken(model_class, tiny_config(layout, **{"num_labels": LABELS, **options}))
+    labels = 2 if model_class is NarrowBertForQuestionAnswering else LABELS
+    return shaken(model_class, tiny_config(layout, **{"num_labels": labels, **options}))
 
 
 def labels_for(model_class: Any) -> dict[str, torch.Tensor]:
@@ -72,7 +73,7 @@ def bert_twin(ours: nn.Module, name: str, **options: Any) -> Any:
     bert = getattr(transformers, name.replace("NarrowBert", "Bert"))(
         BertConfig(
             vocab_size=VOCABULARY, hidden_size=HIDDEN, num_hidden_layers=3, num_attention_heads=HEADS,
-            intermediate_size=INNER, max_position_embeddings=16, num_labels=LABELS, **options,
+            intermediate_size=INNER, max_position_embeddings=16, num_labels=ours.config.num_labels, **options,
         )
     ).eval()  # fmt: skip
     assert list(bert.state_dict()) == list(ours.state_dict())
@@ -94,6 +95,8 @@ def test_heads_of_the_bert_layout_equal_berts(model_class: Any) -> None:
                 # What stands at padding has no meaning.
                 keep = mask.bool() if expected[name].dim() > 1 and expected[name].shape[1] == LENGTH else ...
                 assert_close(found[name][keep], expected[name][keep])
+        if model_class is NarrowBertForQuestionAnswering:  # whose loss has no place for padding, unlike BERT's
+            del inputs["attention_mask"]
         labels = labels_for(model_class)
         assert_close(ours(**inputs, **labels).loss, bert(**inputs, **labels).loss)
 
@@ -173,7 +176,9 @@ def test_answers_are_sought_at_all_positions() -> None:
     with torch.no_grad():
         out = model(ids, attention_mask=mask)
         rows = model.qa_outputs(model.bert(ids, attention_mask=mask).last_hidden_state)
-    assert_close(torch.stack((out.start_logits, out.end_logits), -1), rows)
+    scores = torch.stack((out.start_logits, out.end_logits), -1)
+    assert_close(scores[mask.bool()], rows[mask.bool()])
+    assert (scores[mask == 0] == torch.finfo(scores.dtype).min).all()
 
 
 # --- checkpoints -----------------------------------------------------------------------------------
@@ -238,7 +243,9 @@ def test_inputs_embeds_equal_input_ids(model_class: Any, layout: str) -> None:
     embeds = model.get_input_embeddings()(ids)
     with torch.no_grad():
         expected = first_output(model(ids, attention_mask=mask))
-        assert_close(first_output(model(inputs_embeds=embeds, attention_mask=mask)), expected)
+        found = first_output(model(inputs_embeds=embeds, attention_mask=mask))
+    keep = mask.bool() if found.shape[1] == LENGTH else ...  # what stands at padding has no meaning
+    assert_close(found[keep], expected[keep])
 
 
 @each_class
@@ -287,11 +294,11 @@ def test_tied_weights_are_one_tensor_and_saved_once(tmp_path: Path) -> None:
 @each_class
 def test_new_weights_have_the_initial_spread(model_class: Any) -> None:
     torch.manual_seed(0)
-    model = model_class(tiny_config("2sf:2sf", num_labels=LABELS, initializer_range=0.0))
+    model = model_class(tiny_config("2sf:2sf", num_labels=LABELS, initializer_range=1e-10))
     for name, parameter in model.named_parameters():
-        # As transformers tests it: with a spread of 0 every parameter is 0, norms' weights are 1.
+        # As transformers tests it: with hardly any spread every parameter is 0, norms' weights are 1.
         expected = 1.0 if "LayerNorm.weight" in name else 0.0
-        assert (parameter == expected).all(), name
+        assert (parameter - expected).abs().max() < 1e-8, name
 
 
 @each_class
@@ -304,7 +311,7 @@ def test_hidden_states_and_attentions_keep_gradients(model_class: Any) -> None:
     assert len(out.attentions) == 4
     for tensor in (out.hidden_states[0], out.attentions[0]):
         tensor.retain_grad()
-    first_output(out).flatten()[0].backward()
+    first_output(out).flatten()[5].backward()  # the first of a vocabulary is [PAD], whose embedding stays 0
     assert out.hidden_states[0].grad.any()
     assert out.attentions[0].grad.any()
     for attention in out.attentions:
@@ -342,7 +349,8 @@ def test_half_precision_is_near(model_class: Any, dtype: torch.dtype) -> None:
         expected = first_output(model(ids, attention_mask=mask))
         found = first_output(model.to(dtype)(ids, attention_mask=mask))
     assert found.dtype == dtype
-    assert_close(found.float(), expected, 0.1)
+    keep = mask.bool() if found.shape[1] == LENGTH else ...
+    assert_close(found.float()[keep], expected[keep], 0.1)
 
 
 @each_class
@@ -396,7 +404,7 @@ def test_flash_attention_meets_full_rows_only(monkeypatch: pytest.MonkeyPatch) -
         model.config._attn_implementation = "flash_attention_2"
         model.unpad = False
         found = model(ids, attention_mask=mask, narrow_positions=positions).last_hidden_state
-    assert_close(found, expected)
+    assert_close(found[mask.flip(1).bool()], expected[mask.flip(1).bool()])
     assert len(calls) == 2
     model.config.position_embedding_type = "alibi"
     with pytest.raises(ValueError, match="no place for alibi"):
