@@ -1056,8 +1056,8 @@ class NarrowBertForQuestionAnswering(NarrowBertPreTrainedModel):
             narrow_positions: [B, N], as for the base model. Default: all, as any position may be the answer's.
 
         Returns:
-            ``start_logits`` and ``end_logits`` [B, N], the lowest number at padding; with both labels the ``loss``, the mean of two
-            cross-entropies.
+            ``start_logits`` and ``end_logits`` [B, N], the lowest number at padding; with both labels the ``loss``,
+            the mean of two cross-entropies.
 
         Raises:
             ValueError: what the base model refuses.

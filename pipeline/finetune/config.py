@@ -115,7 +115,8 @@ def check_finetune(config: FinetuneConfig) -> None:
         raise UserError(f"training.warmup_fraction is {training.warmup_fraction}: give 0 to below 1")
     if config.task == "question_answering" and not 0 < training.window_stride < training.max_length // 2:
         raise UserError(
-            f"training.window_stride is {training.window_stride}: give less than half of max_length {training.max_length}"
+            f"training.window_stride is {training.window_stride}: "
+            f"give less than half of training.max_length, {training.max_length}"
         )
     if config.data.validation is None and config.data.test is None:
         raise UserError("nothing to measure on: give --data.validation or --data.test")
