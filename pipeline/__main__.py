@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from data_prep.command_line import Parser, UserError, choose_command, read_config, run_command
 from pipeline.config import RunConfig
+from pipeline.finetune.config import FinetuneConfig, check_finetune
 from pipeline.launch import SINGLE_PROCESS, die_with_launcher, start_local_processes, world_from_environment
 from pipeline.plan import PlanOptions, plan
 from pipeline.run_directory import has_checkpoint, is_finished, prepare_run
@@ -22,6 +23,7 @@ COMMANDS = {
     "report": "runs side by side; the last is the control",
     "export": "write a run's model, or any BERT or NarrowBERT, as a folder that transformers loads",
     "encode": "embeddings or predictions of lines of text, as JSON lines",
+    "finetune": "train an exported model on labelled examples: texts, pairs, tags, answers",
     "sync": "send metrics that MLflow has not got yet",
 }
 
@@ -53,6 +55,7 @@ def _dispatch(argv: Sequence[str]) -> int | None:
         "report": _report,
         "export": _export,
         "encode": _encode,
+        "finetune": _finetune,
         "sync": _sync,
     }[command](argv[1:])
 
@@ -179,6 +182,14 @@ def _encode(argv: Sequence[str]) -> None:
     cut = encode(_part(EncodeOptions, arguments), sys.stdin.buffer, sys.stdout)
     if cut:
         print(f"{cut} texts were longer than the model reads and were cut", file=sys.stderr)
+
+
+def _finetune(argv: Sequence[str]) -> None:
+    config = read_config(FinetuneConfig, argv, "narrowbert finetune", COMMANDS["finetune"])
+    check_finetune(config)
+    from pipeline.finetune.run import finetune
+
+    print(finetune(config))
 
 
 def _sync(argv: Sequence[str]) -> None:

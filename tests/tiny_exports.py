@@ -1,5 +1,6 @@
 """Small exported models, batches and a tokenizer, for every test of what users do with a model."""
 
+import json
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -72,3 +73,19 @@ def write_tokenizer(path: Path) -> None:
         special_tokens=[("[CLS]", SPECIAL_IDS["cls"]), ("[SEP]", SPECIAL_IDS["sep"])],
     )
     tokenizer.save(str(path))
+
+
+def write_folder(folder: Path, model_class: type[Any], layout: str = "1sf:2sf", **options: Any) -> Path:
+    """A model with a tokenizer beside it, as ``narrowbert export`` and fine-tuning leave them."""
+    config = tiny_config(layout, **options)
+    config.architectures = [model_class.__name__]
+    shaken(model_class, config).save_pretrained(folder)
+    write_tokenizer(folder / "tokenizer.json")
+    tokenizer_config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": config.max_position_embeddings,
+        "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
+        **{f"{role}_token": f"[{role.upper()}]" for role in SPECIAL_IDS},
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer_config))
+    return folder

@@ -32,6 +32,8 @@ class FinetuneData:
     """Field of a second text, for pairs; of the context in question answering."""
     label: str = "label"
     """Field of the label, number, list of labels, tags (a list) or SQuAD's answers."""
+    positive_label: str | None = None
+    """Where there are two labels: the one whose F1 is measured; None: the last in alphabetical order."""
     label_separator: str = ","
     """Between several labels in a .csv or .tsv."""
 

@@ -116,6 +116,9 @@ class TextTask:
             for split, labels in self.labels.items()
         }
         self.numbers = number_labels(each)
+        positive = config.data.positive_label
+        if positive is not None and positive not in self.numbers:
+            raise UserError(f"data.positive_label '{positive}' is none of {', '.join(self.numbers)}")
         self.model_options = {**named_labels(self.numbers), "problem_type": kind}
 
     def _read_labels(self, split: str, rows: list[Row]) -> list[Any]:
@@ -186,8 +189,9 @@ class TextTask:
             "f1_macro": float(metrics.f1_score(targets, chosen, average="macro", zero_division=0)),
             "matthews": float(metrics.matthews_corrcoef(targets, chosen)),
         }
-        if len(self.numbers) == 2:  # of the second label in alphabetical order, which is GLUE's
-            figures["f1"] = float(metrics.f1_score(targets, chosen, zero_division=0))
+        if len(self.numbers) == 2:
+            positive = self.numbers[self.config.data.positive_label or max(self.numbers)]
+            figures["f1"] = float(metrics.f1_score(targets, chosen, pos_label=positive, zero_division=0))
         return figures
 
 

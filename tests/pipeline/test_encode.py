@@ -23,25 +23,9 @@ from pipeline.export import (
     NarrowBertForTokenClassification,
 )
 from tests.processes import user_error
-from tests.tiny_exports import shaken, tiny_config, write_tokenizer
+from tests.tiny_exports import write_folder
 
 LINES = ["the cat sat on the mat.", "a dog", "", "the cats ran on a road. the dog sat", "mat", "the the the the " * 9]
-
-
-def save(folder: Path, model_class: Any, **options: Any) -> Path:
-    config = tiny_config("1sf:2sf", **options)
-    config.architectures = [model_class.__name__]
-    shaken(model_class, config).save_pretrained(folder)
-    write_tokenizer(folder / "tokenizer.json")
-    special = {f"{role}_token": f"[{role.upper()}]" for role in ("pad", "unk", "cls", "sep", "mask")}
-    names = ["input_ids", "token_type_ids", "attention_mask"]
-    tokenizer_config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": 16,
-        "model_input_names": names,
-    }
-    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer_config | special))
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -49,15 +33,17 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("models")
     names = {0: "no", 1: "yes", 2: "maybe"}
     return {
-        "encoder": save(folder / "encoder", NarrowBertForMaskedLM),
-        "classifier": save(folder / "classifier", NarrowBertForSequenceClassification, id2label=names),
-        "labels": save(
+        "encoder": write_folder(folder / "encoder", NarrowBertForMaskedLM),
+        "classifier": write_folder(folder / "classifier", NarrowBertForSequenceClassification, id2label=names),
+        "labels": write_folder(
             folder / "labels", NarrowBertForSequenceClassification, id2label=names,
             problem_type="multi_label_classification",
         ),
-        "regression": save(folder / "regression", NarrowBertForSequenceClassification, num_labels=1),
-        "tagger": save(folder / "tagger", NarrowBertForTokenClassification, id2label={0: "O", 1: "B-x", 2: "I-x"}),
-        "answers": save(folder / "answers", NarrowBertForQuestionAnswering),
+        "regression": write_folder(folder / "regression", NarrowBertForSequenceClassification, num_labels=1),
+        "tagger": write_folder(
+            folder / "tagger", NarrowBertForTokenClassification, id2label={0: "O", 1: "B-x", 2: "I-x"}
+        ),
+        "answers": write_folder(folder / "answers", NarrowBertForQuestionAnswering),
     }  # fmt: skip
 
 
