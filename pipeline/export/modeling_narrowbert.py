@@ -221,14 +221,14 @@ def varlen_attention(
     """``packed_attention`` by torch's variable-length kernel."""
     assert varlen_attn is not None
     # Under autocast rope leaves fp32 behind, which the kernel does not take.
-    rows = [x[0].transpose(0, 1).to(value_1ATD.dtype) for x in (query_1AND, key_1ATD, value_1ATD)]
+    query, key, value = (x[0].transpose(0, 1).to(value_1ATD.dtype) for x in (query_1AND, key_1ATD, value_1ATD))
     keys = [length for length, sentences in packing.runs for _ in range(sentences)]
     queries = keys if packing.num_narrow is None else [packing.num_narrow] * len(keys)
-    ends = [
-        torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device=rows[0].device)
+    query_ends, key_ends = (
+        torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device=query.device)
         for lengths in (queries, keys)
-    ]
-    context = varlen_attn(*rows, *ends, max(queries), max(keys))
+    )
+    context = varlen_attn(query, key, value, query_ends, key_ends, max(queries), max(keys))
     assert isinstance(context, torch.Tensor)
     return context.unsqueeze(0)
 
@@ -566,7 +566,8 @@ class NarrowBertPreTrainedModel(PreTrainedModel):
         Raises:
             ValueError: a tensor is missing.
         """
-        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        model, info = loaded
         missing = set(info["missing_keys"]) - {key[0] for key in info["mismatched_keys"]}
         new = {name for name in model.state_dict() if name.startswith(cls._new_parts)}
         refused = sorted(missing if missing & new != new else missing - new)
@@ -585,7 +586,7 @@ class NarrowBertModel(NarrowBertPreTrainedModel):
     """The encoder. Set ``unpad`` to False to compute padding as well."""
 
     unpad = True
-    _keys_to_ignore_on_load_unexpected: list[str] | None = [r"^(bert\.)?pooler\."]  # noqa: RUF012
+    _keys_to_ignore_on_load_unexpected = [r"^(bert\.)?pooler\."]  # noqa: RUF012
 
     def __init__(self, config: NarrowBertConfig, add_pooling_layer: bool = False) -> None:
         super().__init__(config)
@@ -675,7 +676,7 @@ class NarrowBertModel(NarrowBertPreTrainedModel):
 
     def _can_pack(self, hidden_BSH: torch.Tensor) -> bool:
         """Packed shapes depend on the data, so nothing that records a graph may meet them."""
-        is_recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        is_recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
         is_fused = self.config._attn_implementation == "sdpa" or is_flash_attention_requested(self.config)
         if not self.unpad or is_recorded or not is_fused or self.config.position_embedding_type == "alibi":
             return False
@@ -824,7 +825,7 @@ class NarrowBertForMaskedLM(NarrowBertTokenModel):
         "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
         "cls.predictions.decoder.bias": "cls.predictions.bias",
     }
-    _keys_to_ignore_on_load_unexpected: list[str] | None = [r"^bert\.pooler\."]  # noqa: RUF012
+    _keys_to_ignore_on_load_unexpected = [r"^bert\.pooler\."]  # noqa: RUF012
 
     def __init__(self, config: NarrowBertConfig) -> None:
         super().__init__(config)
@@ -897,14 +898,14 @@ class NarrowBertForTokenClassification(NarrowBertTokenModel):
     """The encoder with a linear classifier of single positions, for tagging."""
 
     _new_parts = ("classifier.",)
-    _keys_to_ignore_on_load_unexpected: list[str] | None = [r"^bert\.pooler\.", r"^cls\."]  # noqa: RUF012
+    _keys_to_ignore_on_load_unexpected = [r"^bert\.pooler\.", r"^cls\."]  # noqa: RUF012
 
     def __init__(self, config: NarrowBertConfig) -> None:
         super().__init__(config)
-        self.num_labels = config.num_labels
+        self.num_labels: int = config.num_labels or 0
         self.bert = NarrowBertModel(config)
         self.dropout = nn.Dropout(config.head_dropout)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.classifier = nn.Linear(config.hidden_size, self.num_labels)
         self.post_init()
 
     @can_return_tuple
@@ -952,14 +953,14 @@ class NarrowBertForSequenceClassification(NarrowBertPreTrainedModel):
     """The encoder with BERT's pooler and a linear classifier, for one or two texts: labels, scores, numbers."""
 
     _new_parts = ("bert.pooler.", "classifier.")
-    _keys_to_ignore_on_load_unexpected: list[str] | None = [r"^cls\."]  # noqa: RUF012
+    _keys_to_ignore_on_load_unexpected = [r"^cls\."]  # noqa: RUF012
 
     def __init__(self, config: NarrowBertConfig) -> None:
         super().__init__(config)
-        self.num_labels = config.num_labels
+        self.num_labels: int = config.num_labels or 0
         self.bert = NarrowBertModel(config, add_pooling_layer=True)
         self.dropout = nn.Dropout(config.head_dropout)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.classifier = nn.Linear(config.hidden_size, self.num_labels)
         self.post_init()
 
     @can_return_tuple
@@ -1027,7 +1028,7 @@ class NarrowBertForQuestionAnswering(NarrowBertPreTrainedModel):
     """The encoder with a linear layer that scores every position as the start and the end of an answer."""
 
     _new_parts = ("qa_outputs.",)
-    _keys_to_ignore_on_load_unexpected: list[str] | None = [r"^bert\.pooler\.", r"^cls\."]  # noqa: RUF012
+    _keys_to_ignore_on_load_unexpected = [r"^bert\.pooler\.", r"^cls\."]  # noqa: RUF012
 
     def __init__(self, config: NarrowBertConfig) -> None:
         super().__init__(config)
@@ -1079,7 +1080,7 @@ class NarrowBertForQuestionAnswering(NarrowBertPreTrainedModel):
             for scores_BN, targets_B in ((start_BN, start_positions.view(-1)), (end_BN, end_positions.view(-1))):
                 is_outside_B = (targets_B < 0) | (targets_B >= scores_BN.shape[1])
                 losses.append(token_loss(scores_BN, targets_B.masked_fill(is_outside_B, IGNORE_INDEX), None))
-            loss = sum(losses) / 2
+            loss = torch.stack(losses).mean()
         return QuestionAnsweringModelOutput(
             loss=loss,
             start_logits=start_BN,

@@ -167,7 +167,7 @@ def _read_dataset(data: FinetuneData, split: str) -> list[Row]:
         raise UserError(f"cannot load {data.dataset} {data.subset or ''} {split}: {error}") from error
     feature = loaded.features.get(data.label)
     inner = getattr(feature, "feature", feature)
-    rows = list(loaded)
+    rows: list[Row] = [dict(row) for row in loaded]
     if isinstance(inner, datasets.ClassLabel):
         for row in rows:
             row[data.label] = inner.int2str(row[data.label])

@@ -147,7 +147,7 @@ class TextTask:
 
     def _encode(self, rows: list[Row]) -> list[Encoding]:
         fields = [self.config.data.text, self.config.data.second_text]
-        columns = [[str(row[field]) for row in rows] for field in fields if field is not None]
+        columns: list[Any] = [[str(row[field]) for row in rows] for field in fields if field is not None]
         return self.tokenizer(*columns, truncation=True, max_length=self.config.training.max_length).encodings or []
 
     def _target(self, label: Any) -> Any:
@@ -172,26 +172,26 @@ class TextTask:
         if self.config.task == "regression":
             scores = predictions.reshape(-1)
             return {
-                "pearson": float(stats.pearsonr(scores, targets).statistic),
-                "spearman": float(stats.spearmanr(scores, targets).statistic),
+                "pearson": float(stats.pearsonr(scores, targets)[0]),  # pyright: ignore[reportArgumentType]
+                "spearman": float(stats.spearmanr(scores, targets)[0]),  # pyright: ignore[reportArgumentType]
                 "mean_squared_error": float(metrics.mean_squared_error(targets, scores)),
             }
         if self.config.task == "multi_label":
             chosen = predictions > 0  # a sigmoid above a half
             return {
-                "f1_micro": float(metrics.f1_score(targets, chosen, average="micro", zero_division=0)),
-                "f1_macro": float(metrics.f1_score(targets, chosen, average="macro", zero_division=0)),
+                "f1_micro": float(metrics.f1_score(targets, chosen, average="micro")),
+                "f1_macro": float(metrics.f1_score(targets, chosen, average="macro")),
                 "exact_match": float(metrics.accuracy_score(targets, chosen)),
             }
         chosen = predictions.argmax(-1)
         figures = {
             "accuracy": float(metrics.accuracy_score(targets, chosen)),
-            "f1_macro": float(metrics.f1_score(targets, chosen, average="macro", zero_division=0)),
+            "f1_macro": float(metrics.f1_score(targets, chosen, average="macro")),
             "matthews": float(metrics.matthews_corrcoef(targets, chosen)),
         }
         if len(self.numbers) == 2:
             positive = self.numbers[self.config.data.positive_label or max(self.numbers)]
-            figures["f1"] = float(metrics.f1_score(targets, chosen, pos_label=positive, zero_division=0))
+            figures["f1"] = float(metrics.f1_score(targets, chosen, pos_label=positive))
         return figures
 
 
@@ -255,12 +255,8 @@ class TaggingTask:
                 words[encoding.word_ids[position]] = names[row[position]]  # pyright: ignore[reportArgumentType, reportCallIssue]
             found.append(words)
         truth = self.tags[split]
-        return {
-            "f1": float(metrics.f1_score(truth, found, zero_division=0)),
-            "precision": float(metrics.precision_score(truth, found, zero_division=0)),
-            "recall": float(metrics.recall_score(truth, found, zero_division=0)),
-            "accuracy": float(metrics.accuracy_score(truth, found)),
-        }
+        scores = {name: getattr(metrics, f"{name}_score") for name in ("f1", "precision", "recall", "accuracy")}
+        return {name: float(score(truth, found)) for name, score in scores.items()}
 
 
 def inputs_of(encoding: Encoding) -> Feature:
