@@ -129,6 +129,9 @@ def _export(argv: Sequence[str]) -> None:
     parser.add_argument("run_dir", type=Path, nargs="?")
     parser.add_argument("--output", type=Path, required=True, help="new folder to write")
     parser.add_argument("--register", metavar="NAME", help="also make it a new version of this model in MLflow")
+    parser.add_argument(
+        "--pooling", choices=["cls", "mean"], help="how sentence-transformers makes embeddings of texts"
+    )
     elsewhere = parser.add_argument_group("instead of a run")
     elsewhere.add_argument("--from", type=Path, metavar="DIR", dest="source", help="BERT or NarrowBERT of transformers")
     elsewhere.add_argument("--layout", help="layout of the export (default: that of DIR)")
@@ -148,7 +151,7 @@ def _export(argv: Sequence[str]) -> None:
 
         connect_to_run(arguments.run_dir)  # refused before the export is written, not after
     if arguments.source is None:
-        export_run(arguments.run_dir, arguments.output)
+        export_run(arguments.run_dir, arguments.output, arguments.pooling)
     else:
         export_pretrained(
             arguments.source,
@@ -156,6 +159,7 @@ def _export(argv: Sequence[str]) -> None:
             layout=arguments.layout,
             tokenizer_path=arguments.tokenizer,
             allow=arguments.allow,
+            pooling=arguments.pooling,
         )
     print(
         f"{arguments.output} loads with transformers: AutoModelForMaskedLM.from_pretrained(..., trust_remote_code=True)"

@@ -41,7 +41,7 @@ class EncodeOptions:
     model: Path
     """Exported or fine-tuned folder."""
     pooling: str | None = None
-    """``cls`` or ``mean``: embeddings. None: what the model predicts, or ``mean`` if it is only an encoder."""
+    """``cls`` or ``mean``: embeddings. None: what the model predicts, or its own pooling (``mean`` if it has none)."""
     pairs: bool = False
     """A line is two texts with a tab between them."""
     max_length: int | None = None
@@ -134,6 +134,7 @@ def _open_encoder(options: EncodeOptions) -> _Encoder:
     finally:
         transformers_logging.set_verbosity(level)
     model = model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    pooling = options.pooling or ("cls" if config.default_positions == "cls" else "mean")
     limit = options.max_length or config.max_position_embeddings
 
     def tokenize(texts: list[Texts]) -> list[Encoding]:
@@ -143,7 +144,7 @@ def _open_encoder(options: EncodeOptions) -> _Encoder:
         return tokenizer(*columns, truncation=True, max_length=limit, is_split_into_words=is_tagger).encodings
 
     answer = {
-        "AutoModel": lambda _, encodings: _embed(model, encodings, options.pooling or "mean"),
+        "AutoModel": lambda _, encodings: _embed(model, encodings, pooling),
         "AutoModelForSequenceClassification": lambda _, encodings: _classify(model, encodings),
         "AutoModelForTokenClassification": lambda texts, encodings: _tag(model, texts, encodings),
     }[auto_class]
@@ -185,9 +186,9 @@ def pad_batch(encodings: list[Encoding], pad_id: int, device: torch.device) -> d
 @torch.inference_mode()
 def _embed(model: Any, encodings: list[Encoding], pooling: str) -> list[Answer]:
     inputs = pad_batch(encodings, model.config.pad_token_id, model.device)
+    model.default_positions = "cls" if pooling == "cls" else "all"
     if pooling == "cls":
-        cls_B1 = torch.zeros(len(encodings), 1, dtype=torch.long, device=model.device)
-        vectors_BH = model(**inputs, narrow_positions=cls_B1).last_hidden_state[:, 0]
+        vectors_BH = model(**inputs).last_hidden_state[:, 0]
     else:
         hidden_BSH = model(**inputs).last_hidden_state.float()
         real_BS1 = inputs["attention_mask"].unsqueeze(-1)

@@ -586,10 +586,13 @@ class NarrowBertModel(NarrowBertPreTrainedModel):
     """The encoder. Set ``unpad`` to False to compute padding as well."""
 
     unpad = True
-    _keys_to_ignore_on_load_unexpected = [r"^(bert\.)?pooler\."]  # noqa: RUF012
+    _keys_to_ignore_on_load_unexpected = [r"^(bert\.)?pooler\.", r"^cls\."]  # noqa: RUF012
 
-    def __init__(self, config: NarrowBertConfig, add_pooling_layer: bool = False) -> None:
+    def __init__(
+        self, config: NarrowBertConfig, add_pooling_layer: bool = False, default_positions: str | None = None
+    ) -> None:
         super().__init__(config)
+        self.default_positions = default_positions or config.default_positions
         self.embeddings = NarrowBertEmbeddings(config)
         self.encoder = NarrowBertEncoder(config, config.full_layers, range(len(config.full_layers)))
         self.encoder_narrow = NarrowBertEncoder(config, config.narrow_layers, config.narrow_kv_owners)
@@ -624,7 +627,7 @@ class NarrowBertModel(NarrowBertPreTrainedModel):
             attention_mask: [B, S], 1 for real tokens, 0 for padding.
             narrow_positions: [B, N], the positions to compute, in any order. Rows with fewer than N
                 are filled up with any valid position, whose result is then to be ignored. Default:
-                every position, N = S.
+                every position, N = S, or ``config.default_positions``.
 
         Returns:
             ``last_hidden_state`` [B, N, H]; what it holds at padding has no meaning. ``pooler_output``
@@ -648,6 +651,8 @@ class NarrowBertModel(NarrowBertPreTrainedModel):
             )
         if position_ids is None:
             position_ids = torch.arange(hidden_BSH.shape[1], device=hidden_BSH.device).unsqueeze(0)
+        if narrow_positions is None and self.default_positions == "cls":
+            narrow_positions = cls_positions(hidden_BSH, attention_mask)
         packing = None
         if attention_mask is not None and not is_captured and self._can_pack(hidden_BSH):
             packing = pack(attention_mask)
@@ -829,7 +834,7 @@ class NarrowBertForMaskedLM(NarrowBertTokenModel):
 
     def __init__(self, config: NarrowBertConfig) -> None:
         super().__init__(config)
-        self.bert = NarrowBertModel(config)
+        self.bert = NarrowBertModel(config, default_positions="all")
         self.cls = NarrowBertHead(config)
         self.post_init()
 
@@ -903,7 +908,7 @@ class NarrowBertForTokenClassification(NarrowBertTokenModel):
     def __init__(self, config: NarrowBertConfig) -> None:
         super().__init__(config)
         self.num_labels: int = config.num_labels or 0
-        self.bert = NarrowBertModel(config)
+        self.bert = NarrowBertModel(config, default_positions="all")
         self.dropout = nn.Dropout(config.head_dropout)
         self.classifier = nn.Linear(config.hidden_size, self.num_labels)
         self.post_init()
@@ -958,7 +963,7 @@ class NarrowBertForSequenceClassification(NarrowBertPreTrainedModel):
     def __init__(self, config: NarrowBertConfig) -> None:
         super().__init__(config)
         self.num_labels: int = config.num_labels or 0
-        self.bert = NarrowBertModel(config, add_pooling_layer=True)
+        self.bert = NarrowBertModel(config, add_pooling_layer=True, default_positions="cls")
         self.dropout = nn.Dropout(config.head_dropout)
         self.classifier = nn.Linear(config.hidden_size, self.num_labels)
         self.post_init()
@@ -990,10 +995,6 @@ class NarrowBertForSequenceClassification(NarrowBertPreTrainedModel):
         Raises:
             ValueError: what the base model refuses.
         """
-        if narrow_positions is None:
-            narrow_positions = self._cls_positions(
-                input_ids if inputs_embeds is None else inputs_embeds, attention_mask
-            )
         outputs = self.bert(
             input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids, position_ids=position_ids,
             inputs_embeds=inputs_embeds, narrow_positions=narrow_positions, return_dict=True, **kwargs,
@@ -1005,12 +1006,6 @@ class NarrowBertForSequenceClassification(NarrowBertPreTrainedModel):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
-
-    @staticmethod
-    def _cls_positions(inputs: torch.Tensor | None, attention_mask: torch.Tensor | None) -> torch.Tensor | None:
-        if attention_mask is not None:
-            return attention_mask.int().argmax(dim=-1, keepdim=True)
-        return None if inputs is None else torch.zeros(len(inputs), 1, dtype=torch.long, device=inputs.device)
 
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         kind = self.config.problem_type
@@ -1032,7 +1027,7 @@ class NarrowBertForQuestionAnswering(NarrowBertPreTrainedModel):
 
     def __init__(self, config: NarrowBertConfig) -> None:
         super().__init__(config)
-        self.bert = NarrowBertModel(config)
+        self.bert = NarrowBertModel(config, default_positions="all")
         self.qa_outputs = nn.Linear(config.hidden_size, 2)
         self.post_init()
 
@@ -1088,6 +1083,13 @@ class NarrowBertForQuestionAnswering(NarrowBertPreTrainedModel):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+
+def cls_positions(hidden_BSH: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    """[B, 1], the first position that is no padding."""
+    if attention_mask is None:
+        return torch.zeros(len(hidden_BSH), 1, dtype=torch.long, device=hidden_BSH.device)
+    return attention_mask.int().argmax(dim=-1, keepdim=True)
 
 
 def gather_rows(hidden_BSH: torch.Tensor, positions_BN: torch.Tensor) -> torch.Tensor:

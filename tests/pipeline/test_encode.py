@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -22,6 +23,7 @@ from pipeline.export import (
     NarrowBertForSequenceClassification,
     NarrowBertForTokenClassification,
 )
+from pipeline.export.convert import write_pooling
 from tests.processes import user_error
 from tests.tiny_exports import write_folder
 
@@ -174,3 +176,23 @@ def test_the_command(folders: dict[str, Path]) -> None:
     assert [json.loads(line).keys() for line in done.stdout.splitlines()] == [{"label", "scores"}] * 2
     assert "1 texts were longer" in done.stderr
     assert "nowhere is no model folder" in user_error("pipeline", "encode", "--model", "nowhere")
+
+
+# --- sentence-transformers ------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_sentence_transformers_gives_the_same_embeddings(tmp_path: Path, pooling: str) -> None:
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    positions = {"cls": "cls", "mean": "all"}[pooling]
+    folder = write_folder(tmp_path / "tiny", NarrowBertForMaskedLM, default_positions=positions)
+    write_pooling(folder, NarrowBertForMaskedLM.from_pretrained(folder).config, pooling)
+    model = sentence_transformers.SentenceTransformer(str(folder), device="cpu")
+    expected, _ = answers(folder, LINES, pooling=pooling)
+    found = model.encode(LINES, batch_size=4)
+    assert np.allclose(found, [answer["embedding"] for answer in expected], atol=1e-5)
+    own, _ = answers(folder, LINES)  # the folder's pooling is the default
+    assert own == expected
+    other, _ = answers(folder, LINES, pooling={"cls": "mean", "mean": "cls"}[pooling])
+    assert other != expected

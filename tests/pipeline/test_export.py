@@ -626,6 +626,17 @@ def test_the_folder_holds_what_it_should(exported: Path, tokenizer_path: Path) -
     assert "| odd \\| name | two lines |" in card
 
 
+def test_an_export_for_embeddings_says_how_they_are_pooled(tmp_path: Path, tokenizer_path: Path) -> None:
+    for pooling, positions in (("cls", "cls"), ("mean", "all")):
+        folder = export(tmp_path / pooling, tokenizer_path, "1sf:1sf", pooling=pooling)
+        assert json.loads((folder / "config.json").read_text())["default_positions"] == positions
+        modes = json.loads((folder / "1_Pooling" / "config.json").read_text())
+        assert [name for name, chosen in modes.items() if chosen is True] == [
+            {"cls": "pooling_mode_cls_token", "mean": "pooling_mode_mean_tokens"}[pooling]
+        ]
+        assert len(json.loads((folder / "modules.json").read_text())) == 2
+
+
 def test_auto_classes_load_it_with_every_key(exported: Path) -> None:
     model, info = AutoModelForMaskedLM.from_pretrained(exported, output_loading_info=True)
     assert type(model) is NarrowBertForMaskedLM

@@ -181,6 +181,17 @@ def test_answers_are_sought_at_all_positions() -> None:
     assert (scores[mask == 0] == torch.finfo(scores.dtype).min).all()
 
 
+def test_the_base_model_computes_cls_alone_where_its_configuration_says_so() -> None:
+    model, plain = (build(NarrowBertModel, default_positions=positions) for positions in ("cls", "all"))
+    ids, mask = batch(12, 7)
+    with torch.no_grad():
+        found = model(ids, attention_mask=mask).last_hidden_state
+        assert found.shape == (2, 1, HIDDEN)
+        assert_close(found[:, 0], plain(ids, attention_mask=mask).last_hidden_state[:, 0])
+        answers = build(NarrowBertForQuestionAnswering, default_positions="cls")(ids, attention_mask=mask)
+    assert answers.start_logits.shape == (2, LENGTH)
+
+
 # --- checkpoints -----------------------------------------------------------------------------------
 
 
