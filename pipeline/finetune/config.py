@@ -13,7 +13,8 @@ SPLITS = ("train", "validation", "test")
 class FinetuneData:
     """Where the examples are.
 
-    Files are .jsonl, .csv, .tsv (with a header), .parquet, .conll (tagging) or SQuAD's .json (answers).
+    Files are .jsonl, .csv, .tsv (with a header), .parquet, .conll (tagging), SQuAD's .json (answers) or .txt
+    (contrastive: a text a line).
     """
 
     train: str = "train"
@@ -31,7 +32,7 @@ class FinetuneData:
     second_text: str | None = None
     """Field of a second text, for pairs; of the context in question answering."""
     label: str = "label"
-    """Field of the label, number, list of labels, tags (a list) or SQuAD's answers."""
+    """Field of the label, number, list of labels, tags (a list), SQuAD's answers, or how alike two texts are."""
     positive_label: str | None = None
     """Where there are two labels: the one whose F1 is measured; None: the last in alphabetical order."""
     label_separator: str = ","
@@ -65,6 +66,18 @@ class FinetuneTraining:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class FinetuneContrastive:
+    """Embeddings from plain text: ``task: contrastive``."""
+
+    pooling: Literal["cls", "mean"] = "cls"
+    """What stands for a text: [CLS], or the mean of its tokens."""
+    temperature: float = 0.05
+    """What cosines are divided by."""
+    masked_span: int = 0
+    """Neighbouring tokens that are masked in one of the two views; 0: dropout alone makes them differ."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class FinetuneTracking:
     """MLflow. The server is MLFLOW_TRACKING_URI, or else sqlite:///mlflow.db in the working folder."""
 
@@ -84,10 +97,14 @@ class FinetuneConfig:
     """Folder that ``narrowbert export`` wrote, or a BERT of transformers."""
     output_dir: str = ""
     """Folder of the results: results.md, results.json, and seed-N/ with the model of each seed."""
-    task: Literal["classification", "regression", "multi_label", "tagging", "question_answering"] = "classification"
+    task: Literal["classification", "regression", "multi_label", "tagging", "question_answering", "contrastive"] = (
+        "classification"
+    )
     """What is learnt."""
     data: FinetuneData = dataclasses.field(default_factory=FinetuneData)
     """Data."""
+    contrastive: FinetuneContrastive = dataclasses.field(default_factory=FinetuneContrastive)
+    """Embeddings."""
     training: FinetuneTraining = dataclasses.field(default_factory=FinetuneTraining)
     """Training."""
     tracking: FinetuneTracking = dataclasses.field(default_factory=FinetuneTracking)
@@ -105,6 +122,17 @@ def check_finetune(config: FinetuneConfig) -> None:
             raise UserError(f"no {name}: give --{name}")
     if not (Path(config.model) / "config.json").is_file():
         raise UserError(f"{config.model} is no model folder: it has no config.json (narrowbert export writes one)")
+    _check_training(config)
+    if config.contrastive.temperature <= 0 or config.contrastive.masked_span < 0:
+        raise UserError("contrastive.temperature is above 0, contrastive.masked_span at least 0")
+    is_measured = config.data.validation is not None or config.data.test is not None
+    if config.task == "contrastive" and is_measured and config.data.second_text is None:
+        raise UserError("contrastive is measured on pairs: give --data.second_text")
+    if config.task != "contrastive" and not is_measured:
+        raise UserError("nothing to measure on: give --data.validation or --data.test")
+
+
+def _check_training(config: FinetuneConfig) -> None:
     training = config.training
     for name in ("epochs", "learning_rate", "batch_size"):
         if getattr(training, name) <= 0:
@@ -120,5 +148,3 @@ def check_finetune(config: FinetuneConfig) -> None:
             f"training.window_stride is {training.window_stride}: "
             f"give less than half of training.max_length, {training.max_length}"
         )
-    if config.data.validation is None and config.data.test is None:
-        raise UserError("nothing to measure on: give --data.validation or --data.test")

@@ -26,14 +26,14 @@ def read_splits(config: FinetuneConfig) -> dict[str, list[Row]]:
         rows = read_file(Path(name), config) if config.data.dataset is None else _read_dataset(config.data, name)
         if not rows:
             raise UserError(f"{name} holds no examples")
-        _check_fields(rows, name, config)
+        _check_fields(rows, name, config, only_text=split == "train" and config.task == "contrastive")
         splits[split] = rows
     return splits
 
 
-def _check_fields(rows: list[Row], name: str, config: FinetuneConfig) -> None:
+def _check_fields(rows: list[Row], name: str, config: FinetuneConfig, *, only_text: bool) -> None:
     data = config.data
-    fields = [data.text, data.label, *([data.second_text] if data.second_text is not None else [])]
+    fields = [data.text] if only_text else [f for f in (data.text, data.label, data.second_text) if f is not None]
     for number, row in enumerate(rows, 1):
         for field in fields:
             if row.get(field) is None:
@@ -79,6 +79,12 @@ def _read_jsonl(path: Path, _: FinetuneData) -> Iterator[Row]:
         if not isinstance(row, dict):
             raise UserError(f"{path}, line {number} is not a JSON object")
         yield row
+
+
+def _read_txt(path: Path, data: FinetuneData) -> Iterator[Row]:
+    for _, line in _lines(path):
+        if line.strip():
+            yield {data.text: line}
 
 
 def _read_csv(path: Path, _: FinetuneData) -> Iterator[Row]:
@@ -146,6 +152,7 @@ def _read_squad(path: Path, data: FinetuneData) -> Iterator[Row]:
 
 _READERS: Mapping[str, Callable[[Path, FinetuneData], Iterator[Row]]] = {
     ".jsonl": _read_jsonl,
+    ".txt": _read_txt,
     ".csv": _read_csv,
     ".tsv": _read_csv,
     ".parquet": _read_parquet,

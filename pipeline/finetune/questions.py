@@ -13,7 +13,7 @@ from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 from data_prep.command_line import UserError
 from pipeline.finetune.config import FinetuneConfig
 from pipeline.finetune.files import Row
-from pipeline.finetune.tasks import Feature, Splits, inputs_of
+from pipeline.finetune.tasks import Feature, Splits, Task, inputs_of
 
 LONGEST_ANSWER = 30
 """Tokens."""
@@ -21,7 +21,7 @@ BEST = 20
 """Starts, and ends, that are tried together."""
 
 
-class QuestionTask:
+class QuestionTask(Task):
     """SQuAD's task."""
 
     auto_class = "AutoModelForQuestionAnswering"

@@ -150,16 +150,18 @@ def _train(
         log_level="error",
         dataloader_pin_memory=False,
     )
-    trainer = Trainer(model=model, args=arguments, train_dataset=features, data_collator=task.collator)  # type: ignore[arg-type]
+    trainer = Trainer(model=task.wrap(model), args=arguments, train_dataset=features, data_collator=task.collator)  # type: ignore[arg-type]
     with _quiet():
         trainer.train()
         metrics = {}
         for split in measured:
             predictions = trainer.predict(task.features(split)).predictions  # type: ignore[arg-type]
             metrics |= {f"{split}/{name}": value for name, value in task.metrics(split, predictions).items()}
-        trainer.save_model(str(folder / "model"))
+        model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
+    task.finish(folder / "model")
     losses = [[entry["step"], entry["loss"]] for entry in trainer.state.log_history if "loss" in entry]
+    metrics = metrics or {"train/loss": losses[-1][1]}  # embeddings may be learnt without anything to measure on
     return {"seed": seed, "metrics": metrics, "losses": losses}
 
 

@@ -5,6 +5,7 @@ Metrics are shares of 1, by scikit-learn, scipy, seqeval and torchmetrics.
 
 import itertools
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -45,6 +46,13 @@ class Task(Protocol):
         """Figures of the model's outputs for ``features(split)``."""
         ...
 
+    def wrap(self, model: Any) -> Any:
+        """What is trained, around the loaded model."""
+        return model
+
+    def finish(self, folder: Path) -> None:
+        """Add to the folder of a trained model."""
+
 
 def open_task(config: FinetuneConfig, splits: Splits, tokenizer: PreTrainedTokenizerBase) -> Task:
     """The task that the configuration names.
@@ -58,6 +66,10 @@ def open_task(config: FinetuneConfig, splits: Splits, tokenizer: PreTrainedToken
         from pipeline.finetune.questions import QuestionTask
 
         return QuestionTask(config, splits, tokenizer)
+    if config.task == "contrastive":
+        from pipeline.finetune.contrastive import ContrastiveTask
+
+        return ContrastiveTask(config, splits, tokenizer)
     return TextTask(config, splits, tokenizer)
 
 
@@ -92,7 +104,7 @@ def named_labels(numbers: Mapping[str, int]) -> dict[str, Any]:
     }
 
 
-class TextTask:
+class TextTask(Task):
     """Classification, regression and several labels at once, of one or two texts."""
 
     auto_class = "AutoModelForSequenceClassification"
@@ -195,7 +207,7 @@ class TextTask:
         return figures
 
 
-class TaggingTask:
+class TaggingTask(Task):
     """A tag for each word, by its first sub-word. Words that are cut off count as O."""
 
     auto_class = "AutoModelForTokenClassification"

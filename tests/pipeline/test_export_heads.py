@@ -394,6 +394,31 @@ def test_training_learns_a_batch(model_class: Any) -> None:
     assert losses[-1] < 0.7 * losses[0]
 
 
+@pytest.mark.slow
+@each_head
+def test_accumulated_steps_of_the_trainer_are_those_of_the_whole_batch(model_class: Any, tmp_path: Path) -> None:
+    """transformers' Trainer asks a model whether its loss is divided already."""
+    ids, mask = batch(12, 7, 9)
+    labels = labels_for(model_class)  # rows of three labels and of one: tokens weigh alike, not rows
+    examples = [
+        {"input_ids": ids[i], "attention_mask": mask[i], **{k: v[i] for k, v in labels.items()}} for i in (0, 1)
+    ]
+    weights = []
+    for size in (2, 1):
+        model = build(model_class, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+        arguments = transformers.TrainingArguments(
+            output_dir=str(tmp_path), max_steps=1, per_device_train_batch_size=size,
+            gradient_accumulation_steps=2 // size, learning_rate=0.1, optim="sgd", max_grad_norm=0.0, report_to=[],
+            save_strategy="no", disable_tqdm=True, use_cpu=True, lr_scheduler_type="constant",
+        )  # fmt: skip
+        transformers.Trainer(model=model, args=arguments, train_dataset=examples).train()  # type: ignore[arg-type]
+        weights.append(model.state_dict())
+    start = build(model_class).state_dict()
+    assert any((weights[0][name] - start[name]).abs().max() > 1e-4 for name in start)
+    for name, whole in weights[0].items():
+        assert_close(weights[1][name], whole)
+
+
 def test_flash_attention_meets_full_rows_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """transformers' flash function itself needs a GPU; this one checks what it is given, and answers the same."""
     calls = []

@@ -18,12 +18,20 @@ from hypothesis import strategies as st
 
 from data_prep.command_line import UserError, read_config
 from pipeline.export import NarrowBertForMaskedLM
-from pipeline.finetune.config import FinetuneConfig, FinetuneData, FinetuneTracking, FinetuneTraining, check_finetune
+from pipeline.finetune.config import (
+    FinetuneConfig,
+    FinetuneContrastive,
+    FinetuneData,
+    FinetuneTracking,
+    FinetuneTraining,
+    check_finetune,
+)
+from pipeline.finetune.contrastive import ContrastiveTask, info_nce
 from pipeline.finetune.files import read_file, to_iob2
 from pipeline.finetune.questions import QuestionTask
 from pipeline.finetune.results import mean_and_deviation
 from pipeline.finetune.run import finetune
-from pipeline.finetune.tasks import TaggingTask, TextTask
+from pipeline.finetune.tasks import TaggingTask, TextTask, inputs_of
 from tests.processes import run_command, user_error
 from tests.tiny_exports import WORDS, write_folder
 
@@ -162,6 +170,34 @@ def test_answers_of_squad_files(model: Path, tmp_path: Path) -> None:
     found = results(config)
     assert found["mean"]["validation/exact_match"] > 0.6
     assert found["mean"]["validation/f1"] >= found["mean"]["validation/exact_match"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("pooling", "span"), [("cls", 0), ("mean", 2)])
+def test_embeddings_from_plain_text(model: Path, tmp_path: Path, pooling: Any, span: int) -> None:
+    (tmp_path / "train.txt").write_text("".join(" ".join(words) + "\n\n" for words in texts(200, 1)))
+    pairs = [
+        {"text": " ".join(a), "second": " ".join(b), "score": len({*a} & {*b}) / len({*a} | {*b})}
+        for one, two in zip(texts(60, 2), texts(60, 3), strict=True)
+        for a, b in [(one, two[:3] + one[3:])]
+    ]
+    data = {"train": str(tmp_path / "train.txt"), "second_text": "second", "label": "score"}
+    data["validation"] = str(write_jsonl(tmp_path / "pairs.jsonl", pairs))
+    config = dataclasses.replace(
+        configure(model, tmp_path, "contrastive", data, learning_rate=1e-3, dropout=0.2),
+        contrastive=FinetuneContrastive(pooling=pooling, masked_span=span),
+    )
+    losses = results(config)["seeds"][0]["losses"]
+    assert losses[-1][1] < 0.75 * losses[0][1]
+    assert results(config)["mean"]["validation/spearman"] > 0.4
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    folder = tmp_path / "out" / "seed-1" / "model"
+    found = sentence_transformers.SentenceTransformer(str(folder), device="cpu").encode(["the cat sat"])
+    tokens = transformers.AutoTokenizer.from_pretrained(folder)("the cat sat", return_tensors="pt")
+    with torch.no_grad():
+        hidden = transformers.AutoModel.from_pretrained(folder)(**tokens).last_hidden_state[0]
+    assert np.allclose(found[0], (hidden[0] if pooling == "cls" else hidden.mean(0)).numpy(), atol=1e-5)
+    assert len(hidden) == (1 if pooling == "cls" else 5)
 
 
 @pytest.mark.slow
@@ -320,6 +356,8 @@ def test_presets_are_read_and_complete(preset: Path, model: Path) -> None:
         (["--task", "tag"], "task"),
         (["--data.txt", "x"], "did you mean 'data.text'"),
         ([], "nothing to measure on"),
+        (["--contrastive.temperature", "0"], "contrastive.temperature"),
+        (["--task", "contrastive", "--data.validation", "x"], "is measured on pairs"),
     ],
 )
 def test_mistakes_in_the_configuration(model: Path, options: list[str], expected: str) -> None:
@@ -398,6 +436,34 @@ def test_f1_is_that_of_the_positive_label(model: Path, tmp_path: Path, positive:
     figures = task.metrics("train", np.array([[0, 1], [1, 0], [0, 1], [0, 1]]))  # yes, no, yes, yes
     assert figures["f1"] == pytest.approx(expected)
     assert figures["accuracy"] == 0.75
+
+
+def test_info_nce_against_its_definition() -> None:
+    first, second = torch.randn(2, 5, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    cosines = [[float(a @ b / a.norm() / b.norm()) for b in second] for a in first]
+    expected = np.mean(
+        [-np.log(np.exp(row[i] / 0.1) / np.exp(np.array(row) / 0.1).sum()) for i, row in enumerate(cosines)]
+    )
+    assert info_nce(first, second, 0.1).item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_masked_span_leaves_the_ends_and_the_padding_alone(model: Path, tmp_path: Path) -> None:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+    rows = [{"text": "the cat sat on a mat"}, {"text": "dog"}, {"text": ""}]
+    config = configure(model, tmp_path, "contrastive", {"train": "x"})
+    config = dataclasses.replace(config, contrastive=FinetuneContrastive(masked_span=2))
+    task = ContrastiveTask(config, {"train": rows}, tokenizer)
+    seen = set()
+    for _ in range(50):
+        batch = task.collator(task.features("train"))
+        masked = batch["other_ids"] != batch["input_ids"]
+        assert (batch["other_ids"][masked] == tokenizer.mask_token_id).all()
+        assert masked.sum(1).tolist() == [2, 1, 0]
+        places = masked[0].nonzero().flatten().tolist()
+        assert places[1] == places[0] + 1
+        seen.add(places[0])
+    assert seen == {1, 2, 3, 4, 5}
+    assert "other_ids" not in task.collator([inputs_of(task.encodings["train"][0])])  # measured texts
 
 
 def test_mean_and_deviation() -> None:
