@@ -77,7 +77,7 @@ class ContrastiveTask(Task):
 
     def __init__(self, config: FinetuneConfig, splits: Splits, tokenizer: PreTrainedTokenizerBase) -> None:
         self.options = config.contrastive
-        self.tokenizer = tokenizer
+        self.mask_id: Any = tokenizer.mask_token_id
         self.pad = DataCollatorWithPadding(tokenizer)
         self.model_options = {"default_positions": "cls" if self.options.pooling == "cls" else "all"}
         self.scores, self.encodings = {}, {}
@@ -124,7 +124,7 @@ class ContrastiveTask(Task):
         for row, length in enumerate(attention_mask_BS.sum(1).tolist()):
             span = min(self.options.masked_span, length - 2)
             start = 1 + int(torch.randint(length - 1 - span, ())) if span > 0 else 0
-            masked_BS[row, start : start + max(0, span)] = self.tokenizer.mask_token_id
+            masked_BS[row, start : start + max(0, span)] = self.mask_id
         return masked_BS
 
     def cut(self, split: str) -> int:
