@@ -127,7 +127,8 @@ def _report(argv: Sequence[str]) -> None:
 def _export(argv: Sequence[str]) -> None:
     parser = Parser("narrowbert export", description=COMMANDS["export"])
     parser.add_argument("run_dir", type=Path, nargs="?")
-    parser.add_argument("--output", type=Path, required=True, help="new folder to write")
+    parser.add_argument("--output", type=Path, help="new folder to write")
+    parser.add_argument("--onnx", type=Path, metavar="DIR", help="alone: write DIR/onnx/ of an exported or tuned model")
     parser.add_argument("--register", metavar="NAME", help="also make it a new version of this model in MLflow")
     parser.add_argument(
         "--pooling", choices=["cls", "mean"], help="how sentence-transformers makes embeddings of texts"
@@ -138,6 +139,16 @@ def _export(argv: Sequence[str]) -> None:
     elsewhere.add_argument("--tokenizer", type=Path, help="tokenizer.json of the model (default: DIR/tokenizer.json)")
     elsewhere.add_argument("--allow", nargs="+", default=[], metavar="NAME", help="tensors to leave out: bert.pooler.*")
     arguments = parser.parse_args(argv)
+    if arguments.onnx is not None:
+        if arguments.run_dir or arguments.source or arguments.output:
+            parser.error("--onnx DIR stands alone: export first, then give that folder")
+        from pipeline.export.onnx_files import write_onnx
+
+        for path, difference in write_onnx(arguments.onnx):
+            print(f"{path}: at most {difference:.1e} from torch")
+        return
+    if arguments.output is None:
+        parser.error("no folder to write: give --output")
     if (arguments.run_dir is None) == (arguments.source is None):
         parser.error("give a run directory or --from DIR, one of the two")
     if arguments.source is not None and arguments.register is not None:

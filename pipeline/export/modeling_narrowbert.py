@@ -723,7 +723,7 @@ class NarrowBertModel(NarrowBertPreTrainedModel):
         narrow_BNH, places = hidden_BSH, position_ids
         if narrow_positions is not None:
             narrow_BNH = gather_rows(hidden_BSH, narrow_positions)
-            places = position_ids.expand(len(hidden_BSH), -1).gather(1, narrow_positions)
+            places = position_ids.expand(hidden_BSH.shape[0], -1).gather(1, narrow_positions)
         frozen_BSH = hidden_BSH if self.frozen_norm is None else self.frozen_norm(hidden_BSH)
         implementation = None
         if is_flash_attention_requested(self.config):
@@ -1088,7 +1088,7 @@ class NarrowBertForQuestionAnswering(NarrowBertPreTrainedModel):
 def cls_positions(hidden_BSH: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
     """[B, 1], the first position that is no padding."""
     if attention_mask is None:
-        return torch.zeros(len(hidden_BSH), 1, dtype=torch.long, device=hidden_BSH.device)
+        return torch.zeros(hidden_BSH.shape[0], 1, dtype=torch.long, device=hidden_BSH.device)
     return attention_mask.int().argmax(dim=-1, keepdim=True)
 
 
