@@ -963,7 +963,7 @@ class NarrowBertForSequenceClassification(NarrowBertPreTrainedModel):
     def __init__(self, config: NarrowBertConfig) -> None:
         super().__init__(config)
         self.num_labels: int = config.num_labels or 0
-        self.bert = NarrowBertModel(config, add_pooling_layer=True, default_positions="cls")
+        self.bert = NarrowBertModel(config, add_pooling_layer=True, default_positions="all")
         self.dropout = nn.Dropout(config.head_dropout)
         self.classifier = nn.Linear(config.hidden_size, self.num_labels)
         self.post_init()
@@ -995,6 +995,9 @@ class NarrowBertForSequenceClassification(NarrowBertPreTrainedModel):
         Raises:
             ValueError: what the base model refuses.
         """
+        inputs = input_ids if inputs_embeds is None else inputs_embeds
+        if narrow_positions is None and inputs is not None:
+            narrow_positions = cls_positions(inputs, attention_mask)
         outputs = self.bert(
             input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids, position_ids=position_ids,
             inputs_embeds=inputs_embeds, narrow_positions=narrow_positions, return_dict=True, **kwargs,
@@ -1085,10 +1088,10 @@ class NarrowBertForQuestionAnswering(NarrowBertPreTrainedModel):
         )
 
 
-def cls_positions(hidden_BSH: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-    """[B, 1], the first position that is no padding."""
+def cls_positions(inputs: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    """[B, 1], the first position of ``inputs`` [B, S, ...] that is no padding."""
     if attention_mask is None:
-        return torch.zeros(hidden_BSH.shape[0], 1, dtype=torch.long, device=hidden_BSH.device)
+        return torch.zeros(inputs.shape[0], 1, dtype=torch.long, device=inputs.device)
     return attention_mask.int().argmax(dim=-1, keepdim=True)
 
 
