@@ -385,7 +385,7 @@ def test_best_span_of_all_windows_against_a_search_of_every_span(model: Path, tm
     generator = np.random.default_rng(0)
     for trial in range(20):
         starts, ends = generator.normal(size=(2, len(windows), 12))
-        starts[:, 0] -= 10 * (trial % 2)  # sometimes there is no answer
+        starts[:, 0] += 10 * (trial % 2)  # every other time there is no answer
         spans = [
             (starts[w, i] + ends[w, j], context[window.offsets[i][0] : window.offsets[j][1]])
             for w, window in enumerate(windows)
@@ -395,6 +395,7 @@ def test_best_span_of_all_windows_against_a_search_of_every_span(model: Path, tm
         ]
         best, text = max(spans)
         nothing = min(starts[w, 0] + ends[w, 0] for w in range(len(windows)))
+        assert (nothing > best) == (trial % 2 == 1)
         assert task.answer(context, windows, starts, ends) == ("" if nothing > best else text)
 
 
