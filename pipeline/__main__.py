@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from data_prep.command_line import Parser, UserError, choose_command, read_config, run_command
 from pipeline.config import RunConfig
+from pipeline.finetune.config import FinetuneConfig, check_finetune
 from pipeline.launch import SINGLE_PROCESS, die_with_launcher, start_local_processes, world_from_environment
 from pipeline.plan import PlanOptions, plan
 from pipeline.run_directory import has_checkpoint, is_finished, prepare_run
@@ -22,6 +23,8 @@ COMMANDS = {
     "evaluate": "masked-LM loss and accuracy of a run's newest checkpoint on the validation split",
     "report": "runs side by side; the last is the control",
     "export": "write a run's model, or any BERT or NarrowBERT, as a folder that transformers loads",
+    "encode": "embeddings or predictions of lines of text, as JSON lines",
+    "finetune": "train an exported model on labelled examples: texts, pairs, tags, answers",
     "checkpoints": "a run's checkpoints, every file verified",
     "sync": "send metrics that MLflow has not got yet",
 }
@@ -53,6 +56,8 @@ def _dispatch(argv: Sequence[str]) -> int | None:
         "evaluate": _evaluate,
         "report": _report,
         "export": _export,
+        "encode": _encode,
+        "finetune": _finetune,
         "checkpoints": _checkpoints,
         "sync": _sync,
     }[command](argv[1:])
@@ -125,14 +130,28 @@ def _report(argv: Sequence[str]) -> None:
 def _export(argv: Sequence[str]) -> None:
     parser = Parser("narrowbert export", description=COMMANDS["export"])
     parser.add_argument("run_dir", type=Path, nargs="?")
-    parser.add_argument("--output", type=Path, required=True, help="new folder to write")
+    parser.add_argument("--output", type=Path, help="new folder to write")
+    parser.add_argument("--onnx", type=Path, metavar="DIR", help="alone: write DIR/onnx/ of an exported or tuned model")
     parser.add_argument("--register", metavar="NAME", help="also make it a new version of this model in MLflow")
+    parser.add_argument(
+        "--pooling", choices=["cls", "mean"], help="how sentence-transformers makes embeddings of texts"
+    )
     elsewhere = parser.add_argument_group("instead of a run")
     elsewhere.add_argument("--from", type=Path, metavar="DIR", dest="source", help="BERT or NarrowBERT of transformers")
     elsewhere.add_argument("--layout", help="layout of the export (default: that of DIR)")
     elsewhere.add_argument("--tokenizer", type=Path, help="tokenizer.json of the model (default: DIR/tokenizer.json)")
     elsewhere.add_argument("--allow", nargs="+", default=[], metavar="NAME", help="tensors to leave out: bert.pooler.*")
     arguments = parser.parse_args(argv)
+    if arguments.onnx is not None:
+        if arguments.run_dir or arguments.source or arguments.output:
+            parser.error("--onnx DIR stands alone: export first, then give that folder")
+        from pipeline.export.onnx_files import write_onnx
+
+        for path, difference in write_onnx(arguments.onnx):
+            print(f"{path}: at most {difference:.1e} from torch")
+        return
+    if arguments.output is None:
+        parser.error("no folder to write: give --output")
     if (arguments.run_dir is None) == (arguments.source is None):
         parser.error("give a run directory or --from DIR, one of the two")
     if arguments.source is not None and arguments.register is not None:
@@ -146,7 +165,7 @@ def _export(argv: Sequence[str]) -> None:
 
         connect_to_run(arguments.run_dir)  # refused before the export is written, not after
     if arguments.source is None:
-        export_run(arguments.run_dir, arguments.output)
+        export_run(arguments.run_dir, arguments.output, arguments.pooling)
     else:
         export_pretrained(
             arguments.source,
@@ -154,6 +173,7 @@ def _export(argv: Sequence[str]) -> None:
             layout=arguments.layout,
             tokenizer_path=arguments.tokenizer,
             allow=arguments.allow,
+            pooling=arguments.pooling,
         )
     print(
         f"{arguments.output} loads with transformers: AutoModelForMaskedLM.from_pretrained(..., trust_remote_code=True)"
@@ -163,6 +183,31 @@ def _export(argv: Sequence[str]) -> None:
 
         address = register_export(arguments.run_dir, arguments.output, arguments.register)
         print(f"MLflow has it as {address}: mlflow.pyfunc.load_model('{address}')")
+
+
+def _encode(argv: Sequence[str]) -> None:
+    parser = Parser("narrowbert encode", description=f"{COMMANDS['encode']}, in their order. Too long texts are cut.")
+    parser.add_argument("--model", type=Path, required=True, help="exported or fine-tuned folder")
+    parser.add_argument("--pooling", choices=["cls", "mean"], help="embeddings (default: predictions if there are any)")
+    parser.add_argument("--pairs", action="store_true", help="a line is two texts with a tab between them")
+    parser.add_argument("--max_length", type=int, help="tokens of a text (default: what the model can read)")
+    parser.add_argument("--batch_tokens", type=int, default=8192, help="tokens of a batch, with padding")
+    parser.add_argument("--window", type=int, default=2048, help="lines that are sorted by length at a time")
+    parser.add_argument("--precision", choices=["fp32", "bf16", "fp16"], default="fp32")
+    arguments = parser.parse_args(argv)
+    from pipeline.encode import EncodeOptions, encode
+
+    cut = encode(_part(EncodeOptions, arguments), sys.stdin.buffer, sys.stdout)
+    if cut:
+        print(f"{cut} texts were longer than the model reads and were cut", file=sys.stderr)
+
+
+def _finetune(argv: Sequence[str]) -> None:
+    config = read_config(FinetuneConfig, argv, "narrowbert finetune", COMMANDS["finetune"])
+    check_finetune(config)
+    from pipeline.finetune.run import finetune
+
+    print(finetune(config))
 
 
 def _checkpoints(argv: Sequence[str]) -> None:

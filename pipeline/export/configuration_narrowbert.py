@@ -32,6 +32,9 @@ class NarrowBertConfig(PreTrainedConfig):
         bias: Whether linear layers and layer norms have a bias. The decoder has one in any case.
         narrow_kv: Which narrow attention sublayers share keys and values: none (``"per_layer"``), all
             (``"shared"``) or each N in a row (``"grouped:N"``).
+        default_positions: What the base model computes without narrow positions: ``"all"``, or the first
+            position that is no padding (``"cls"``), for embeddings of texts by it. Models with heads know
+            theirs.
         mask_token_id: Positions that hold this id are what the masked-LM model predicts when it is
             given neither labels nor narrow positions.
 
@@ -70,6 +73,8 @@ class NarrowBertConfig(PreTrainedConfig):
         sep_token_id: int | None = 102,
         mask_token_id: int | None = 103,
         tie_word_embeddings: bool = True,
+        classifier_dropout: float | None = None,
+        default_positions: str = "all",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -80,6 +85,7 @@ class NarrowBertConfig(PreTrainedConfig):
         for name, value, choices in (
             ("normalization", normalization, ("post", "pre")),
             ("norm", norm, ("layernorm", "rmsnorm")),
+            ("default_positions", default_positions, ("all", "cls")),
             ("position_embedding_type", position_embedding_type, ("absolute", "rope", "alibi")),
         ):
             if value not in choices:
@@ -109,6 +115,13 @@ class NarrowBertConfig(PreTrainedConfig):
         self.sep_token_id = sep_token_id
         self.mask_token_id = mask_token_id
         self.tie_word_embeddings = tie_word_embeddings
+        self.classifier_dropout = classifier_dropout
+        self.default_positions = default_positions
+
+    @property
+    def head_dropout(self) -> float:
+        """Dropout before a classifier: ``classifier_dropout``, or that of the hidden states."""
+        return self.hidden_dropout_prob if self.classifier_dropout is None else self.classifier_dropout
 
     @property
     def num_hidden_layers(self) -> int:

@@ -37,6 +37,9 @@ AUTO_MAP = {
     "AutoConfig": "configuration_narrowbert.NarrowBertConfig",
     "AutoModel": "modeling_narrowbert.NarrowBertModel",
     "AutoModelForMaskedLM": "modeling_narrowbert.NarrowBertForMaskedLM",
+    "AutoModelForQuestionAnswering": "modeling_narrowbert.NarrowBertForQuestionAnswering",
+    "AutoModelForSequenceClassification": "modeling_narrowbert.NarrowBertForSequenceClassification",
+    "AutoModelForTokenClassification": "modeling_narrowbert.NarrowBertForTokenClassification",
 }
 
 CONFIG_NAMES = {
@@ -249,6 +252,7 @@ def write_export(
     special_ids: Mapping[str, int],
     facts: Mapping[str, Any],
     output: Path,
+    pooling: str | None = None,
 ) -> None:
     """Write a folder that transformers loads: weights (fp32), code, tokenizer, model card.
 
@@ -263,6 +267,7 @@ def write_export(
         special_ids: the ids of pad, unk, cls, sep and mask in it.
         facts: names and values of the run for the model card.
         output: the folder to make; it may exist if it is empty.
+        pooling: ``cls`` or ``mean``: sentence-transformers shall make embeddings of texts this way.
 
     Raises:
         UserError: `output` exists with something in it or cannot be written, or the tokenizer does
@@ -273,6 +278,7 @@ def write_export(
     if output.is_file() or (output.is_dir() and any(output.iterdir())):
         raise UserError(f"{output} exists and is not an empty folder: name another or remove it")
     config = export_config(model_config, special_ids)
+    config.default_positions = "cls" if pooling == "cls" else "all"
     tokenizer_config = _tokenizer_config(tokenizer_path, config, special_ids)
     weights = to_transformers(state, config)
     weights = {n: w.detach().cpu().float().contiguous() for n, w in weights.items()}
@@ -287,6 +293,8 @@ def write_export(
         shutil.copyfile(tokenizer_path, partial / "tokenizer.json")
         (partial / "tokenizer_config.json").write_text(json.dumps(tokenizer_config, indent=2) + "\n", encoding="utf-8")
         card = _model_card(output.name, config.layout, tokenizer_config["mask_token"], facts)
+        if pooling is not None:
+            write_pooling(partial, config, pooling)
         (partial / "README.md").write_text(card, encoding="utf-8")
         _load_back(partial, weights)
         os.replace(partial, output)
@@ -342,6 +350,26 @@ def _tokenizer_config(path: Path, config: NarrowBertConfig, special_ids: Mapping
         "do_lower_case": lowercases,
         **{f"{role}_token": token for role, token in tokens.items()},
     }
+
+
+def write_pooling(folder: Path, config: NarrowBertConfig, pooling: str) -> None:
+    """What sentence-transformers reads beside a model: ``SentenceTransformer(folder)`` pools by ``cls`` or ``mean``.
+
+    With ``cls``, ``config.default_positions`` is to be ``"cls"`` too, so that no other row is computed.
+    """
+    modules = [
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+        {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+    ]
+    modes = {"pooling_mode_cls_token": pooling == "cls", "pooling_mode_mean_tokens": pooling == "mean"}
+    files = {
+        "modules.json": modules,
+        "sentence_bert_config.json": {"max_seq_length": config.max_position_embeddings, "do_lower_case": False},
+        "1_Pooling/config.json": {"word_embedding_dimension": config.hidden_size, **modes},
+    }
+    (folder / "1_Pooling").mkdir(exist_ok=True)
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _model_card(name: str, layout: str, mask_token: str, facts: Mapping[str, Any]) -> str:

@@ -20,8 +20,8 @@ from pipeline.spool import read_metrics
 from pipeline.throughput import count_parameters
 
 
-def export_run(run_dir: Path, output: Path) -> None:
-    """Export the newest intact checkpoint of a run.
+def export_run(run_dir: Path, output: Path, pooling: str | None = None) -> None:
+    """Export the newest intact checkpoint of a run; ``pooling`` as in ``write_export``.
 
     Raises:
         UserError: no run or checkpoint, or ``output`` exists already.
@@ -35,11 +35,18 @@ def export_run(run_dir: Path, output: Path) -> None:
         special_ids=data["special_ids"],
         facts=_facts(run_dir, model.config, state, data["seq_length"]),
         output=output,
+        pooling=pooling,
     )
 
 
 def export_pretrained(
-    folder: Path, output: Path, *, layout: str | None, tokenizer_path: Path | None, allow: Sequence[str]
+    folder: Path,
+    output: Path,
+    *,
+    layout: str | None,
+    tokenizer_path: Path | None,
+    allow: Sequence[str],
+    pooling: str | None = None,
 ) -> None:
     """Export a BERT of transformers or a NarrowBERT of its authors, as it is.
 
@@ -48,6 +55,7 @@ def export_pretrained(
         layout: of the export; the checkpoint's own where it is None.
         tokenizer_path: a tokenizer.json; ``folder/tokenizer.json`` where it is None.
         allow: names or patterns of tensors to leave out, and of what else may differ.
+        pooling: as in ``write_export``.
 
     Raises:
         UserError: no such checkpoint, one that does not fit, or ``output`` exists already.
@@ -76,6 +84,7 @@ def export_pretrained(
             "weights": f"{folder.resolve().name} (layout {source.layout}), as they are",
         },
         output=output,
+        pooling=pooling,
     )
     for line in matched.describe():
         print(line)

@@ -1,0 +1,164 @@
+"""A model folder's networks as ONNX files, checked against torch: ``narrowbert export --onnx DIR``.
+
+Shapes: B texts, S longest of them in tokens, N most positions asked for, H hidden, V vocabulary, L labels.
+"""
+
+import contextlib
+import dataclasses
+import io
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import AutoConfig
+
+import pipeline.export  # noqa: F401 - registers the classes
+from data_prep.command_line import UserError
+
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+TOLERANCE = 1e-4
+"""Largest difference to torch that is put down to rounding."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Network:
+    """One file."""
+
+    name: str
+    auto_class: str
+    output: str
+    has_positions: bool = False
+    """Another input, ``narrow_positions`` [B, N]."""
+
+
+FILL_MASK = _Network(name="fill-mask", auto_class="AutoModelForMaskedLM", output="logits", has_positions=True)
+ENCODER = _Network(name="encoder", auto_class="AutoModel", output="embeddings")
+CLASSIFIER = _Network(name="classifier", auto_class="AutoModelForSequenceClassification", output="logits")
+_NETWORKS = {
+    "NarrowBertForMaskedLM": (FILL_MASK, ENCODER),
+    "NarrowBertModel": (ENCODER,),
+    "NarrowBertForSequenceClassification": (CLASSIFIER,),
+}
+
+
+class _Graph(nn.Module):
+    """A model as a function of tensors, in the form that is exported."""
+
+    def __init__(self, model: Any, network: _Network) -> None:
+        super().__init__()
+        self.model = model
+        self.network = network
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        token_type_ids: torch.Tensor,
+        narrow_positions: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
+        if self.network.has_positions:
+            return self.model(**inputs, narrow_positions=narrow_positions).logits
+        outputs = self.model(**inputs)
+        return outputs.logits if self.network.output == "logits" else outputs.last_hidden_state[:, 0]
+
+
+def write_onnx(folder: Path) -> list[tuple[Path, float]]:
+    """Write ``folder/onnx/*.onnx``, with any batch and length.
+
+    A masked-LM export becomes ``fill-mask.onnx`` (logits [B, N, V] of ``narrow_positions`` [B, N]) and ``encoder.onnx``
+    (the last hidden state of [CLS], [B, H]), a sentence classifier ``classifier.onnx`` (logits [B, L]). Inputs are
+    ``input_ids``, ``attention_mask`` and ``token_type_ids``, [B, S] int64.
+
+    Returns:
+        Each file with its largest difference to torch, in onnxruntime, over batches of other shapes than the traced.
+
+    Raises:
+        UserError: no model folder, one of another kind, packages that are missing, results that differ.
+    """
+    try:
+        import onnxruntime
+        import onnxscript
+    except ImportError as error:
+        raise UserError(f"no package {error.name}: pip install 'narrowbert[onnx]'") from error
+    del onnxruntime, onnxscript
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder} is no model folder: {error}") from error
+    networks = _NETWORKS.get((config.architectures or [""])[0])
+    if networks is None:
+        raise UserError(f"{folder} is neither a masked-LM export nor a sentence classifier: {config.architectures}")
+    (folder / "onnx").mkdir(exist_ok=True)
+    written = []
+    for network in networks:
+        try:
+            model = getattr(transformers, network.auto_class).from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError) as error:
+            raise UserError(f"cannot load the model {folder}: {error}") from error
+        encoder = getattr(model, "bert", model)
+        # Whether folding pays would depend on shapes that the file leaves open.
+        encoder.encoder_narrow.fold = not network.has_positions
+        if network is ENCODER:
+            model.default_positions = "cls"
+        graph = _Graph(model, network).eval()
+        path = folder / "onnx" / f"{network.name}.onnx"
+        _export(graph, path, config)
+        difference = _compare(graph, path, config)
+        if difference > TOLERANCE:
+            path.unlink()
+            raise UserError(f"{path.name} differs from torch by {difference:.1e}: not written")
+        written.append((path, difference))
+    return written
+
+
+def example_inputs(network: _Network, config: Any, *lengths: int) -> dict[str, torch.Tensor]:
+    """Random texts of these lengths, padded to the longest."""
+    generator = torch.Generator().manual_seed(len(lengths))
+    mask_BS = (torch.arange(max(lengths)) < torch.tensor(lengths).unsqueeze(1)).long()
+    ids_BS = torch.randint(config.vocab_size, mask_BS.shape, generator=generator)
+    inputs = {"input_ids": ids_BS * mask_BS, "attention_mask": mask_BS, "token_type_ids": torch.zeros_like(mask_BS)}
+    if network.has_positions:
+        count = 1 + len(lengths)
+        inputs["narrow_positions"] = torch.randint(min(lengths), (len(lengths), count), generator=generator)
+    return inputs
+
+
+def _export(graph: _Graph, path: Path, config: Any) -> None:
+    batch = torch.export.Dim("batch", min=1, max=65_536)
+    length = torch.export.Dim("length", min=2, max=config.max_position_embeddings)
+    inputs = example_inputs(graph.network, config, 7, 5, 6)
+    shapes: dict[str, Any] = {name: {0: batch, 1: length} for name in inputs}
+    if graph.network.has_positions:
+        shapes["narrow_positions"] = {
+            0: batch,
+            1: torch.export.Dim("positions", min=1, max=config.max_position_embeddings),
+        }
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            graph, kwargs=inputs, dynamo=True, dynamic_shapes=shapes, input_names=list(inputs),
+            output_names=[graph.network.output], verbose=False,
+        )  # fmt: skip
+    assert program is not None
+    program.save(path)
+
+
+def _compare(graph: _Graph, path: Path, config: Any) -> float:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    differences = []
+    longest = min(config.max_position_embeddings, 64)
+    for lengths in ((longest,), (3, 9, 4, 9), (2, 2)):
+        inputs = example_inputs(graph.network, config, *lengths)
+        with torch.no_grad():
+            expected = graph(**inputs)
+        (found,) = session.run(None, {name: tensor.numpy() for name, tensor in inputs.items()})
+        differences.append(float((torch.from_numpy(found) - expected).abs().max()))
+    return max(differences)

@@ -1,0 +1,1 @@
+"""Downstream tasks on an exported model: ``narrowbert finetune``."""

@@ -1,0 +1,105 @@
+"""Results of all seeds: results.json, results.md, MLflow."""
+
+import dataclasses
+import json
+import math
+import os
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from data_prep.command_line import UserError, config_as_dict
+from pipeline.finetune.config import FinetuneConfig
+from pipeline.redaction import redact
+from pipeline.run_directory import flatten, write_atomically
+from pipeline.shipper import mlflow_for_users
+
+RESULTS = ("results.md", "results.json")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Result:
+    """What one seed came to."""
+
+    seed: int
+    """Of the training."""
+    metrics: dict[str, float]
+    """By split and name: ``validation/accuracy``."""
+    losses: list[list[float]]
+    """[step, mean training loss since the last]."""
+
+
+def mean_and_deviation(values: list[float]) -> tuple[float, float]:
+    """Mean and sample standard deviation; 0 of a single value."""
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def write_results(
+    output: Path,
+    config: FinetuneConfig,
+    results: list[Result],
+    primary_metric: str,
+    examples: Mapping[str, int],
+    cut: Mapping[str, int],
+) -> str:
+    """Write both files; returns the table."""
+    names = sorted(results[0].metrics, key=lambda name: (not name.endswith(f"/{primary_metric}"), name))
+    summary = {name: mean_and_deviation([result.metrics[name] for result in results]) for name in names}
+    record = {
+        "configuration": redact(config_as_dict(config)),
+        "primary_metric": primary_metric,
+        "examples": dict(examples),
+        "cut_texts": dict(cut),
+        "mean": {name: mean for name, (mean, _) in summary.items()},
+        "deviation": {name: deviation for name, (_, deviation) in summary.items()},
+        "seeds": [dataclasses.asdict(result) for result in results],
+    }
+    write_atomically(output / "results.json", json.dumps(record, indent=2) + "\n")
+    rows = [["seed", *names]]
+    rows += [[str(result.seed), *(f"{result.metrics[name]:.4f}" for name in names)] for result in results]
+    rows.append(["mean ± deviation", *(f"{mean:.4f} ± {deviation:.4f}" for mean, deviation in summary.values())])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in rows]
+    lines.insert(1, "| " + " | ".join("-" * width for width in widths) + " |")
+    table = "\n".join(lines)
+    heading = f"# {output.name}: {config.task} by {Path(config.model).name}\n\n"
+    write_atomically(output / "results.md", f"{heading}{table}\n")
+    return table
+
+
+def log_to_mlflow(output: Path, config: FinetuneConfig, results: list[Result]) -> None:
+    """One MLflow run: the configuration, each seed's figures and losses, mean and deviation, the two files.
+
+    A server that cannot be reached costs nothing but a line: the results are in ``output``.
+    """
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    try:
+        with mlflow_for_users():
+            _log(output, config, results)
+    except UserError as error:
+        print(f"{error} (the results are in {output})")
+
+
+def _log(output: Path, config: FinetuneConfig, results: list[Result]) -> None:
+    import mlflow
+
+    mlflow.set_tracking_uri(os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db"))
+    mlflow.set_experiment(config.tracking.experiment_name)
+    with mlflow.start_run(run_name=config.tracking.run_name or output.name):
+        mlflow.log_params(flatten(redact(config_as_dict(config))))
+        for result in results:
+            mlflow.log_metrics({f"seed-{result.seed}/{name}": value for name, value in _finite(result.metrics).items()})
+            for step, loss in result.losses:
+                mlflow.log_metric(f"seed-{result.seed}/train/loss", loss, step=int(step))
+        for name in results[0].metrics:
+            mean, deviation = mean_and_deviation([result.metrics[name] for result in results])
+            mlflow.log_metrics(_finite({f"{name}/mean": mean, f"{name}/deviation": deviation}))
+        for name in RESULTS:
+            mlflow.log_artifact(str(output / name))
+
+
+def _finite(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """MLflow's stores do not all take NaN, which is the correlation of a constant."""
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}

@@ -1,0 +1,173 @@
+"""``narrowbert finetune``: one training of transformers' Trainer for each seed, then one table of all."""
+
+import contextlib
+import json
+import math
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import transformers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
+from transformers.utils import logging as transformers_logging
+
+import pipeline.export  # noqa: F401 - registers the classes, so that folders load without remote code
+from data_prep.command_line import UserError, config_as_dict
+from pipeline.finetune.config import FinetuneConfig
+from pipeline.finetune.files import read_splits
+from pipeline.finetune.results import Result, log_to_mlflow, write_results
+from pipeline.finetune.tasks import Task, open_task
+from pipeline.run_directory import write_atomically
+
+
+def finetune(config: FinetuneConfig) -> str:
+    """Train once for each seed, measure, write ``output_dir``; returns the table.
+
+    A seed whose ``seed-N/result.json`` is there already is not trained again, so a killed command goes on where it
+    stood.
+
+    Raises:
+        UserError: examples, labels or a model that do not fit, or an ``output_dir`` of another configuration.
+    """
+    output = Path(config.output_dir)
+    _claim(output, config)
+    transformers_logging.disable_progress_bar()
+    splits = read_splits(config)
+    tokenizer = _open_tokenizer(config)
+    _require_packages()
+    task = open_task(config, splits, tokenizer)
+    cut = {split: task.cut(split) for split in splits}
+    for split, number in cut.items():
+        if number:
+            print(f"{number} of {len(splits[split])} {split} texts are cut at {config.training.max_length} tokens")
+    results = []
+    for seed in config.training.seeds:
+        kept = output / f"seed-{seed}" / "result.json"
+        if not kept.is_file():
+            result = _train(config, task, tokenizer, seed, [split for split in splits if split != "train"])
+            write_atomically(kept, json.dumps(result, indent=2) + "\n")
+        result = Result(**json.loads(kept.read_text(encoding="utf-8")))
+        print(f"seed {seed}: " + ", ".join(f"{name} {value:.4f}" for name, value in result.metrics.items()), flush=True)
+        results.append(result)
+    examples = {split: len(rows) for split, rows in splits.items()}
+    table = write_results(output, config, results, task.primary_metric, examples, cut)
+    if config.tracking.enabled:
+        log_to_mlflow(output, config, results)
+    return table
+
+
+def _claim(output: Path, config: FinetuneConfig) -> None:
+    """The folder is this configuration's, apart from seeds and tracking."""
+    own = {**config_as_dict(config), "tracking": None}
+    own["training"] = {**own["training"], "seeds": None}
+    path = output / "config.json"
+    if path.is_file():
+        if json.loads(path.read_text(encoding="utf-8")) != own:
+            raise UserError(f"{output} holds results of another configuration: name another output_dir or remove it")
+        return
+    if output.is_file() or (output.is_dir() and any(output.iterdir())):
+        raise UserError(f"{output} exists and is no folder of results: name another output_dir")
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(own, indent=2) + "\n")
+    except OSError as error:
+        raise UserError(f"cannot write {output}: {error.strerror}") from error
+
+
+def _require_packages() -> None:
+    try:
+        import accelerate
+        import scipy
+        import seqeval
+        import sklearn
+        import torchmetrics
+    except ImportError as error:
+        raise UserError(f"no package {error.name}: pip install 'narrowbert[finetune]'") from error
+    del accelerate, scipy, seqeval, sklearn, torchmetrics
+
+
+def _open_tokenizer(config: FinetuneConfig) -> PreTrainedTokenizerBase:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(config.model, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot load the tokenizer of {config.model}: {error}") from error
+    if not tokenizer.is_fast:
+        raise UserError(f"{config.model} has no tokenizer.json")
+    return tokenizer
+
+
+def _open_model(config: FinetuneConfig, task: Task) -> Any:
+    options = dict(task.model_options)
+    if config.training.dropout is not None:
+        options |= {
+            "hidden_dropout_prob": config.training.dropout,
+            "attention_probs_dropout_prob": config.training.dropout,
+        }
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # that a head is new is no news
+    try:
+        model = getattr(transformers, task.auto_class).from_pretrained(
+            config.model, local_files_only=True, dtype="float32", **options
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"cannot load the model {config.model}: {error}") from error
+    finally:
+        transformers_logging.set_verbosity(level)
+    limit = model.config.max_position_embeddings
+    if config.training.max_length > limit:
+        raise UserError(f"training.max_length is {config.training.max_length}, the model reads {limit} tokens")
+    return model
+
+
+def _train(
+    config: FinetuneConfig, task: Task, tokenizer: PreTrainedTokenizerBase, seed: int, measured: list[str]
+) -> dict[str, Any]:
+    """One training; the fields of a ``Result``."""
+    set_seed(seed)
+    folder = Path(config.output_dir) / f"seed-{seed}"
+    training = config.training
+    model = _open_model(config, task)
+    features = task.features("train")
+    steps = math.ceil(training.epochs * math.ceil(len(features) / training.batch_size))
+    arguments = TrainingArguments(
+        output_dir=str(folder / "trainer"),
+        num_train_epochs=training.epochs,
+        learning_rate=training.learning_rate,
+        lr_scheduler_type="linear",
+        warmup_steps=round(training.warmup_fraction * steps),
+        weight_decay=training.weight_decay,
+        per_device_train_batch_size=training.batch_size,
+        per_device_eval_batch_size=2 * training.batch_size,
+        bf16=training.precision == "bf16",
+        fp16=training.precision == "fp16",
+        seed=seed,
+        save_strategy="no",
+        logging_strategy="steps",
+        logging_steps=max(1, steps // 20),
+        report_to=[],
+        disable_tqdm=True,
+        log_level="error",
+        dataloader_pin_memory=False,
+    )
+    trainer = Trainer(model=task.wrap(model), args=arguments, train_dataset=features, data_collator=task.collator)  # type: ignore[arg-type]
+    with _quiet():
+        trainer.train()
+        metrics = {}
+        for split in measured:
+            predictions = trainer.predict(task.features(split)).predictions  # type: ignore[arg-type]
+            metrics |= {f"{split}/{name}": value for name, value in task.metrics(split, predictions).items()}
+        model.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    task.finish(folder / "model")
+    losses = [[entry["step"], entry["loss"]] for entry in trainer.state.log_history if "loss" in entry]
+    metrics = metrics or {"train/loss": losses[-1][1]}  # embeddings may be learnt without anything to measure on
+    return {"seed": seed, "metrics": metrics, "losses": losses}
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The Trainer prints each logged dictionary; undefined metrics of a bad model warn once an epoch."""
+    with contextlib.redirect_stdout(None), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
