@@ -50,6 +50,12 @@ def seen(run_dir: Path, start: int) -> list[dict[str, str]]:
     return [json.loads((run_dir / f"seen/{start}-{rank}.json").read_text()) for rank in range(4)]
 
 
+def wait_for_start(slurm: SlurmCluster, run_dir: Path, start: int, job_id: str) -> None:
+    """Wait until every rank of a start minds signals."""
+    ranks = [run_dir / f"seen/{start}-{rank}.json" for rank in range(4)]
+    slurm.wait_for(lambda: all(path.exists() for path in ranks), f"start {start}", 40, job_id)
+
+
 def output(submission: Submission) -> str:
     return "".join(path.read_text() for path in sorted(submission.logs.glob("*.out")))
 
@@ -106,28 +112,24 @@ def test_signal_leads_to_a_checkpoint_and_back_to_the_queue(
     run_dir = tmp_path / "run"
     job_id, submission = send(run_dir, stand_in, "wait wait done", max_requeues=2)
     for start in range(2):
-        slurm.wait_for((run_dir / f"seen/{start}-3.json").exists, f"start {start}", 30, job_id)
-        assert "RUNNING" in status_of(run_dir)
+        wait_for_start(slurm, run_dir, start, job_id)
+        assert "RUNNING" in status(run_dir)
         slurm.client("scancel", "--signal=USR1", "--batch", job_id)
     job = slurm.wait_for_state(job_id, "COMPLETED|FAILED", 40)
     assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "2"), output(submission)
     # Slow ranks are not killed when the first has ended.
     assert len(list(run_dir.glob("saved-*"))) == 8
     assert {rank["SLURM_JOB_ID"] for start in range(3) for rank in seen(run_dir, start)} == {job_id}
-    assert "2 restarts" in status_of(run_dir)
+    assert "2 restarts" in status(run_dir)
     printed: list[str] = []
     logs(run_dir, lines=1000, follow=True, write=printed.append)
     assert "3: start 1 does wait" in printed
 
 
-def status_of(run_dir: Path) -> str:
-    return status(run_dir)
-
-
 def test_requeues_are_limited(slurm: SlurmCluster, stand_in: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     job_id, submission = send(run_dir, stand_in, "wait done", max_requeues=0)
-    slurm.wait_for((run_dir / "seen/0-3.json").exists, "a start", 30, job_id)
+    wait_for_start(slurm, run_dir, 0, job_id)
     slurm.client("scancel", "--signal=USR1", "--batch", job_id)
     job = slurm.wait_for_state(job_id, "COMPLETED|FAILED", 30)
     assert (job["JobState"], job["Restarts"]) == ("FAILED", "0")
@@ -137,9 +139,9 @@ def test_requeues_are_limited(slurm: SlurmCluster, stand_in: Path, tmp_path: Pat
 def test_successor_goes_on_where_jobs_are_cancelled(slurm: SlurmCluster, stand_in: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     first, submission = send(run_dir, stand_in, "wait wait done", continue_by="resubmit")
-    slurm.wait_for((run_dir / "seen/0-3.json").exists, "a start", 30, first)
+    wait_for_start(slurm, run_dir, 0, first)
     slurm.client("scancel", first)  # as preemption does there
-    slurm.wait_for((run_dir / "seen/1-3.json").exists, "the successor", 40, first)
+    wait_for_start(slurm, run_dir, 1, first)
     second = submission.jobs()[1].job_id
     assert slurm.job(second)["Restarts"] == "0"
     slurm.client("scancel", "--signal=USR1", "--batch", second)
@@ -153,7 +155,7 @@ def test_successor_goes_on_where_jobs_are_cancelled(slurm: SlurmCluster, stand_i
 def test_cancel_saves_and_nothing_goes_on(slurm: SlurmCluster, stand_in: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     job_id, submission = send(run_dir, stand_in, "wait done")
-    slurm.wait_for((run_dir / "seen/0-3.json").exists, "a start", 30, job_id)
+    wait_for_start(slurm, run_dir, 0, job_id)
     assert "saves a checkpoint and ends" in cancel(run_dir, now=False)
     job = slurm.wait_for_state(job_id, "COMPLETED|FAILED|CANCELLED", 30)
     assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "0"), output(submission)
