@@ -1,8 +1,8 @@
 """``narrowbert-submit train``: everything that can be checked on the login node, then one job."""
 
 import dataclasses
-import os
 import re
+import tempfile
 from pathlib import Path
 
 from cluster import slurm
@@ -35,10 +35,11 @@ def submit_train(config: RunConfig, cluster: ClusterConfig, *, dry_run: bool) ->
     check_tracking(config.tracking)
     check_path("run_dir", config.run_dir)
     run_dir = Path(config.run_dir).absolute()
+    check_no_secrets("the configuration", config)
     shards = check_run(config, cluster.world_size)
     if is_finished(config):
         return f"{config.run_dir} is finished: nothing to do"
-    check_no_secrets("the configuration", config)
+    check_writable("run_dir", run_dir)
     check_shared(cluster, {"run_dir": run_dir, **({} if shards.remote else {"data.path": shards.path})})
     check_lead_time(config, cluster, shards)
     if config.init.from_huggingface is not None and not has_checkpoint(config):
@@ -140,8 +141,11 @@ def check_writable(name: str, folder: Path) -> None:
         UserError: it cannot.
     """
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise UserError(f"{name} {folder} cannot be written: {existing} does not allow it")
+    try:  # permission bits do not tell of quotas and of file systems that are read-only
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise UserError(f"{name} {folder} cannot be written: {existing}: {error.strerror}") from error
 
 
 def check_lead_time(config: RunConfig, cluster: ClusterConfig, shards: ShardFolder) -> None:
@@ -150,7 +154,6 @@ def check_lead_time(config: RunConfig, cluster: ClusterConfig, shards: ShardFold
     Raises:
         UserError: they do not, by what earlier checkpoints of the run took, or by the model's size.
     """
-    check_writable("run_dir", Path(config.run_dir).absolute())
     series = read_metrics(Path(config.run_dir))
     saves = [value for _, value in series.get("checkpoint/seconds", [])[-5:]]
     steps = [value for _, value in series.get("train/step_seconds", [])[-5:]]

@@ -48,7 +48,7 @@ def test_dry_run_prints_the_script_and_needs_no_slurm(
     submit_argv: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
-    printed = accepted([*submit_argv, "--dry-run", "--cluster.nodes", "4"], capsys)
+    printed = accepted([*submit_argv, "--dry-run", "--cluster.nodes", "4", "--training.micro_batch_size", "2"], capsys)
     assert "#SBATCH --nodes=4\n" in printed
     assert "#SBATCH --signal=B:USR1@10\n" in printed
     assert not (tmp_path / "run").exists()
@@ -68,7 +68,7 @@ def test_dry_run_prints_the_script_and_needs_no_slurm(
         (["--training.train_steps", "0"], "train_steps is 0"),
         (["--run_dir", "/proc/mine"], "run_dir /proc/mine"),
         (["--run_dir", "a\nb"], "line break"),
-        (["--data.path", "https://me:hidden@example.invalid/shards"], "example.invalid"),
+        (["--data.path", "https://me:hidden@example.invalid/shards"], "a password or token in data.path"),
     ],
 )
 def test_mistakes_need_no_slurm_to_be_found(
@@ -178,7 +178,7 @@ def test_controller_that_does_not_answer(
     ("options", "expected"),
     [
         (["--cluster.partition", "gone"], "cluster.partition gone does not exist: there are main"),
-        (["--cluster.nodes", "8"], "cluster.nodes is 8: partition main gives a job at most 4"),
+        (["--cluster.nodes", "8", "--training.micro_batch_size", "1"], "partition main gives a job at most 4"),
         (["--cluster.partition", "short"], "partition short gives a job at most 1"),
         (
             ["--cluster.partition", "short", "--cluster.nodes", "1", "--cluster.time_limit", "11"],
