@@ -10,22 +10,26 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
+import sqlite3
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+import psutil
 
 from pipeline.spool import Spool
 
-STEPS, SKIPPED = 400, 40
+STEPS, SKIPPED = 400, 150
 SIZES = [
     "--model.layout", "1sf:3sf", "--model.hidden_size", "128", "--model.num_attention_heads", "4",
-    "--model.ffn_hidden_size", "512", "--training.global_batch_size", "16", "--training.micro_batch_size", "16",
+    "--model.ffn_hidden_size", "512", "--training.global_batch_size", "2", "--training.micro_batch_size", "2",
     "--training.train_steps", str(STEPS), "--training.log_interval", "1", "--training.eval_interval", "100000",
     "--training.eval_rows", "16", "--training.save_interval", "100000", "--training.precision", "fp32",
 ]  # fmt: skip
@@ -57,12 +61,26 @@ def step_seconds(shards: str, folder: Path, *options: str, **environment: str) -
 
 
 @contextlib.contextmanager
-def listener(answer: bytes | None) -> Iterator[str]:
+def child(target: Callable[[], None]) -> Iterator[None]:
+    """``target`` in a process of its own, for as long as the context is open."""
+    pid = os.fork()
+    if pid == 0:
+        with contextlib.suppress(BaseException):
+            target()
+        os._exit(0)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+@contextlib.contextmanager
+def listener(answer: bytes | None) -> Iterator[dict[str, str]]:
     """A port that answers every request with ``answer``, or accepts and never answers (a frozen server)."""
     with socket.create_server(("127.0.0.1", 0)) as server:
-        address = f"http://127.0.0.1:{server.getsockname()[1]}"
-        child = os.fork()
-        if child == 0:
+
+        def serve() -> None:
             held = []
             while True:
                 connection, _ = server.accept()
@@ -71,36 +89,67 @@ def listener(answer: bytes | None) -> Iterator[str]:
                     connection.recv(65536)
                     connection.sendall(answer)
                     held.pop().close()
-        try:
-            yield address
-        finally:
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
+
+        with child(serve):
+            yield {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{server.getsockname()[1]}"}
+
+
+@contextlib.contextmanager
+def shipper_killed(folder: Path) -> Iterator[dict[str, str]]:
+    """Every shipper that works in ``folder`` is killed within a second."""
+
+    def hunt() -> None:
+        while True:
+            for process in psutil.process_iter(["cmdline"]):
+                if "pipeline.shipper" in (process.info["cmdline"] or []) and process.cwd() == str(folder):
+                    process.kill()
+            time.sleep(1)
+
+    with child(hunt):
+        yield {}
+
+
+@contextlib.contextmanager
+def store_locked(folder: Path, empty_store: Path) -> Iterator[dict[str, str]]:
+    """A sqlite store that somebody else is writing to all the time."""
+    shutil.copy(empty_store, folder / "mlflow.db")
+    with contextlib.closing(sqlite3.connect(folder / "mlflow.db")) as connection:
+        connection.execute("begin exclusive")
+        yield {}
+
+
+def conditions(empty_store: Path) -> dict[str, Callable[[Path], contextlib.AbstractContextManager[dict[str, str]]]]:
+    """What may be wrong with tracking: name -> context around a training in a folder; gives environment variables."""
+    error = b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    refused = b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    return {
+        "sqlite": lambda _: contextlib.nullcontext({}),
+        "sqlite locked": lambda folder: store_locked(folder, empty_store),
+        "shipper killed": shipper_killed,
+        "server down": lambda _: contextlib.nullcontext({"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}),
+        "server frozen": lambda _: listener(None),
+        "server answers 500": lambda _: listener(error),
+        "server refuses the login": lambda _: listener(refused),
+    }
 
 
 def steps(shards: str, pairs: int) -> None:
-    error = b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
-    refused = b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
-    conditions = {
-        "sqlite": contextlib.nullcontext(""),
-        "server down": contextlib.nullcontext("http://127.0.0.1:9"),
-        "server frozen": listener(None),
-        "server answers 500": listener(error),
-        "server refuses the login": listener(refused),
-    }
-    for name, condition in conditions.items():
-        ratios = []
-        with condition as address:
-            environment = {"MLFLOW_TRACKING_URI": address} if address else {}
+    with tempfile.TemporaryDirectory() as store:
+        subprocess.run(
+            [sys.executable, "-m", "mlflow", "db", "upgrade", f"sqlite:///{store}/mlflow.db"],
+            check=True, capture_output=True,
+        )  # fmt: skip
+        for name, condition in conditions(Path(store) / "mlflow.db").items():
+            ratios = []
             for pair in range(pairs):
                 found = {}
                 for tracked in (True, False) if pair % 2 else (False, True):
-                    with tempfile.TemporaryDirectory() as folder:
+                    with tempfile.TemporaryDirectory() as folder, condition(Path(folder)) as environment:
                         options = ["--tracking.enabled", str(tracked).lower()]
                         found[tracked] = step_seconds(shards, Path(folder), *options, **environment)
                 ratios.append(found[True] / found[False])
-        shown = ", ".join(f"{ratio:.3f}" for ratio in sorted(ratios))
-        print(f"step time, {name}: {statistics.median(ratios):.3f} of the untracked run's ({shown})", flush=True)
+            shown = ", ".join(f"{ratio:.3f}" for ratio in sorted(ratios))
+            print(f"step time, {name}: {statistics.median(ratios):.3f} of the untracked run's ({shown})", flush=True)
 
 
 if __name__ == "__main__":

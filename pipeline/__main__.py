@@ -11,6 +11,7 @@ from pipeline.config import RunConfig
 from pipeline.launch import SINGLE_PROCESS, die_with_launcher, start_local_processes, world_from_environment
 from pipeline.plan import PlanOptions, plan
 from pipeline.run_directory import has_checkpoint, is_finished, prepare_run
+from pipeline.signals import catch_stop_signals
 from pipeline.tracking import check_tracking
 
 Part = TypeVar("Part")
@@ -21,6 +22,7 @@ COMMANDS = {
     "evaluate": "masked-LM loss and accuracy of a run's newest checkpoint on the validation split",
     "report": "runs side by side; the last is the control",
     "export": "write a run's model, or any BERT or NarrowBERT, as a folder that transformers loads",
+    "checkpoints": "a run's checkpoints, every file verified",
     "sync": "send metrics that MLflow has not got yet",
 }
 
@@ -51,6 +53,7 @@ def _dispatch(argv: Sequence[str]) -> int | None:
         "evaluate": _evaluate,
         "report": _report,
         "export": _export,
+        "checkpoints": _checkpoints,
         "sync": _sync,
     }[command](argv[1:])
 
@@ -62,6 +65,7 @@ def _plan(argv: Sequence[str]) -> None:
 
 def _train(argv: Sequence[str]) -> int:
     die_with_launcher()
+    catch_stop_signals()
     arguments = read_config(TrainArguments, argv, "narrowbert train", COMMANDS["train"])
     config = _part(RunConfig, arguments)
     joined = world_from_environment()
@@ -83,8 +87,7 @@ def _train(argv: Sequence[str]) -> int:
         )
     from pipeline.train import train
 
-    train(config, joined or SINGLE_PROCESS, shards)
-    return 0
+    return train(config, joined or SINGLE_PROCESS, shards)
 
 
 def _evaluate(argv: Sequence[str]) -> None:
@@ -160,6 +163,15 @@ def _export(argv: Sequence[str]) -> None:
 
         address = register_export(arguments.run_dir, arguments.output, arguments.register)
         print(f"MLflow has it as {address}: mlflow.pyfunc.load_model('{address}')")
+
+
+def _checkpoints(argv: Sequence[str]) -> None:
+    parser = Parser("narrowbert checkpoints", description=COMMANDS["checkpoints"])
+    parser.add_argument("run_dir", type=Path)
+    arguments = parser.parse_args(argv)
+    from pipeline.checkpoint import list_checkpoints
+
+    print(list_checkpoints(arguments.run_dir))
 
 
 def _sync(argv: Sequence[str]) -> None:

@@ -6,40 +6,40 @@
 - ``trainer.json``: step, rows consumed, lineage, attempt, data root hash, configuration;
 - ``manifest.json``: size and sha256 of each file, written last.
 
-It is written to a temporary folder, flushed to disk and renamed; ``checkpoints/latest`` names the
-newest and is replaced atomically. Nothing is pickled, and nothing depends on the number of
-processes, on how tensor parallelism split the parameters, or on the ZeRO stage. DeepSpeed's own
-format is not used: it is pickled, and bound to the topology that wrote it.
+It is written to a temporary folder, flushed to disk and renamed (checkpoint_writer.py);
+``checkpoints/latest`` names the newest and is replaced atomically. Nothing is pickled, and nothing
+depends on the number of processes, on how tensor parallelism split the parameters, or on the ZeRO
+stage. DeepSpeed's own format is not used: it is pickled, and bound to the topology that wrote it.
 """
 
 import dataclasses
+import datetime
 import hashlib
 import json
-import math
-import os
 import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import nn
 
 from data_prep.command_line import UserError
 from pipeline.config import ModelConfig
-from pipeline.engine import inner_optimizer, link_optimizer_state, set_loss_scaler_state, set_optimizer_state
+from pipeline.engine import held_part, inner_optimizer, set_loss_scaler_state, set_optimizer_state
 from pipeline.model.masked_lm import NarrowBertForPretraining
-from pipeline.parallel import full_shape, gather_shards, shard_of
+from pipeline.parallel import full_shape, shard_of
+from pipeline.run_directory import read_run_record
 
 KINDS = ("weights", "exp_avg", "exp_avg_sq")
 FORMAT_VERSION = 1
+TEMPORARY = ".tmp-"
+"""How names of what is not committed, or not there any more, begin."""
 
 
 class CheckpointError(Exception):
-    """A checkpoint that cannot be written, or is incomplete or damaged; the message names the file."""
+    """A checkpoint that is incomplete or damaged, or does not fit; the message names the file."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,140 +68,28 @@ class TrainerState:
     """State of fp16's dynamic loss scaling."""
 
 
-# ----------------------------------------------------------------------------------------- write
+def remove_unfinished(checkpoints: Path) -> None:
+    """Remove what a killed save left behind. Rank 0 only, before any save of this start.
 
-
-def save_checkpoint(engine: Any, checkpoints: Path, state: TrainerState) -> Path:
-    """Write one checkpoint together (every rank calls this) and return its folder.
-
-    Raises:
-        CheckpointError: on every rank, when any rank could not write (disk full, no permission).
-            Earlier checkpoints are untouched.
+    A rank of an earlier start that is still writing there finds its folder gone.
     """
-    final = checkpoints / f"step-{state.step:08d}"
-    temporary = checkpoints / f".tmp-step-{state.step:08d}"
-    mine = _gather_tensors(engine)
-    try:
-        temporary.mkdir(parents=True, exist_ok=True)
-        written = _write_tensors(temporary, mine)
-        problem = ""
-    except Exception as error:  # whatever went wrong, the other ranks are waiting below
-        written, problem = {}, f"rank {dist.get_rank()}: {error}"
-    reports: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(reports, (written, problem))
-    problems = [text for _, text in reports if text]
-    if not problems and dist.get_rank() == 0:
-        try:
-            _commit(temporary, final, {k: v for files, _ in reports for k, v in files.items()}, state)
-        except OSError as error:
-            problems = [f"rank 0: {error}"]
-    outcome = [problems]
-    dist.broadcast_object_list(outcome, src=0)
-    if outcome[0]:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise CheckpointError(f"cannot write the checkpoint {final}: {'; '.join(outcome[0])}")
-    return final
+    for path in checkpoints.glob(f"{TEMPORARY}*"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
-def _gather_tensors(engine: Any) -> dict[str, dict[str, torch.Tensor]]:
-    """Assemble every parameter from its fragments; keep, by kind, the ones this rank writes."""
-    link_optimizer_state(engine)
-    owner = _owners(engine.module, dist.get_world_size())
-    mine: dict[str, dict[str, torch.Tensor]] = {kind: {} for kind in KINDS}
-    for name, parameter in engine.module.named_parameters():
-        for kind in KINDS:  # every rank takes part in gathering, whoever writes
-            full = gather_shards(_read_fp32(engine, parameter, kind), parameter)
-            if owner[name] == dist.get_rank():
-                mine[kind][name] = full.detach().cpu().contiguous()
-    return mine
-
-
-def _read_fp32(engine: Any, parameter: nn.Parameter, kind: str) -> torch.Tensor:
-    """This tensor-parallel rank's whole shard of a weight or moment, assembled from ZeRO's fragments."""
-    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
-
-    if engine.zero_optimization_stage() == 0:
-        return parameter.detach() if kind == "weights" else engine.optimizer.state[parameter][kind]
-    is_weight = kind == "weights"
-    value = safe_get_full_fp32_param(parameter) if is_weight else safe_get_full_optimizer_state(parameter, kind)
-    assert value is not None
-    return value
-
-
-def _write_fp32(engine: Any, parameter: nn.Parameter, kind: str, shard: torch.Tensor) -> None:
-    """The inverse of ``_read_fp32``."""
-    from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
-
-    shard = shard.contiguous().to(parameter.device)
-    if engine.zero_optimization_stage() == 0:
-        _read_fp32(engine, parameter, kind).copy_(shard)
-    elif kind == "weights":
-        safe_set_full_fp32_param(parameter, shard)
-    else:
-        safe_set_full_optimizer_state(parameter, shard, kind)
-
-
-def _owners(model: nn.Module, world_size: int) -> dict[str, int]:
-    """Which rank writes which parameter: largest first, each to the rank with the least to write."""
-    sizes = {name: math.prod(full_shape(parameter)) for name, parameter in model.named_parameters()}
-    load = [0] * world_size
-    owner: dict[str, int] = {}
-    for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
-        owner[name] = load.index(min(load))
-        load[owner[name]] += sizes[name]
-    return owner
-
-
-def _write_tensors(folder: Path, tensors: dict[str, dict[str, torch.Tensor]]) -> dict[str, Any]:
-    written = {}
-    for kind, by_name in tensors.items():
-        if not by_name:
-            continue
-        name = f"{kind}-{dist.get_rank():05d}-of-{dist.get_world_size():05d}.safetensors"
-        save_file(by_name, folder / name)
-        _flush(folder / name)
-        written[name] = _fingerprint(folder / name)
-    return written
-
-
-def _commit(temporary: Path, final: Path, files: dict[str, Any], state: TrainerState) -> None:
-    _write_json(temporary / "trainer.json", dataclasses.asdict(state))
-    files["trainer.json"] = _fingerprint(temporary / "trainer.json")
-    _write_json(temporary / "manifest.json", {"format_version": FORMAT_VERSION, "files": files})
-    _flush(temporary)
-    if final.exists():  # the same step, saved before a resume from an earlier checkpoint
-        shutil.rmtree(final)
-    temporary.rename(final)
-    _flush(final.parent)
-    replacement = final.parent / ".latest"
-    replacement.write_text(final.name + "\n", encoding="utf-8")
-    _flush(replacement)
-    replacement.replace(final.parent / "latest")
-    _flush(final.parent)
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    _flush(path)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _fingerprint(path: Path) -> dict[str, Any]:
+def fingerprint(path: Path) -> dict[str, Any]:
+    """Size and sha256 of a file."""
     with path.open("rb") as file:
         return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
-def remove_unfinished(checkpoints: Path) -> None:
-    """Remove what a killed save left behind. Rank 0 only, before any save of this start."""
-    for folder in checkpoints.glob(".tmp-step-*"):
-        shutil.rmtree(folder)
+def step_of(folder: Path) -> int | None:
+    """The step of a checkpoint folder's name; None for anything else."""
+    digits = folder.name.removeprefix("step-")
+    return int(digits) if folder.name.startswith("step-") and digits.isdigit() and folder.is_dir() else None
 
 
 # ------------------------------------------------------------------------------------------ read
@@ -210,13 +98,19 @@ def remove_unfinished(checkpoints: Path) -> None:
 def newest_checkpoint(checkpoints: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint that verifies, and a line for every newer one that does not."""
     problems = []
-    for folder in sorted(checkpoints.glob("step-*"), reverse=True):
+    for folder in _folders(checkpoints):
         try:
             verify_checkpoint(folder)
             return folder, problems
         except CheckpointError as error:
             problems.append(str(error))
     return None, problems
+
+
+def _folders(checkpoints: Path) -> list[Path]:
+    """A run's checkpoints, the newest first."""
+    found = [folder for folder in checkpoints.glob("step-*") if step_of(folder) is not None]
+    return sorted(found, key=lambda folder: (step_of(folder), folder.name), reverse=True)
 
 
 def verify_checkpoint(folder: Path) -> None:
@@ -238,7 +132,7 @@ def verify_checkpoint(folder: Path) -> None:
             raise CheckpointError(f"{path} is missing")
         if path.stat().st_size != recorded["size"]:
             raise CheckpointError(f"{path} has {path.stat().st_size} bytes instead of {recorded['size']}")
-        if _fingerprint(path) != recorded:
+        if fingerprint(path) != recorded:
             raise CheckpointError(f"{path} does not match its sha256: it was changed after it was written")
 
 
@@ -301,10 +195,61 @@ def load_optimizer(engine: Any, folder: Path, state: TrainerState) -> None:
     for kind in KINDS:
         tensors = read_tensors(folder, kind)
         for name, parameter in engine.module.named_parameters():
-            _write_fp32(engine, parameter, kind, shard_of(tensors[name], parameter))
+            _set_fp32(engine, parameter, kind, shard_of(tensors[name], parameter))
     engine.global_steps = state.step
+
+
+def _set_fp32(engine: Any, parameter: nn.Parameter, kind: str, shard: torch.Tensor) -> None:
+    """Set a weight or moment from this tensor-parallel rank's whole shard of it."""
+    from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+    shard = shard.contiguous().to(parameter.device)
+    if engine.zero_optimization_stage() == 0:
+        whole = held_part(engine, parameter, kind)
+        assert whole is not None
+        whole[1].copy_(shard.view_as(whole[1]))
+    elif kind == "weights":
+        safe_set_full_fp32_param(parameter, shard)
+    else:
+        safe_set_full_optimizer_state(parameter, shard, kind)
 
 
 def optimizer_steps(engine: Any) -> int:
     """Updates that Adam has counted so far."""
     return int(next(iter(inner_optimizer(engine).state.values()))["step"])
+
+
+# ------------------------------------------------------------------------------------------ list
+
+
+def list_checkpoints(run_dir: Path) -> str:
+    """A table of a run's checkpoints, each verified, oldest first.
+
+    Raises:
+        UserError: no run or nothing saved; or, after printing the table, some are damaged.
+    """
+    read_run_record(run_dir)  # refuses what is no run
+    folders = _folders(run_dir / "checkpoints")[::-1]
+    if not folders:
+        raise UserError(f"{run_dir} has no checkpoint yet")
+    lines, damaged = [f"{'step':>9}  {'saved':<19}  {'bytes':>15}  {'start':>5}  state"], []
+    for folder in folders:
+        size = sum(path.stat().st_size for path in folder.iterdir())
+        attempt, problem = "?", ""
+        try:
+            verify_checkpoint(folder)
+            attempt = str(read_trainer_state(folder).attempt)
+        except CheckpointError as error:
+            problem = str(error)
+            damaged.append(folder.name)
+        when = datetime.datetime.fromtimestamp(folder.stat().st_mtime).strftime("%Y-%m-%d %H:%M:%S")
+        state = f"DAMAGED: {problem}" if problem else "intact"
+        lines.append(f"{step_of(folder):>9,}  {when}  {size:>15,}  {attempt:>5}  {state}")
+    table = "\n".join(lines)
+    if damaged:
+        print(table)
+        raise UserError(
+            f"{len(damaged)} of {len(folders)} checkpoints of {run_dir} are damaged ({', '.join(damaged)}): a resume "
+            "passes them over; restore or remove them"
+        )
+    return table

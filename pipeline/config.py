@@ -127,6 +127,12 @@ class TrainingConfig:
     """Validation rows an evaluation reads at most."""
     save_interval: int = 1000
     """Steps between two checkpoints; there is always one at the end."""
+    keep_last: int = 0
+    """Checkpoints to keep; older ones are removed. 0 keeps all."""
+    keep_every: int = 0
+    """Besides, keep the checkpoints of steps that are multiples of this for good; 0 keeps none for that."""
+    hang_timeout: int = 1800
+    """Seconds without any progress after which the run ends (exit code 86) and names the rank that lags."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -178,6 +184,9 @@ RESUMABLE_CHANGES = {
     "training.eval_interval",
     "training.eval_rows",
     "training.save_interval",
+    "training.keep_last",
+    "training.keep_every",
+    "training.hang_timeout",
     "tracking.enabled",
     "tracking.experiment_name",
     "tracking.run_name",
@@ -195,6 +204,7 @@ def check_config(config: RunConfig, *, world_size: int) -> None:
         raise UserError(f"processes is {world_size}: give a positive number")
     _check_model(config.model)
     _check_ranges(config)
+    _check_counts(config.training)
     _check_parallel(config, world_size)
     _check_batch(config.training, world_size // config.training.tensor_model_parallel_size)
     if config.init.allow and config.init.from_huggingface is None:
@@ -256,13 +266,19 @@ def _check_ranges(config: RunConfig) -> None:
     ]:
         if not value >= 0:
             raise UserError(f"{name} is {value}: give a number of at least 0")
-    for field in dataclasses.fields(TrainingConfig):
-        value = getattr(config.training, field.name)
-        if isinstance(value, int) and field.name not in ("seed", "zero_stage", "offload_optimizer") and value < 1:
-            raise UserError(f"training.{field.name} is {value}: give a positive number")
     for name, value in [("data.seed", config.data.seed), ("training.seed", config.training.seed)]:
         if not 0 <= value < 2**63:
             raise UserError(f"{name} is {value}: give a number from 0 to 2^63 - 1")
+
+
+def _check_counts(training: TrainingConfig) -> None:
+    for field in dataclasses.fields(TrainingConfig):
+        name, value = field.name, getattr(training, field.name)
+        if type(value) is not int or name in ("seed", "zero_stage"):
+            continue
+        least = 0 if name in ("keep_last", "keep_every") else 1
+        if value < least:
+            raise UserError(f"training.{name} is {value}: give a number of at least {least}")
 
 
 def _check_parallel(config: RunConfig, world_size: int) -> None:
@@ -298,10 +314,16 @@ def _check_batch(training: TrainingConfig, data_parallel_size: int) -> None:
     if training.tensor_model_parallel_size > 1:
         processes = f"{size} data-parallel groups of {training.tensor_model_parallel_size} processes"
     where = f"training.global_batch_size {total} is not a multiple of micro_batch_size {micro} x {processes}"
+    sizes = [n * training.tensor_model_parallel_size for n in range(1, total + 1) if total % (micro * n) == 0]
+    elsewhere = f", or {_some(sizes, size * training.tensor_model_parallel_size)} processes" if sizes else ""
     if total % size:
         around = {max(total // size, 1) * size, -(-total // size) * size}
         fitting = " or ".join(str(n) for n in sorted(around))
-        raise UserError(f"{where}: with {processes} take a global_batch_size of {fitting}")
+        raise UserError(f"{where}: with {processes} take a global_batch_size of {fitting}{elsewhere}")
     divisors = [n for n in range(1, total // size + 1) if total // size % n == 0]
-    nearest = sorted(sorted(divisors, key=lambda n: abs(n - micro))[:4])
-    raise UserError(f"{where}: take a micro_batch_size of {', '.join(map(str, nearest))}")
+    raise UserError(f"{where}: take a micro_batch_size of {_some(divisors, micro)}{elsewhere}")
+
+
+def _some(numbers: list[int], near: int) -> str:
+    """The few that are nearest, in order."""
+    return ", ".join(map(str, sorted(sorted(numbers, key=lambda n: abs(n - near))[:4])))

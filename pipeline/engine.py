@@ -24,14 +24,17 @@ from pipeline.parallel import (
     tensor_parallel_group,
 )
 
-_COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=30)
+# Collectives give up later than the watchdog, which says more.
+_AFTER_WATCHDOG = datetime.timedelta(minutes=10)
 # Elements that DeepSpeed's buffers hold while it sums gradients.
 _BUCKET_ELEMENTS = 50_000_000
 # Weights that ZeRO 3 keeps fetched at once; DeepSpeed's own limit of 10^9 would keep all of most encoders.
 LIVE_ELEMENTS = 50_000_000
 
 
-def initialise_process_group(world: World, tensor_parallel_size: int = 1) -> torch.device:
+def initialise_process_group(
+    world: World, tensor_parallel_size: int = 1, hang_timeout_s: float = 1800.0
+) -> torch.device:
     """Join the other processes (gloo on CPU, NCCL on CUDA), form the groups, return this process's device.
 
     Raises:
@@ -60,7 +63,8 @@ def initialise_process_group(world: World, tensor_parallel_size: int = 1) -> tor
             world_size=1,
         )
     else:
-        dist.init_process_group(backend, rank=world.rank, world_size=world.size, timeout=_COLLECTIVE_TIMEOUT)
+        timeout = datetime.timedelta(seconds=hang_timeout_s) + _AFTER_WATCHDOG
+        dist.init_process_group(backend, rank=world.rank, world_size=world.size, timeout=timeout)
     initialise_tensor_parallel(tensor_parallel_size)
     return device
 
@@ -209,6 +213,34 @@ def link_optimizer_state(engine: Any) -> None:
         # group has none yet; linked again here, both are found.
         engine.optimizer._hp_optimizer_states_linked = False
         engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+
+def held_part(engine: Any, parameter: nn.Parameter, kind: str) -> tuple[int, torch.Tensor] | None:
+    """What this rank holds in fp32 of a parameter's weight or moment, without asking another rank.
+
+    Args:
+        engine: after ``link_optimizer_state``.
+        parameter: of its module.
+        kind: weights, exp_avg or exp_avg_sq.
+
+    Returns:
+        (start, part): elements of this tensor-parallel rank's shard, flattened, from ``start`` on; with ZeRO 0
+        the whole shard. None if ZeRO has given this rank nothing of it.
+    """
+    from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
+
+    stage, is_weight = engine.zero_optimization_stage(), kind == "weights"
+    if stage == 0:
+        return 0, (parameter.detach() if is_weight else engine.optimizer.state[parameter][kind]).view(-1)
+    if stage == 3:
+        part = safe_get_local_fp32_param(parameter) if is_weight else safe_get_local_optimizer_state(parameter, kind)
+        start = dist.get_rank(data_parallel_group()) * part.numel()
+        # The parts are equally long: the last ones may reach over the end.
+        return start, part[: max(0, getattr(parameter, "ds_numel") - start)]  # noqa: B009 - DeepSpeed's
+    mapping: Any = getattr(parameter, "_hp_mapping")  # noqa: B009 - DeepSpeed's
+    if mapping is None:
+        return None
+    return mapping.lp_fragment_address.start, mapping.get_hp_fragment(None if is_weight else kind)
 
 
 _LOSS_SCALER_FIELDS = ("cur_scale", "cur_hysteresis", "cur_iter", "last_overflow_iter")

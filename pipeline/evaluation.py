@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -34,12 +34,27 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(model: NarrowBertForPretraining, batches: Iterable[Batch], device: torch.device) -> Evaluation:
-    """Evaluate ``batches`` on this process and add the sums of all data-parallel ranks."""
+def evaluate(
+    model: NarrowBertForPretraining,
+    batches: Iterable[Batch],
+    device: torch.device,
+    go_on: Callable[[], bool] = lambda: True,
+) -> Evaluation | None:
+    """Evaluate ``batches`` on this process and add the sums of all data-parallel ranks.
+
+    Args:
+        model: its mode, training or not, is as before afterwards.
+        batches: as many on every rank.
+        device: the model's.
+        go_on: asked before each batch; the same answer on every rank. After a no the result is None.
+    """
     was_training = model.training
     model.eval()
     sums = torch.zeros(3, dtype=torch.float64, device=device)
     for batch in batches:
+        if not go_on():
+            model.train(was_training)
+            return None
         moved = batch.to(device)
         output = model(
             moved.input_ids,
@@ -77,6 +92,7 @@ def evaluate_run(run_dir: Path, max_rows: int | None) -> str:
         data_parallel_size=1,
     )
     result = evaluate(model, batches, torch.device("cpu"))
+    assert result is not None
     return (
         f"step {state.step}  validation loss {result.loss:.4f}  perplexity {result.perplexity:.2f}  "
         f"masked accuracy {result.masked_accuracy:.4f}  ({result.num_masked:,} masked tokens)"

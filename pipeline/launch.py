@@ -1,5 +1,6 @@
 """Where this process stands among the others: started here, by torchrun, or by srun."""
 
+import contextlib
 import ctypes
 import dataclasses
 import os
@@ -15,8 +16,9 @@ from pathlib import Path
 import psutil
 
 from data_prep.command_line import USER_ERROR_EXIT_CODE, UserError
+from pipeline.signals import HANG_EXIT_CODE, REQUEUE_EXIT_CODE, catch_stop_signals, hold_stop_signals
 
-_TERMINATION_GRACE_S = 10.0
+_TERMINATION_GRACE_S = 2.0
 _SECOND_FAILURE_S = 0.5
 
 
@@ -144,30 +146,34 @@ def start_local_processes(num_processes: int, argv: Sequence[str], log_dir: Path
     """Run ``narrowbert <argv>`` as ``num_processes`` joined processes on this machine.
 
     Rank 0 has the terminal; the others write to ``log_dir/rank-N.log``. When one fails the rest
-    are stopped. Returns the exit code of the first that failed, else 0.
+    are stopped. SIGTERM and SIGUSR1 go on to all of them. Returns the exit code of the first that failed,
+    else ``REQUEUE_EXIT_CODE`` where they were asked to stop, else 0.
     """
     log_dir.mkdir(parents=True, exist_ok=True)
     port = _free_port()
     children: list[subprocess.Popen[bytes]] = []
-    for rank in range(num_processes):
-        output = None if rank == 0 else (log_dir / f"rank-{rank}.log").open("ab")
-        children.append(
-            subprocess.Popen(
-                # -P: a folder called "pipeline" where the user works must not shadow this package.
-                [sys.executable, "-P", "-m", "pipeline", *argv],
-                env=_child_environment(rank, num_processes, port),
-                stdout=output,
-                stderr=output,
-            )
-        )
-        if output is not None:
-            output.close()
-    forward = signal.signal(signal.SIGTERM, lambda *_: _terminate(children))
     try:
+        with hold_stop_signals():
+            for rank in range(num_processes):
+                children.append(_start_rank(rank, num_processes, port, argv, log_dir))
+            catch_stop_signals(forward=lambda number: _forward(number, children))
         return _wait_for_all(children, log_dir)
     finally:
-        signal.signal(signal.SIGTERM, forward)
-        _terminate(children)
+        _end(children)
+
+
+def _start_rank(
+    rank: int, num_processes: int, port: int, argv: Sequence[str], log_dir: Path
+) -> subprocess.Popen[bytes]:
+    with contextlib.ExitStack() as stack:
+        output = None if rank == 0 else stack.enter_context((log_dir / f"rank-{rank}.log").open("ab"))
+        return subprocess.Popen(
+            # -P: a folder called "pipeline" where the user works must not shadow this package.
+            [sys.executable, "-P", "-m", "pipeline", *argv],
+            env=_child_environment(rank, num_processes, port),
+            stdout=output,
+            stderr=output,
+        )
 
 
 def _child_environment(rank: int, num_processes: int, port: int) -> dict[str, str]:
@@ -206,15 +212,16 @@ def die_with_launcher() -> None:
 def _wait_for_all(children: list[subprocess.Popen[bytes]], log_dir: Path) -> int:
     while True:
         codes = [child.poll() for child in children]
-        if any(code not in (None, 0) for code in codes):
+        if any(code not in (None, 0, REQUEUE_EXIT_CODE) for code in codes):
             time.sleep(_SECOND_FAILURE_S)
             codes = [child.poll() for child in children]
-            failed = [rank for rank, code in enumerate(codes) if code not in (None, 0)]
-            # A rank that says what the user did wrong tells more than the ranks that it leaves behind.
-            first = next((rank for rank in failed if codes[rank] == USER_ERROR_EXIT_CODE), failed[0])
+            failed = [rank for rank, code in enumerate(codes) if code not in (None, 0, REQUEUE_EXIT_CODE)]
+            # A rank that says what is wrong tells more than the ranks that it leaves behind.
+            telling = (USER_ERROR_EXIT_CODE, HANG_EXIT_CODE)
+            first = next((rank for rank in failed if codes[rank] in telling), failed[0])
             return _report_failure(first, codes[first] or 1, log_dir)
-        if all(code == 0 for code in codes):
-            return 0
+        if None not in codes:
+            return REQUEUE_EXIT_CODE if REQUEUE_EXIT_CODE in codes else 0
         time.sleep(0.05)
 
 
@@ -225,8 +232,11 @@ def _report_failure(rank: int, code: int, log_dir: Path) -> int:
             lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
             print([line for line in lines if line.startswith("narrowbert: error: ")][-1], file=sys.stderr)
         return USER_ERROR_EXIT_CODE
-    how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
     where = "see above" if rank == 0 else f"its log is {log}"
+    if code == HANG_EXIT_CODE:
+        print(f"narrowbert: rank {rank} has ended a run that stood still ({where})", file=sys.stderr, flush=True)
+        return HANG_EXIT_CODE
+    how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
     print(
         f"narrowbert: rank {rank} {how} ({where}); the other ranks are stopped. "
         "Run the same command again to go on from the last checkpoint.",
@@ -236,10 +246,15 @@ def _report_failure(rank: int, code: int, log_dir: Path) -> int:
     return 1
 
 
-def _terminate(children: list[subprocess.Popen[bytes]]) -> None:
+def _forward(number: int, children: list[subprocess.Popen[bytes]]) -> None:
     for child in children:
         if child.poll() is None:
-            child.terminate()
+            child.send_signal(number)
+
+
+def _end(children: list[subprocess.Popen[bytes]]) -> None:
+    """End what still runs: without one of its ranks the run cannot go on, and what counts is on disk."""
+    _forward(signal.SIGINT, children)
     deadline = time.monotonic() + _TERMINATION_GRACE_S
     for child in children:
         try:

@@ -290,17 +290,21 @@ def shard_of(full: torch.Tensor, parameter: torch.nn.Parameter) -> torch.Tensor:
     return full if dimension is None else full.chunk(group.size(), dimension)[group.rank()]
 
 
-def gather_shards(shard: torch.Tensor, parameter: torch.nn.Parameter) -> torch.Tensor:
-    """The inverse of ``shard_of``. Every rank of the tensor-parallel group calls this and gets the whole."""
-    group, dimension = tensor_parallel_group(), _split_dimension(parameter)
-    if dimension is not None:
-        shard = _all_gather(shard, group, dimension)  # type: ignore[arg-type]
-    return shard[: full_shape(parameter)[0]]
+def shard_shape(parameter: torch.nn.Parameter) -> tuple[int, ...]:
+    """Shape of what each tensor-parallel rank holds, padding included; under ZeRO, of what it would hold whole."""
+    # ZeRO 3 leaves an empty tensor in a parameter's place and keeps its shape beside it.
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def join_shards(shards: list[torch.Tensor], parameter: torch.nn.Parameter) -> torch.Tensor:
+    """The inverse of ``shard_of``: the shards of all tensor-parallel ranks (of one, where they are equal) -> whole."""
+    dimension = _split_dimension(parameter)
+    whole = shards[0] if dimension is None else torch.cat(shards, dimension)
+    return whole[: full_shape(parameter)[0]]
 
 
 def _padded_shape(parameter: torch.nn.Parameter) -> tuple[int, ...]:
-    # ZeRO 3 leaves an empty tensor in a parameter's place and keeps its shape beside it.
-    shape = list(getattr(parameter, "ds_shape", parameter.shape))
+    shape = list(shard_shape(parameter))
     dimension = _split_dimension(parameter)
     if dimension is not None:
         shape[dimension] *= tensor_parallel_group().size()

@@ -170,7 +170,7 @@ _SPEED_CHARTS = [
     ("Throughput, tokens/s", "train/tokens_per_second", "steps"),
     ("Model FLOP/s a process, 10^12", "train/model_tflops_per_second", "steps"),
     ("Wait for data, seconds a step", "train/data_wait_seconds", "steps"),
-    ("Checkpoints, seconds that training stood still", "checkpoint/seconds", "steps"),
+    ("Checkpoints, seconds that training stood still", "checkpoint/blocking_seconds", "steps"),
     ("Memory of rank 0, bytes", "system/process_memory_bytes", "training time"),
 ]
 _OPTIMIZATION_CHARTS = [

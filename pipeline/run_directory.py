@@ -170,6 +170,15 @@ def register_attempt(run_dir: Path, config: RunConfig, shards: ShardFolder, worl
     return Attempt(lineage_id=record["lineage_id"], number=record["attempt"], same_arithmetic=same)
 
 
+def is_newest_attempt(run_dir: Path, number: int) -> bool:
+    """Whether no later start of the run has been registered.
+
+    A rank left behind on a lost node, or a second command given by mistake, must not write where the newest
+    start does.
+    """
+    return read_run_record(run_dir)["attempt"] == number
+
+
 def data_facts(shards: ShardFolder) -> dict[str, Any]:
     """What a run records of its shards."""
     return {

@@ -59,7 +59,8 @@ class Spool:
             elif key not in written:
                 new[key] = value
         if new:
-            self._newest = (step, written | new.keys())
+            if step >= self._newest[0]:  # how a save ended is known some steps later
+                self._newest = (step, written | new.keys())
             record = {"step": step, "timestamp_ms": time.time_ns() // 1_000_000, "metrics": new}
             try:
                 self._file.write(json.dumps(record) + "\n")
@@ -68,6 +69,10 @@ class Spool:
                 raise UserError(
                     f"{self._path} cannot be written ({error.strerror}): mend that, then run the same command again"
                 ) from error
+
+    def has(self, step: int, key: str) -> bool:
+        """Whether the metric of a step was there before this start."""
+        return key in self._before.get(step, {})
 
     def close(self) -> None:
         """Close the file; nothing is left to write."""

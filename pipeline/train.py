@@ -1,6 +1,7 @@
 """The training loop."""
 
 import contextlib
+import errno
 import logging
 import math
 import os
@@ -21,8 +22,9 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from data_prep.command_line import UserError, config_as_dict, report_user_error
 from data_prep.shards import ShardFolder
 from pipeline import checkpoint, tracking
+from pipeline.checkpoint_writer import CheckpointWriter
 from pipeline.config import RunConfig
-from pipeline.data import Prefetcher, TrainingData, validation_batches
+from pipeline.data import Batch, Prefetcher, TrainingData, validation_batches
 from pipeline.engine import (
     build_engine,
     destroy_engine,
@@ -32,6 +34,7 @@ from pipeline.engine import (
     update_weights,
 )
 from pipeline.evaluation import evaluate
+from pipeline.guards import Agreement, OwnTime, Stragglers, Watchdog
 from pipeline.init import load_init
 from pipeline.launch import World
 from pipeline.metrics import Gauges
@@ -39,7 +42,8 @@ from pipeline.model.masked_lm import NarrowBertForPretraining
 from pipeline.optimizer import learning_rate
 from pipeline.parallel import data_parallel_group, padded_vocab_size, seed_dropout
 from pipeline.redaction import redact
-from pipeline.run_directory import Attempt, register_attempt, write_atomically
+from pipeline.run_directory import Attempt, is_newest_attempt, register_attempt, write_atomically
+from pipeline.signals import REQUEUE_EXIT_CODE
 from pipeline.spool import Spool, append_event
 
 T = TypeVar("T")
@@ -47,22 +51,27 @@ T = TypeVar("T")
 log = logging.getLogger("narrowbert")
 
 
-def train(config: RunConfig, world: World, shards: ShardFolder) -> None:
+def train(config: RunConfig, world: World, shards: ShardFolder) -> int:
     """Train, or go on training, the run in ``config.run_dir``; every process calls this.
 
     Args:
         config: checked by ``run_directory.prepare_run``, which also opens ``shards``.
         world: which of the processes this is.
         shards: the opened shard folder.
+
+    Returns:
+        0 when the last step is done and saved, ``REQUEUE_EXIT_CODE`` when a signal has ended it before.
     """
-    device = initialise_process_group(world, config.training.tensor_model_parallel_size)
+    device = initialise_process_group(world, config.training.tensor_model_parallel_size, config.training.hang_timeout)
     try:
-        run = Run(config, world, shards, device)
-        try:
-            with logging_redirect_tqdm([log]):  # log lines appear above the progress bar, not in it
-                run.train_to_end()
-        finally:
-            run.close()
+        with full_disk_as_user_error():
+            run = Run(config, world, shards, device)
+            try:
+                with logging_redirect_tqdm([log]):  # log lines appear above the progress bar, not in it
+                    code = run.train_to_end()
+                run.watchdog.stop()  # rank 0 may wait for MLflow below
+            finally:
+                run.close()
     except UserError as error:
         if "--debug" in sys.argv:
             raise
@@ -71,7 +80,22 @@ def train(config: RunConfig, world: World, shards: ShardFolder) -> None:
         code = report_user_error("narrowbert", error)
         sys.stdout.flush()
         os._exit(code)
-    destroy_engine(run.engine)
+    destroy_engine(run.engine)  # ends in a barrier: no rank leaves while another still writes
+    return code
+
+
+@contextlib.contextmanager
+def full_disk_as_user_error() -> Iterator[None]:
+    """A disk that takes no more is one line, wherever it is noticed."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        raise UserError(
+            f"{error.filename or 'the run directory'} cannot be written ({error.strerror}): make room, then run the "
+            "same command again to go on from the last checkpoint"
+        ) from error
 
 
 class Run:
@@ -81,8 +105,12 @@ class Run:
         self.config, self.world, self.shards, self.device = config, world, shards, device
         self.run_dir = Path(config.run_dir)
         self.is_main = world.rank == 0
+        self.agreement = Agreement()
         self.attempt = self._register_attempt()
+        self.watchdog = Watchdog(self.run_dir, world, self.attempt.number, config.training.hang_timeout)
+        self.watchdog.start()
         self.spool: Spool | None = None
+        self._first_evaluation = True
         self.shipper: tracking.Shipper | None = None
         _set_up_logging(self.run_dir, world)
         if self.is_main and config.training.precision == "bf16" and not has_bf16_products(device):
@@ -100,10 +128,21 @@ class Run:
         )
         self.data = Prefetcher(data, device)
         self.engine, self.step, self.skipped_steps = self._build_or_resume()
+        self.saved_step = self.step
+        self.writer = CheckpointWriter(
+            self.engine,
+            self.run_dir / "checkpoints",
+            keep_last=config.training.keep_last,
+            keep_every=config.training.keep_every,
+            may_commit=lambda: is_newest_attempt(self.run_dir, self.attempt.number),
+            on_progress=self.watchdog.alive,
+        )
         self.gauges = Gauges(config, shards, world.size, device)
-        hosts = _host_names(world)
+        self.own_time = OwnTime(device)
+        self.stragglers = Stragglers()
+        self.hosts = self.agreement.gather(socket.gethostname())
         if self.is_main:
-            self._open_records(hosts)
+            self._open_records(list(dict.fromkeys(self.hosts)))
 
     # ------------------------------------------------------------------------------------ start
 
@@ -166,55 +205,83 @@ class Run:
 
     # ------------------------------------------------------------------------------------- loop
 
-    def train_to_end(self) -> None:
-        """Run the remaining steps, with logs, evaluations and checkpoints on their intervals."""
+    def train_to_end(self) -> int:
+        """Run the remaining steps, with logs, evaluations and checkpoints on their intervals. Returns the exit code."""
         training = self.config.training
-        total = training.train_steps
         meter = Meter(self.config, self.shards, self.skipped_steps)
         progress = tqdm(
-            total=total,
+            total=training.train_steps,
             initial=self.step,
             unit="step",
             dynamic_ncols=True,
             disable=not (self.is_main and _terminal_has_width()),
         )
-        if self.step == 0:
-            with meter.paused():
-                self.evaluate()
-        while self.step < total:
-            meter.add(*self.train_step())
+        with meter.paused():
+            stop = self._evaluate_if_due()
+        while self.step < training.train_steps and not stop:
+            batches, stop = self._read_rows()
+            if stop:
+                break
+            meter.add(*self.train_step(batches))
             self.step += 1
             progress.update()
-            to_log, to_evaluate, to_save = (
-                self.step % interval == 0 or self.step == total
-                for interval in (training.log_interval, training.eval_interval, training.save_interval)
-            )
+            to_save = self._is_due(training.save_interval)
             # Before a checkpoint the losses go to disk: a resume does not compute those steps again.
-            if to_log or to_save:
-                points = meter.flush(self.step, self.engine)
-                self.skipped_steps = meter.skipped_steps
-                self._log(points, progress)
-                self._stop_if_diverged(meter.longest_skipped)
+            if to_save or self._is_due(training.log_interval):
+                self._log(meter, progress)
             with meter.paused():
-                if to_evaluate:
-                    self.evaluate()
+                stop = self._evaluate_if_due()
                 if to_save:
                     self.save()
         progress.close()
+        return self._end(meter, progress)
+
+    def _is_due(self, interval: int) -> bool:
+        return self.step % interval == 0 or self.step == self.config.training.train_steps
+
+    def _end(self, meter: "Meter", progress: Any) -> int:
+        """Save what is not saved yet, whatever ended the steps. Returns the exit code."""
+        self._wait_for_save()
+        if self.step > self.saved_step:  # a stop between two saves, or the last one failed
+            if meter.has_steps:
+                self._log(meter, progress)
+            self.save()
+            problem = self._wait_for_save()
+            if problem:
+                raise UserError(f"step {self.step} could not be saved ({problem}): mend that, then run the same again")
+        if self.step < self.config.training.train_steps:
+            log.info("asked to stop: %d of %d steps are done and saved", self.step, self.config.training.train_steps)
+            if self.is_main:
+                append_event(self.run_dir, "stopped by a signal", self.step, f"exit code {REQUEUE_EXIT_CODE}")
+            return REQUEUE_EXIT_CODE
         if self.is_main:
             write_atomically(self.run_dir / "DONE", f"{self.step} steps\n")
             log.info("done: %d steps; the last checkpoint is %s", self.step, self.run_dir / "checkpoints/latest")
+        return 0
 
-    def train_step(self) -> tuple[torch.Tensor, torch.Tensor, Any]:
+    def _read_rows(self) -> tuple[list[Batch], bool]:
+        """This rank's rows of the next step, and whether to stop before it."""
+        self.watchdog.move("reading rows", self.step)
+        with self.gauges.data_wait(), self.own_time.host():
+            batches, problem = _try_to_read(lambda: self.data.step(self.step * self.config.training.global_batch_size))
+        return batches or [], self._agree(problem)
+
+    def _agree(self, problem: str) -> bool:
+        """What stops one rank stops all: with one line, or (True) because a signal came."""
+        self.watchdog.move("waiting for the others", self.step)
+        problem, stop = self.agreement.reach(problem)
+        if problem:
+            raise UserError(problem)
+        return stop
+
+    def train_step(self, batches: list[Batch]) -> tuple[torch.Tensor, torch.Tensor, Any]:
         """One step. Returns this rank's loss sum, the masked tokens of all ranks, and the gradient norm.
 
         A step whose gradients are not finite updates nothing. Its rows are consumed and its learning
         rate is past all the same, so that both follow from the number of the step alone.
         """
         training = self.config.training
-        position = self.step * training.global_batch_size
-        with self.gauges.data_wait():
-            batches = self._together(lambda: self.data.step(position))
+        self.watchdog.move("counting masked tokens", self.step)
         global_masked = torch.stack([batch.label_mask.sum() for batch in batches]).sum().double()
         dist.all_reduce(global_masked, group=data_parallel_group())
         # DeepSpeed averages over ranks and accumulation steps; the loss is a sum over the global
@@ -226,58 +293,61 @@ class Run:
         loss_sum = torch.zeros((), device=self.device)
         gradient_norm = None
         for batch in batches:
-            output = self.engine(
-                batch.input_ids,
-                batch.masked_positions,
-                batch.key_mask,
-                batch.labels,
-                batch.label_mask,
-                batch.document_ids,
-            )
+            self.watchdog.move("in the forward pass", self.step)
+            with self.own_time.forward():
+                output = self.engine(
+                    batch.input_ids,
+                    batch.masked_positions,
+                    batch.key_mask,
+                    batch.labels,
+                    batch.label_mask,
+                    batch.document_ids,
+                )
+            self.watchdog.move("in the backward pass", self.step)
             self.engine.backward(output.loss_sum * scale)
             gradient_norm = update_weights(self.engine, self.config.optimizer.clip_grad)
             loss_sum += output.loss_sum.detach()
+        self.own_time.end_step()
         return loss_sum, global_masked, gradient_norm
 
     def _stop_if_diverged(self, skipped_in_a_row: int) -> None:
         if skipped_in_a_row >= self.config.training.max_skipped_steps:
+            what = (
+                f"{skipped_in_a_row} steps in a row up to step {self.step} were skipped, their gradients are not finite"
+            )
+            if self.is_main:
+                append_event(self.run_dir, "diverged", self.step, what)
             raise UserError(
-                f"{skipped_in_a_row} steps in a row up to step {self.step} were skipped, their gradients are not "
-                "finite: continue from the last checkpoint with a larger training.max_skipped_steps, or start anew "
+                f"{what}: continue from the last checkpoint with a larger training.max_skipped_steps, or start anew "
                 "with a smaller optimizer.lr"
             )
 
-    def _together(self, read: Callable[[], T]) -> T:
-        """Read shards on every rank; what stops one rank stops all with the same line.
-
-        On CUDA the failing rank ends alone, and whoever started the ranks stops the others: to ask
-        each step would make the device wait for the host.
-        """
-        result, problem = None, ""
-        try:
-            result = read()
-        except UserError as error:
-            problem = str(error)
-        if self.device.type == "cpu":
-            failed = torch.tensor(float(bool(problem)))
-            dist.all_reduce(failed)
-            if failed:
-                problems: list[Any] = [None] * self.world.size
-                dist.all_gather_object(problems, problem)
-                problem = next(text for text in problems if text)
-        if problem:
-            raise UserError(problem)
-        assert result is not None
-        return result
-
     # ---------------------------------------------------------------------------------- records
 
-    def _log(self, points: dict[int, dict[str, float]], progress: Any) -> None:
-        if self.spool is None:
-            return
+    def _log(self, meter: "Meter", progress: Any) -> None:
+        """Write the metrics since the last log; every rank calls this."""
+        self.watchdog.move("adding up losses", self.step)
+        points = meter.flush(self.step, self.engine)
+        self.skipped_steps = meter.skipped_steps
+        own_seconds = self.agreement.gather(self.own_time.take())
+        self._report_saves()
+        if self.spool is not None:
+            self._write_points(self.spool, points, own_seconds, progress)
+        self._stop_if_diverged(meter.longest_skipped)
+
+    def _write_points(
+        self, spool: Spool, points: dict[int, dict[str, float]], own_seconds: list[float], progress: Any
+    ) -> None:
+        if not is_newest_attempt(self.run_dir, self.attempt.number):
+            raise UserError(
+                f"another start of {self.run_dir} has taken over: this one, start {self.attempt.number}, ends"
+            )
         points[self.step] |= self.gauges.read(self.step, points[self.step]["train/step_seconds"])
+        if self.world.size > 1:
+            step_seconds = points[self.step]["train/step_seconds"]
+            points[self.step]["train/straggler_ratio"] = self._straggler_ratio(own_seconds, step_seconds)
         for step, metrics in points.items():
-            self.spool.write(step, metrics)
+            spool.write(step, metrics)
         last = points[self.step]
         remaining = (self.config.training.train_steps - self.step) * last["train/step_seconds"]
         line = f"loss {last['train/loss']:.4f}  {last['train/tokens_per_second']:,.0f} tokens/s"
@@ -291,6 +361,18 @@ class Run:
         if self.shipper is not None:
             self.shipper.keep_alive()
 
+    def _straggler_ratio(self, own_seconds: list[float], step_seconds: float) -> float:
+        """Slowest over median own time; a rank that stays behind is named."""
+        ratio, slowest = self.stragglers.update(own_seconds, step_seconds)
+        if slowest is not None:
+            text = (
+                f"rank {slowest} on {self.hosts[slowest]} takes {own_seconds[slowest]:.3g} s of its own a step, "
+                f"{ratio:.1f} times the median rank's"
+            )
+            log.warning("slow: %s", text)
+            append_event(self.run_dir, "straggler", self.step, text)
+        return ratio
+
     def _report_changes(self) -> None:
         assert self.spool is not None
         for change in self.spool.changed:
@@ -298,17 +380,42 @@ class Run:
             append_event(self.run_dir, "not deterministic", self.step, change)
         self.spool.changed.clear()
 
-    def evaluate(self) -> None:
-        """Evaluate on the validation split and write the figures."""
+    def _evaluate_if_due(self) -> bool:
+        """Evaluate where that is due and not done yet. Returns whether all were asked to stop."""
+        due = self._is_due(self.config.training.eval_interval)
+        if due and self._first_evaluation:
+            # A stop or a kill may have come between a checkpoint and its evaluation.
+            known = self.spool is not None and self.spool.has(self.step, "validation/loss")
+            due = not self.agreement.gather(known)[0]
+        self._first_evaluation = False
+        return self.evaluate() if due else False
+
+    def evaluate(self) -> bool:
+        """Evaluate on the validation split and write the figures; given up when a signal comes (True)."""
         training = self.config.training
-        batches = validation_batches(
-            self.shards,
-            max_rows=training.eval_rows,
-            micro_batch_size=training.micro_batch_size,
-            data_rank=self.data_rank,
-            data_parallel_size=self.data_parallel_size,
+        self.watchdog.move("reading validation rows", self.step)
+        batches, problem = _try_to_read(
+            lambda: list(
+                validation_batches(
+                    self.shards,
+                    max_rows=training.eval_rows,
+                    micro_batch_size=training.micro_batch_size,
+                    data_rank=self.data_rank,
+                    data_parallel_size=self.data_parallel_size,
+                )
+            )
         )
-        result = evaluate(self.engine.module, self._together(lambda: list(batches)), self.device)
+        if self._agree(problem):
+            return True
+
+        def go_on() -> bool:
+            stop = self._agree("")
+            self.watchdog.move("evaluating", self.step)
+            return not stop
+
+        result = evaluate(self.engine.module, batches or [], self.device, go_on)
+        if result is None:
+            return True
         if self.spool is not None:
             figures = {
                 "validation/loss": result.loss,
@@ -320,9 +427,10 @@ class Run:
             log.info(
                 "step %d  validation loss %.4f, masked accuracy %.4f", self.step, result.loss, result.masked_accuracy
             )
+        return False
 
     def save(self) -> None:
-        """Write a checkpoint of the current step."""
+        """Begin to write a checkpoint of the current step; its end is reported at a later log."""
         state = checkpoint.TrainerState(
             step=self.step,
             rows_consumed=self.step * self.config.training.global_batch_size,
@@ -335,14 +443,37 @@ class Run:
             vocab_size=self.shards.vocab_size,
             config=redact(config_as_dict(self.config)),
         )
-        started = time.perf_counter()
-        folder = checkpoint.save_checkpoint(self.engine, self.run_dir / "checkpoints", state)
+        self.watchdog.move("saving", self.step)
+        blocked = self.writer.save(state)
         if self.spool is not None:
-            self.spool.write(self.step, {"checkpoint/seconds": time.perf_counter() - started})
-            log.info("step %d  saved %s", self.step, folder)
+            self.spool.write(self.step, {"checkpoint/blocking_seconds": blocked})
+        self._report_saves()
+
+    def _report_saves(self) -> str:
+        """Say how the saves that have ended went; the last one's problem."""
+        problem = ""
+        for saved in self.writer.finished():
+            problem = saved.problem
+            if problem:
+                log.warning("step %d  NOT SAVED, the next save tries anew: %s", saved.step, problem)
+                if self.is_main:
+                    with contextlib.suppress(OSError):  # the disk that was full for the checkpoint
+                        append_event(self.run_dir, "checkpoint failed", saved.step, problem)
+                continue
+            self.saved_step = saved.step
+            if self.spool is not None:
+                self.spool.write(saved.step, {"checkpoint/seconds": saved.seconds})
+                log.info("step %d  saved %s", saved.step, saved.folder)
+        return problem
+
+    def _wait_for_save(self) -> str:
+        self.watchdog.move("waiting for the checkpoint's writer", self.step)
+        self.writer.wait()
+        return self._report_saves()
 
     def close(self) -> None:
-        """End rank 0's records; what MLflow did not get stays on disk."""
+        """End the writer and rank 0's records; what MLflow did not get stays on disk."""
+        self._wait_for_save()
         if self.spool is not None:
             self.spool.close()
         if self.shipper is not None and not self.shipper.finish():
@@ -371,6 +502,11 @@ class Meter:
         self._gradient_norms: list[Any] = []
         self._seconds = 0.0
         self._started = time.perf_counter()
+
+    @property
+    def has_steps(self) -> bool:
+        """Whether there is anything to flush."""
+        return bool(self._losses)
 
     def add(self, loss_sum: torch.Tensor, global_masked: torch.Tensor, gradient_norm: Any) -> None:
         """One step's loss sum on this rank, and the masked tokens and gradient norm of all."""
@@ -414,11 +550,12 @@ class Meter:
         return points
 
 
-def _host_names(world: World) -> list[str]:
-    """The machines of all processes, each once; every process calls this."""
-    names: list[Any] = [None] * world.size
-    dist.all_gather_object(names, socket.gethostname())
-    return list(dict.fromkeys(names))
+def _try_to_read(read: Callable[[], T]) -> tuple[T | None, str]:
+    """What was read, or why it could not be."""
+    try:
+        return read(), ""
+    except UserError as error:
+        return None, str(error)
 
 
 def _terminal_has_width() -> bool:
@@ -428,6 +565,7 @@ def _terminal_has_width() -> bool:
 
 def _set_up_logging(run_dir: Path, world: World) -> None:
     """Rank 0 speaks on the terminal and in its log file, the others in their log files."""
+    logging.raiseExceptions = False  # a log file on a full disk is no reason for tracebacks
     log.setLevel(logging.INFO)
     log.propagate = False
     log.handlers.clear()

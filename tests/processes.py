@@ -3,11 +3,13 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 TIMEOUT_S = 300
 
@@ -70,6 +72,55 @@ def run_ranks(world_size: int, argv_of_rank: Callable[[int], list[str]]) -> list
         for process in processes:
             process.kill()
     return printed
+
+
+class Ranks:
+    """A training whose ranks a cluster's launcher would start: each is ours, to be hit alone.
+
+    Args:
+        size: how many.
+        argv: after ``narrowbert``.
+        faults: what tests/faults/inject.py does to them.
+    """
+
+    def __init__(self, size: int, *argv: str, faults: Sequence[Mapping[str, Any]] = (), **environment: str) -> None:
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            port = listener.getsockname()[1]
+        common = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        self.processes = [
+            subprocess.Popen(
+                [sys.executable, "-m", "tests.faults.inject", json.dumps(list(faults)), *argv],
+                cwd=Path(__file__).parent.parent,
+                env={
+                    **os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank), "GLOO_SOCKET_IFNAME": "lo",
+                    **environment,
+                },
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank in range(size)
+        ]  # fmt: skip
+
+    def kill(self) -> None:
+        """SIGKILL all, as a lost node would."""
+        for process in self.processes:
+            process.kill()
+        for process in self.processes:
+            process.communicate()
+
+    def end(self, *codes: int) -> list[str]:
+        """Wait for the end of every rank, each with one of ``codes``; what each printed."""
+        printed = []
+        try:
+            for rank, process in enumerate(self.processes):
+                out, err = process.communicate(timeout=TIMEOUT_S)
+                assert process.returncode in codes, f"rank {rank} ended with {process.returncode}\n{out}\n{err}"
+                printed.append(out + err)
+        finally:
+            self.kill()
+        return printed
 
 
 def kill_group(process: subprocess.Popen[str]) -> None:

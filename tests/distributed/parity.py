@@ -23,6 +23,7 @@ from deepspeed.utils import groups as deepspeed_groups
 from megatron.core import parallel_state
 
 from pipeline import checkpoint, engine
+from pipeline.checkpoint_writer import CheckpointWriter
 from pipeline.config import ModelConfig, OptimizerConfig, RunConfig, TrainingConfig
 from pipeline.model.masked_lm import NarrowBertForPretraining
 from pipeline.optimizer import learning_rate
@@ -234,7 +235,12 @@ def save(built: Any, folder: Path, step: int) -> Path:
         step=step, rows_consumed=step * ROWS, optimizer_steps=checkpoint.optimizer_steps(built), skipped_steps=0,
         lineage_id="", attempt=1, data_root_hash="", vocab_size=VOCAB, config={},
     )  # fmt: skip
-    return checkpoint.save_checkpoint(built, folder, state)
+    writer = CheckpointWriter(built, folder)
+    writer.save(state)
+    writer.wait()
+    (saved,) = writer.finished()
+    assert not saved.problem, saved.problem
+    return saved.folder
 
 
 def differences(first: Path, second: Path) -> list[str]:

@@ -9,9 +9,10 @@ import torch.distributed as dist
 
 from pipeline.config import ModelConfig
 from pipeline.model.masked_lm import NarrowBertForPretraining
-from pipeline.parallel import gather_shards, initialise_tensor_parallel, padded_vocab_size
+from pipeline.parallel import initialise_tensor_parallel, padded_vocab_size
 from tests.pipeline.test_model_options import LENGTH, OPTIONS, VOCAB, rows
 from tests.processes import run_ranks
+from tests.tensor_shards import gather_shards
 
 LAYOUTS = ("2sf", "sf:3sf", "sf s:f 2s f s")
 CASES = [(layout, options) for layout in LAYOUTS for options in OPTIONS]

@@ -22,8 +22,9 @@ from pipeline.export.convert import sublayers
 from pipeline.export.run import export_pretrained
 from pipeline.init import load_init
 from pipeline.model.masked_lm import NarrowBertForPretraining
-from pipeline.parallel import gather_shards, initialise_tensor_parallel, padded_vocab_size
+from pipeline.parallel import initialise_tensor_parallel, padded_vocab_size
 from tests.processes import TINY_RUN, losses, run_command, run_ranks, user_error
+from tests.tensor_shards import gather_shards
 
 HIDDEN, HEADS, INNER, LENGTH = 32, 4, 64, 32
 Edit = Callable[[dict[str, Any]], Any]

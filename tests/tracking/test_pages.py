@@ -145,7 +145,7 @@ def test_mlflows_page_shows_names_and_curves(workplace: Path, store_server: Mlfl
             "[...document.querySelectorAll('.js-plotly-plot .js-line')].every(l => l.getAttribute('d').length > 10)"
         )
         assert drawn
-        for metric in ("train/loss", "train/learning_rate", "train/gradient_norm", "checkpoint/seconds"):
+        for metric in ("train/loss", "train/learning_rate", "train/gradient_norm", "checkpoint/blocking_seconds"):
             assert f"narrow ({metric})" in text  # the legend of its chart
         tab.open(page)
         tab.wait_for("(document.body?.innerText ?? '').includes('model.layout')")

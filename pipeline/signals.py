@@ -1,0 +1,51 @@
+"""SIGTERM and SIGUSR1 mean: save and end soon. Imports nothing heavy: it comes first in a process."""
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+"""What schedulers send before a time limit or a preemption."""
+
+REQUEUE_EXIT_CODE = 85
+"""The run has saved what it did and wants to be started again."""
+
+HANG_EXIT_CODE = 86
+"""The watchdog has ended the run."""
+
+_stop_requested = False
+
+
+def catch_stop_signals(forward: Callable[[int], None] = lambda _: None) -> None:
+    """From now on such a signal only sets ``stop_requested``, however often it comes.
+
+    Args:
+        forward: called with the signal's number, for a process that has others to tell.
+    """
+
+    def handle(number: int, _: object) -> None:
+        global _stop_requested
+        _stop_requested = True
+        forward(number)
+
+    for number in STOP_SIGNALS:
+        signal.signal(number, handle)
+    if _stop_requested:
+        forward(signal.SIGTERM)  # it came before there was anybody to tell
+    # A launcher holds them back until here (hold_stop_signals): none is lost while Python starts.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+
+
+def stop_requested() -> bool:
+    """Whether this process was asked to save and end."""
+    return _stop_requested
+
+
+@contextmanager
+def hold_stop_signals() -> Iterator[None]:
+    """Processes that are started inside get these signals only once they catch them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

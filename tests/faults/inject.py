@@ -1,0 +1,124 @@
+"""Runs one rank of ``narrowbert`` and does to it what a test asks for.
+
+Usage: python -m tests.faults.inject FAULTS narrowbert-arguments...
+
+FAULTS is JSON: a list of {"do": ..., "rank": which one or null for all, and the rest below}.
+
+- ``{"do": "record", "file": F}``: append to F-RANK every step's rows when they are computed;
+- ``{"do": "signal", "place": P, "step": N, "number": S}``: send signal S to itself when the watchdog hears that it has
+  come to place P after step N or later, once;
+- ``{"do": "sleep", "place": P, "step": N, "seconds": T}``: sleep there, each time;
+- ``{"do": "slow", "seconds": T}``: take so much longer to read each step's rows;
+- ``{"do": "poison", "steps": [N, ...]}``: every gradient of these steps is NaN;
+- ``{"do": "fail_write", "step": N}``: the disk takes nothing of the checkpoint of step N.
+"""
+
+import errno
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from pipeline import __main__ as command
+
+
+def record(fault: dict[str, Any]) -> None:
+    from pipeline.train import Run
+
+    original, path = Run.train_step, Path(f"{fault['file']}-{os.environ['RANK']}")
+
+    def train_step(run: Run, batches: Any) -> Any:
+        ids = [int(i) for batch in batches for i in batch.sequence_ids]
+        entry = {"step": run.step, "rank": run.data_rank, "size": run.data_parallel_size, "ids": ids}
+        with path.open("a") as file:
+            file.write(json.dumps(entry) + "\n")
+        return original(run, batches)
+
+    Run.train_step = train_step
+
+
+def at_place(fault: dict[str, Any], act: Any) -> None:
+    from pipeline.guards import Watchdog
+
+    original = Watchdog.move
+
+    def move(watchdog: Watchdog, place: str, step: int) -> None:
+        original(watchdog, place, step)
+        if place == fault["place"] and step >= fault["step"]:
+            act()
+
+    Watchdog.move = move
+
+
+def send_signal(fault: dict[str, Any]) -> None:
+    sent = []
+
+    def act() -> None:
+        if not sent:
+            sent.append(True)
+            os.kill(os.getpid(), fault["number"])
+
+    at_place(fault, act)
+
+
+def slow(fault: dict[str, Any]) -> None:
+    from pipeline.data import Prefetcher
+
+    original = Prefetcher.step
+
+    def step(data: Prefetcher, rows_consumed: int) -> Any:
+        time.sleep(fault["seconds"])
+        return original(data, rows_consumed)
+
+    Prefetcher.step = step
+
+
+def poison(fault: dict[str, Any]) -> None:
+    from pipeline.train import Run
+
+    original = Run.train_step
+
+    def train_step(run: Run, batches: Any) -> Any:
+        hooks = []
+        if run.step in fault["steps"]:
+            hooks = [p.register_hook(lambda grad: grad * float("nan")) for p in run.engine.module.parameters()]
+        result = original(run, batches)
+        for hook in hooks:
+            hook.remove()
+        return result
+
+    Run.train_step = train_step
+
+
+def fail_write(fault: dict[str, Any]) -> None:
+    from pipeline import checkpoint_writer
+
+    original = checkpoint_writer._TensorFile.write
+
+    def write(file: Any, tensor: Any) -> None:
+        if f"step-{fault['step']:08d}" in file._file.name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        original(file, tensor)
+
+    checkpoint_writer._TensorFile.write = write
+
+
+def main() -> None:
+    for fault in json.loads(sys.argv.pop(1)):
+        if fault.get("rank") not in (None, int(os.environ["RANK"])):
+            continue
+        {
+            "record": record,
+            "signal": send_signal,
+            "sleep": lambda fault: at_place(fault, lambda: time.sleep(fault["seconds"])),
+            "slow": slow,
+            "poison": poison,
+            "fail_write": fail_write,
+        }[fault["do"]](fault)
+    command.main()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""Killed, stopped, taken over, moved to other numbers of ranks: nothing is lost and nothing comes twice."""
+
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.faults.runs import LONG, argv, consumed, events, expected_rows
+from tests.processes import Ranks, kill_group, losses, run_command, start_command, wait_until
+
+STEPS, KILLS = (200, 20) if LONG else (60, 3)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_kills_at_random_moments_then_other_numbers_of_ranks(tmp_path: Path, shard_folder: Path) -> None:
+    interval = str(STEPS // 20)
+    options = ["--training.save_interval", interval, "--training.eval_interval", "25", "--training.keep_last", "3"]
+    steps = ["--training.train_steps", str(2 * STEPS)]
+    record = [{"do": "record", "file": str(tmp_path / "rows")}]
+    whole = Ranks(2, *argv(tmp_path / "whole", shard_folder, *options, *steps))
+    whole.end(0)
+    run_dir = tmp_path / "run"
+    chance = random.Random(7)
+    kills = 0
+    while kills < KILLS:
+        ranks = Ranks(2, *argv(run_dir, shard_folder, *options, *steps), faults=record)
+        before = len(events(run_dir, "start")) if (run_dir / "events.jsonl").exists() else 0
+        # From the start on, which falls into reading the checkpoint, as well as from the first step on.
+        if chance.random() < 0.7:
+            wait_until(lambda n=before: (run_dir / "events.jsonl").exists() and len(events(run_dir, "start")) > n,
+                       ranks.processes[0], "the start")  # fmt: skip
+        time.sleep(chance.uniform(0.0, 2.0))
+        if chance.random() < 0.5:  # one rank dies first, the other notices
+            ranks.processes[1].kill()
+            time.sleep(chance.uniform(0.0, 0.3))
+        ranks.kill()
+        kills += 1
+    # Asked to stop halfway, then on with four ranks, then one.
+    half = [{"do": "signal", "rank": 1, "place": "in the forward pass", "step": STEPS, "number": signal.SIGUSR1}]
+    Ranks(2, *argv(run_dir, shard_folder, *options, *steps), faults=record + half).end(85)
+    reached = len(losses(run_dir))
+    assert STEPS <= reached <= STEPS + 2
+    same = {step: loss for step, loss in losses(run_dir).items() if step <= reached}
+    assert same == {step: loss for step, loss in losses(tmp_path / "whole").items() if step <= reached}
+    late = STEPS * 3 // 2
+    third = [{"do": "signal", "rank": 2, "place": "in the forward pass", "step": late, "number": signal.SIGTERM}]
+    Ranks(4, *argv(run_dir, shard_folder, *options, *steps), faults=record + third).end(85)
+    Ranks(1, *argv(run_dir, shard_folder, *options, *steps), faults=record).end(0)
+    assert losses(run_dir) == pytest.approx(losses(tmp_path / "whole"), abs=1e-4)
+    assert consumed(tmp_path / "rows") == expected_rows(shard_folder, 2 * STEPS)
+    assert not events(run_dir, "not deterministic")
+    saved = sorted(path.name for path in (run_dir / "checkpoints").iterdir())
+    assert len(saved) == 4, saved  # three checkpoints and `latest`: retention, and nothing half-written
+
+
+@pytest.mark.slow
+def test_a_signal_in_any_phase_saves_and_asks_to_be_requeued(tmp_path: Path, shard_folder: Path) -> None:
+    run_dir = tmp_path / "run"
+    options = ["--training.train_steps", "40", "--training.eval_interval", "10", "--training.save_interval", "7"]
+    command = argv(run_dir, shard_folder, *options)
+    # While the launcher has hardly started its ranks.
+    launcher = start_command("pipeline", *command, "--processes", "2")
+    wait_until((run_dir / "logs").exists, launcher, "the launcher")
+    launcher.send_signal(signal.SIGTERM)
+    out, err = launcher.communicate(timeout=120)
+    assert launcher.returncode == 85, out + err
+    assert "Traceback" not in out + err
+    assert not (run_dir / "checkpoints").exists() or not list((run_dir / "checkpoints").glob("step-*"))
+    for place, step, rank, number in [
+        ("in the backward pass", 5, 1, signal.SIGTERM),
+        ("evaluating", 10, 0, signal.SIGUSR1),
+        ("saving", 21, 1, signal.SIGTERM),
+    ]:
+        fault = {"do": "signal", "rank": rank, "place": place, "step": step, "number": number}
+        ranks = Ranks(2, *command, faults=[fault])
+        ranks.end(85)
+        stop = events(run_dir, "stopped by a signal")[-1]
+        assert step <= stop["step"] <= step + 1, (place, stop)
+        assert (run_dir / f"checkpoints/step-{stop['step']:08d}/manifest.json").exists()
+        assert not (run_dir / "DONE").exists()
+    assert "done: 40 steps" in run_command("pipeline", *command, "--processes", "2").stdout
+    run_command("pipeline", *argv(tmp_path / "whole", shard_folder, *options), "--processes", "2")
+    assert losses(run_dir) == losses(tmp_path / "whole")
+    for name in ("run", "whole"):  # the evaluation that a signal cut short was made up for
+        text = (tmp_path / name / "metrics.jsonl").read_text()
+        assert text.count("validation/loss") == 5, name
+
+
+@pytest.mark.slow
+def test_a_start_that_was_taken_over_can_write_nothing(tmp_path: Path, shard_folder: Path) -> None:
+    run_dir = tmp_path / "run"
+    command = argv(run_dir, shard_folder, "--training.train_steps", "60", "--training.save_interval", "5")
+    first = start_command("pipeline", *command)
+    wait_until((run_dir / "checkpoints/latest").exists, first, "the first checkpoint")
+    first.send_signal(signal.SIGSTOP)  # a node that the scheduler believes to be lost
+    try:
+        run_command("pipeline", *command)
+        after = {path: path.stat().st_mtime_ns for path in (run_dir / "checkpoints").rglob("*")}
+        points = (run_dir / "metrics.jsonl").read_bytes()
+        first.send_signal(signal.SIGCONT)
+        out, err = first.communicate(timeout=60)
+    finally:
+        if first.poll() is None:
+            kill_group(first)
+    assert first.returncode == 2, out + err
+    assert "another start" in err
+    assert "Traceback" not in out + err
+    assert {path: path.stat().st_mtime_ns for path in (run_dir / "checkpoints").rglob("*")} == after
+    assert (run_dir / "metrics.jsonl").read_bytes() == points

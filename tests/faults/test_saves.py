@@ -1,0 +1,153 @@
+"""Saves that are killed, meet a full disk, or lose their writer; checkpoints that are damaged."""
+
+import json
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from data_prep.command_line import UserError
+from pipeline.checkpoint import list_checkpoints, newest_checkpoint
+from pipeline.checkpoint_writer import superseded
+from tests.faults.runs import argv, events
+from tests.processes import Ranks, losses, run_command, run_ranks, user_error
+
+
+@pytest.mark.slow
+def test_killed_at_every_file_operation_of_a_save(tmp_path: Path) -> None:
+    (printed,) = run_ranks(1, lambda _: ["-m", "tests.faults.save", str(tmp_path / "checkpoints")])
+    found = json.loads(printed.splitlines()[-1])
+    by_event = [entry for entry in found if entry["kind"] == "event"]
+    assert len(by_event) > 12, "most operations were not seen"
+    assert by_event[-1]["exit"] == 0  # the one that reached the end
+    assert all(entry["signal"] == signal.SIGKILL for entry in by_event[:-1])
+    assert [entry["signal"] for entry in found if entry["kind"] == "write"] == [signal.SIGXFSZ] * 3
+    newest = [entry["newest"] for entry in by_event]
+    assert newest == sorted(newest), "a later kill lost what an earlier one had"
+    assert {1, 2} == set(newest)
+    for entry in found:
+        assert not entry["problems"], entry  # what is half-written never bears a checkpoint's name
+        assert all(name == "latest" or name.startswith("step-") for name in entry["after"]), entry
+        assert entry["latest"] in entry["left"] or entry["newest"] == 2, entry
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, shard_folder: Path) -> Path:
+    """A run of ten steps with checkpoints at 4, 8 and 10."""
+    run_dir = tmp_path_factory.mktemp("finished") / "run"
+    run_command("pipeline", *argv(run_dir, shard_folder))
+    return run_dir
+
+
+@pytest.mark.slow
+def test_any_damage_to_any_file_is_named_and_the_one_before_is_used(finished: Path, tmp_path: Path) -> None:
+    assert list_checkpoints(finished).count("intact") == 3
+    names = sorted(path.name for path in (finished / "checkpoints/step-00000010").iterdir())
+    assert len(names) == 5  # three kinds of tensors, trainer.json, manifest.json
+    for name in names:
+        for damage in ("cut", "flipped", "missing", "longer"):
+            run_dir = tmp_path / f"{name}-{damage}"
+            shutil.copytree(finished, run_dir)
+            path = run_dir / "checkpoints/step-00000010" / name
+            content = bytearray(path.read_bytes())
+            if damage == "missing":
+                path.unlink()
+            elif damage == "flipped":
+                content[len(content) // 2] ^= 4
+                path.write_bytes(content)
+            else:
+                path.write_bytes(content[:-1] if damage == "cut" else content + b"}")
+            newest, problems = newest_checkpoint(run_dir / "checkpoints")
+            assert newest == run_dir / "checkpoints/step-00000008", (name, damage)
+            assert len(problems) == 1
+            assert "step-00000010" in problems[0]
+            assert name == "trainer.json" or name in problems[0] or name == "manifest.json"
+            with pytest.raises(UserError, match=r"1 of 3 checkpoints .* \(step-00000010\)"):
+                list_checkpoints(run_dir)
+            shutil.rmtree(run_dir)
+
+
+@pytest.mark.slow
+def test_checkpoints_command_and_plain_safetensors(finished: Path, tmp_path: Path) -> None:
+    shown = run_command("pipeline", "checkpoints", str(finished)).stdout
+    assert [line.split()[0] for line in shown.splitlines()] == ["step", "4", "8", "10"]
+    assert "has no run.json" in user_error("pipeline", "checkpoints", str(tmp_path))
+    tensors = {}
+    for path in (finished / "checkpoints/step-00000010").glob("weights-*"):
+        tensors |= load_file(path)
+    assert "embeddings.word_embeddings.weight" in tensors or any("word" in name for name in tensors)
+    assert all(str(tensor.dtype) == "torch.float32" for tensor in tensors.values())
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    mounted = subprocess.run(mount, capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip("mounting a small tmpfs needs root")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.slow
+def test_full_disk_keeps_the_old_checkpoint_and_goes_on_once_there_is_room(
+    small_disk: Path, tmp_path: Path, shard_folder: Path
+) -> None:
+    run_dir = small_disk / "run"
+    command = argv(run_dir, shard_folder, "--training.save_interval", "2", "--training.train_steps", "12")
+    line = user_error_with_log("pipeline", *command)
+    assert "No space left on device" in line
+    newest, problems = newest_checkpoint(run_dir / "checkpoints")
+    assert newest is not None
+    assert not problems
+    assert not list((run_dir / "checkpoints").glob(".tmp-step-*"))
+    assert not (run_dir / "DONE").exists()
+    subprocess.run(["mount", "-o", "remount,size=20m", str(small_disk)], check=True)
+    run_command("pipeline", *command)
+    run_command("pipeline", *argv(tmp_path / "whole", shard_folder, *command[-4:]))
+    assert losses(run_dir) == losses(tmp_path / "whole")
+
+
+def user_error_with_log(package: str, *command: str) -> str:
+    """The one line of an error after a training has begun."""
+    ended = run_command(package, *command, expect=2)
+    assert "Traceback" not in ended.stdout + ended.stderr
+    (line,) = [line for line in ended.stderr.splitlines() if line.startswith("narrowbert: error: ")]
+    return line
+
+
+@pytest.mark.slow
+def test_a_save_that_one_rank_cannot_write_is_none_and_the_next_works(tmp_path: Path, shard_folder: Path) -> None:
+    run_dir = tmp_path / "run"
+    printed = Ranks(2, *argv(run_dir, shard_folder), faults=[{"do": "fail_write", "rank": 1, "step": 4}]).end(0)
+    assert "step 4  NOT SAVED, the next save tries anew: rank 1:" in printed[0]
+    assert "No space left on device" in printed[0]
+    assert [event["step"] for event in events(run_dir, "checkpoint failed")] == [4]
+    names = sorted(path.name for path in (run_dir / "checkpoints").iterdir())
+    assert names == ["latest", "step-00000008", "step-00000010"]
+    assert "intact" in list_checkpoints(run_dir)
+
+
+@given(
+    st.lists(st.integers(1, 300), unique=True, min_size=1, max_size=30), st.integers(0, 5), st.integers(0, 20),
+    st.integers(0, 29),
+)  # fmt: skip
+def test_retention_keeps_what_was_asked(steps: list[int], keep_last: int, keep_every: int, at: int) -> None:
+    newest = steps[at % len(steps)]
+    gone = set(superseded(steps, newest, keep_last, keep_every))
+    kept = set(steps) - gone
+    past = sorted(step for step in steps if step <= newest)
+    assert kept >= set(past[-keep_last:]) if keep_last else not gone
+    assert newest in kept
+    assert kept >= {step for step in steps if step > newest}  # not ours to judge
+    assert not keep_every or kept >= {step for step in steps if step % keep_every == 0}
+    assert all(step < past[-keep_last] and not (keep_every and step % keep_every == 0) for step in gone)

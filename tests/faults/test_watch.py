@@ -1,0 +1,108 @@
+"""Hangs, stragglers, gradients that are not finite, leaks."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.checkpoint import read_tensors, read_trainer_state
+from pipeline.guards import Stragglers
+from tests.faults.runs import LONG, argv, events
+from tests.processes import Ranks, losses, run_command, start_command, wait_until
+
+LEAK_STEPS = 10_000 if LONG else 1_000
+
+
+@pytest.mark.slow
+def test_a_frozen_rank_is_found_named_and_the_run_ended(tmp_path: Path, shard_folder: Path) -> None:
+    run_dir = tmp_path / "run"
+    command = argv(run_dir, shard_folder, "--training.train_steps", "100000", "--training.hang_timeout", "4")
+    launcher = start_command("pipeline", *command, "--processes", "2")
+    beat = run_dir / "logs/heartbeats/start-1/rank-1.json"
+    wait_until(lambda: (run_dir / "checkpoints/latest").exists() and beat.exists(), launcher, "the first checkpoint")
+    os.kill(json.loads(beat.read_text())["pid"], signal.SIGSTOP)
+    stopped = time.monotonic()
+    out, err = launcher.communicate(timeout=60)
+    assert launcher.returncode == 86, out + err
+    assert time.monotonic() - stopped < 20
+    (hang,) = events(run_dir, "hang")
+    assert "rank 1 (process" in hang["text"]
+    assert "does not run any more" in hang["text"]
+    assert hang["text"] in out
+    assert "train_step" in (run_dir / "logs/stacks-rank-0.txt").read_text()
+    # What hung is no obstacle to the next start.
+    stop = {"do": "signal", "place": "in the forward pass", "step": 0, "number": signal.SIGTERM}
+    ended = Ranks(1, *command, faults=[stop]).end(85)
+    assert "resuming from" in ended[0]
+
+
+@pytest.mark.slow
+def test_a_rank_that_stands_still_is_named_with_its_place(tmp_path: Path, shard_folder: Path) -> None:
+    run_dir = tmp_path / "run"
+    command = argv(run_dir, shard_folder, "--training.train_steps", "1000", "--training.hang_timeout", "3")
+    sleeper = {"do": "sleep", "rank": 1, "place": "reading rows", "step": 6, "seconds": 3600}
+    printed = Ranks(2, *command, faults=[sleeper]).end(86, -9)
+    (hang,) = events(run_dir, "hang")
+    assert "rank 1 (process" in hang["text"]
+    assert "stands at 'reading rows' after step 6, the others at 'waiting for the others' after step 6" in hang["text"]
+    assert hang["text"] in printed[0]
+    assert "sleep" in (run_dir / "logs/stacks-rank-1.txt").read_text()
+    assert (
+        "agreement" in (run_dir / "logs/stacks-rank-0.txt").read_text()
+        or "reach" in (run_dir / "logs/stacks-rank-0.txt").read_text()
+    )
+
+
+@pytest.mark.slow
+def test_poisoned_gradients_and_a_straggler(tmp_path: Path, shard_folder: Path) -> None:
+    run_dir = tmp_path / "run"
+    command = argv(run_dir, shard_folder, "--training.train_steps", "12", "--training.save_interval", "1")
+    faults = [
+        {"do": "poison", "rank": 1, "steps": [3, 4]},
+        {"do": "slow", "rank": 1, "seconds": 0.2},
+    ]
+    printed = Ranks(2, *command, faults=faults).end(0)
+    assert "2 steps skipped" in printed[0]
+    (slow,) = events(run_dir, "straggler")
+    assert slow["text"].startswith("rank 1 on ")
+    assert slow["text"] in printed[0]
+    found = {step: run_dir / f"checkpoints/step-{step:08d}" for step in (3, 5, 6)}
+    states = {step: read_trainer_state(folder) for step, folder in found.items()}
+    assert (states[5].skipped_steps, states[5].optimizer_steps) == (2, 3)
+    for kind in ("weights", "exp_avg", "exp_avg_sq"):
+        before, after = read_tensors(found[3], kind), read_tensors(found[5], kind)
+        assert all(torch.equal(before[name], after[name]) for name in before), kind
+    assert all(tensor.isfinite().all() for tensor in read_tensors(found[6], "exp_avg_sq").values())
+    assert all(loss == loss for loss in losses(run_dir).values())
+
+
+def test_a_straggler_is_reported_once_and_only_if_it_stays_one() -> None:
+    stragglers = Stragglers()
+    slow, even = ([0.1, 0.1, 0.4, 0.1], 0.5), ([0.1, 0.1, 0.11, 0.1], 0.5)
+    found = [stragglers.update(*figures)[1] for figures in (slow, slow, even, slow, slow, slow, slow)]
+    assert found == [None] * 5 + [2, None]
+    assert stragglers.update(*slow)[0] == pytest.approx(4.0)
+    # Slow by a factor, but of no weight in the step.
+    assert [Stragglers().update([0.001, 0.004], 0.5)[1] for _ in range(5)] == [None] * 5
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_memory_stays_flat_over_many_steps_and_epochs(tmp_path: Path, shard_folder: Path) -> None:
+    run_dir = tmp_path / "run"
+    command = argv(
+        run_dir, shard_folder, "--training.train_steps", str(LEAK_STEPS), "--training.log_interval", "20",
+        "--training.save_interval", str(LEAK_STEPS // 10), "--training.keep_last", "2",
+        "--training.eval_interval", str(LEAK_STEPS // 10), "--training.micro_batch_size", "8",
+    )  # fmt: skip
+    run_command("pipeline", *command)
+    records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    memory = {r["step"]: r["metrics"][key] for r in records if (key := "system/process_memory_bytes") in r["metrics"]}
+    assert max(r["metrics"].get("train/epoch", 0) for r in records) > 3
+    quarter = max(value for step, value in memory.items() if step <= LEAK_STEPS // 4)
+    last = max(value for step, value in memory.items() if step > LEAK_STEPS * 3 // 4)
+    assert last - quarter < 8e6, f"{quarter:,} bytes after a quarter, {last:,} at the end"
