@@ -56,6 +56,7 @@ SlurmctldLogFile={folder}/slurmctld.log
 SlurmdLogFile={folder}/%n.log
 {nodes}
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=30
+PartitionName=harsh Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=CANCEL
 PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10
 PartitionName=short Nodes=ALL MaxNodes=1 MaxTime=10 State=UP
 PartitionName=closed Nodes=ALL State=DOWN
@@ -204,6 +205,14 @@ class SlurmCluster:
         """Fields of ``scontrol show job``."""
         printed = self.client("scontrol", "--oneliner", "show", "job", job_id)
         return dict(part.split("=", 1) for part in printed.split() if "=" in part)
+
+    def run_urgent_job(self) -> None:
+        """Run a short job on all nodes that preempts what is there."""
+        job_id = self.client(
+            "sbatch", "--parsable", "--partition=urgent", "--nodes=4", "--exclusive", "--time=2",
+            "--output=/dev/null", "--wrap=sleep 1",
+        ).strip()  # fmt: skip
+        self.wait_for_state(job_id, "COMPLETED", 90)
 
     def all_jobs(self) -> list[str]:
         """Ids of every job since the start."""

@@ -138,9 +138,10 @@ def test_requeues_are_limited(slurm: SlurmCluster, stand_in: Path, tmp_path: Pat
 
 def test_successor_goes_on_where_jobs_are_cancelled(slurm: SlurmCluster, stand_in: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    first, submission = send(run_dir, stand_in, "wait wait done", continue_by="resubmit")
+    first, submission = send(run_dir, stand_in, "wait wait done", continue_by="resubmit", partition="harsh")
     wait_for_start(slurm, run_dir, 0, first)
-    slurm.client("scancel", first)  # as preemption does there
+    slurm.run_urgent_job()
+    assert slurm.job(first)["JobState"] == "PREEMPTED"
     wait_for_start(slurm, run_dir, 1, first)
     second = submission.jobs()[1].job_id
     assert slurm.job(second)["Restarts"] == "0"
@@ -149,7 +150,7 @@ def test_successor_goes_on_where_jobs_are_cancelled(slurm: SlurmCluster, stand_i
     slurm.wait_for(lambda: not submission.active_jobs(), "an end without successors", 30)
     ids = [job.job_id for job in submission.jobs()]
     states = [slurm.job(job_id)["JobState"] for job_id in ids]
-    assert states == ["CANCELLED", "COMPLETED", "COMPLETED", "CANCELLED"], output(submission)
+    assert states == ["PREEMPTED", "COMPLETED", "COMPLETED"], output(submission)
 
 
 def test_cancel_saves_and_nothing_goes_on(slurm: SlurmCluster, stand_in: Path, tmp_path: Path) -> None:
@@ -163,3 +164,15 @@ def test_cancel_saves_and_nothing_goes_on(slurm: SlurmCluster, stand_in: Path, t
     assert "nothing goes on by itself" in status(run_dir)
     assert cancel(run_dir, now=True) == f"no job of {run_dir} waits or runs"
     assert os.path.exists(submission.script)
+
+
+@pytest.mark.parametrize("continue_by", ["requeue", "resubmit"])
+def test_scancel_means_what_it_says(slurm: SlurmCluster, stand_in: Path, tmp_path: Path, continue_by: str) -> None:
+    run_dir = tmp_path / "run"
+    job_id, submission = send(run_dir, stand_in, "wait done", continue_by=continue_by)
+    wait_for_start(slurm, run_dir, 0, job_id)
+    slurm.client("scancel", job_id)
+    slurm.wait_for(lambda: not submission.active_jobs(), "an end", 30)
+    assert slurm.job(job_id)["JobState"] == "CANCELLED", output(submission)
+    assert not (run_dir / "DONE").exists()
+    assert "cancelled; narrowbert-submit train" in output(submission)

@@ -30,6 +30,7 @@ readonly max_crashes=3 max_requeues=100 continue_by=requeue
 readonly submission="$run_dir/submission"
 readonly generation="${1:-0}" # jobs of this run before this one, where each sends its successor
 readonly restart="${SLURM_RESTART_COUNT:-0}"
+readonly me="job $SLURM_JOB_ID, requeued $restart times"
 readonly user_error=2 please_requeue=85 not_shared=97
 
 say() { printf '%s narrowbert job %s: %s\n' "$(date +%H:%M:%S)" "$SLURM_JOB_ID" "$*"; }
@@ -74,6 +75,14 @@ drop_successor() {
   fi
 }
 
+# A job that Slurm has given up with its node may still run there, beside the start that has taken its place.
+stop_if_taken_over() {
+  if [ "$(cat "$submission/current")" != "$me" ]; then
+    say "a newer start of this run has taken over: this one ends"
+    exit 1
+  fi
+}
+
 end() { # code, what to say
   say "$2"
   drop_successor
@@ -81,7 +90,10 @@ end() { # code, what to say
 }
 
 go_back_to_the_queue() {
-  if [ -e "$submission/cancelled" ]; then
+  stop_if_taken_over
+  # After a plain scancel too: only then is the job CANCELLED while its script still runs.
+  if [ -e "$submission/cancelled" ] ||
+    timeout 60 scontrol --oneliner show job "$SLURM_JOB_ID" | grep -q ' JobState=CANCELLED '; then
     end 0 "cancelled; narrowbert-submit train with the same options goes on from the last checkpoint"
   fi
   if [ "$restart" -ge "$max_requeues" ] || [ "$generation" -ge "$max_requeues" ]; then
@@ -143,24 +155,32 @@ printf "%s\n" "the run directory is not there on $SLURMD_NODENAME: it must be on
 exit 97
 '
 
-await() {
-  step_pid=$1
-  wait "$step_pid"
+await() { # process: its exit code becomes $status
+  wait "$1"
   status=$?
-  while [ -e "/proc/$step_pid/exe" ]; do # a signal ends wait early
-    wait "$step_pid"
+  while [ -e "/proc/$1/exe" ]; do # a signal ends wait early
+    wait "$1"
     status=$?
   done
-  step_pid=
 }
 
-look_for_run_dir() {
-  srun --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 --mpi=none --kill-on-bad-exit=0 \
-    bash -c "$look_script" look "$submission" </dev/null &
-  await $!
-  if [ "$status" -eq "$not_shared" ]; then
-    end "$user_error" "$run_dir is not shared by all nodes"
-  fi
+# Ranks on a node that is gone would fail at once, again and again, long before Slurm notices. When it does, it ends
+# this script and puts the job on other nodes.
+wait_for_nodes() {
+  for _ in {1..20}; do
+    timeout --kill-after=10 90 srun --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 --mpi=none \
+      --kill-on-bad-exit=0 bash -c "$look_script" look "$submission" </dev/null &
+    await $!
+    if [ "$status" -eq 0 ] || [ -n "$stopping" ]; then
+      return
+    fi
+    [ "$status" -eq "$not_shared" ] && end "$user_error" "$run_dir is not shared by all nodes"
+    say "not every node answers (srun: $status)"
+    sleep 30 &
+    await $!
+    stop_if_taken_over
+  done
+  go_back_to_the_queue
 }
 
 run_ranks() { # number of the try
@@ -172,7 +192,9 @@ run_ranks() { # number of the try
   srun --nodes="$nodes" --ntasks="$((nodes * processes_per_node))" --ntasks-per-node="$processes_per_node" \
     --cpus-per-task="$cpus_per_process" --distribution=block --mpi=none --kill-on-bad-exit=1 --label \
     "${container_options[@]}" bash -c "$rank_script" rank "$codes" "${command[@]}" </dev/null &
-  await $!
+  step_pid=$!
+  await "$step_pid"
+  step_pid=
 }
 
 any_rank_ended_with() { cat "$codes"/* 2>/dev/null | grep -qx "$1"; }
@@ -188,11 +210,13 @@ if [ "$continue_by" = resubmit ] && [ ! -s "$successor" ] && [ "$generation" -lt
 fi
 hosts=$(timeout 60 scontrol show hostnames "$SLURM_JOB_NODELIST") || end 1 "cannot read the node list $SLURM_JOB_NODELIST"
 export MASTER_ADDR="${hosts%%$'\n'*}"
+printf '%s\n' "$me" >"$submission/current" || end "$user_error" "cannot write $submission/current"
 say "start $((restart + 1)) on ${hosts//$'\n'/ }"
-look_for_run_dir
 
 crashes=0
 for ((try = 1; ; try++)); do
+  stop_if_taken_over
+  wait_for_nodes
   before=$(newest_checkpoint)
   [ -n "$stopping" ] && go_back_to_the_queue
   run_ranks "$try"
