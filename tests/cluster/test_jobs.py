@@ -150,7 +150,7 @@ def test_successor_goes_on_where_jobs_are_cancelled(slurm: SlurmCluster, stand_i
     slurm.wait_for(lambda: not submission.active_jobs(), "an end without successors", 30)
     ids = [job.job_id for job in submission.jobs()]
     states = [slurm.job(job_id)["JobState"] for job_id in ids]
-    assert states == ["PREEMPTED", "COMPLETED", "COMPLETED"], output(submission)
+    assert states == ["PREEMPTED", "COMPLETED", "COMPLETED", "CANCELLED"], output(submission)
 
 
 def test_cancel_saves_and_nothing_goes_on(slurm: SlurmCluster, stand_in: Path, tmp_path: Path) -> None:

@@ -89,11 +89,15 @@ end() { # code, what to say
   exit "$1"
 }
 
+# By scancel: Slurm ends the job, and not for its time limit (a Reason) nor for another job (PreemptTime).
+is_cancelled() {
+  job=$(timeout 60 scontrol --oneliner show job "$SLURM_JOB_ID")
+  [[ $job == *" JobState=COMPLETING Reason=None "* && $job == *" PreemptTime=None "* ]]
+}
+
 go_back_to_the_queue() {
   stop_if_taken_over
-  # After a plain scancel too: only then is the job CANCELLED while its script still runs.
-  if [ -e "$submission/cancelled" ] ||
-    timeout 60 scontrol --oneliner show job "$SLURM_JOB_ID" | grep -q ' JobState=CANCELLED '; then
+  if [ -e "$submission/cancelled" ] || is_cancelled; then
     end 0 "cancelled; narrowbert-submit train with the same options goes on from the last checkpoint"
   fi
   if [ "$restart" -ge "$max_requeues" ] || [ "$generation" -ge "$max_requeues" ]; then
@@ -197,7 +201,7 @@ run_ranks() { # number of the try
   step_pid=
 }
 
-any_rank_ended_with() { cat "$codes"/* 2>/dev/null | grep -qx "$1"; }
+any_rank_ended_with() { grep -qsx "$1" "$codes"/*; }
 
 newest_checkpoint() { cat "$run_dir/checkpoints/latest" 2>/dev/null; }
 
