@@ -74,7 +74,7 @@ def _prep(argv: Sequence[str]) -> None:
 
 
 def _read(cls: type[Part], argv: Sequence[str], command: str) -> Part:
-    return read_config(cls, _with_dry_run(argv), f"{PROGRAM} {command}", COMMANDS[command])
+    return read_config(cls, _with_dry_run(argv), f"{PROGRAM} {command}", COMMANDS[command].capitalize() + ".")
 
 
 def _with_dry_run(argv: Sequence[str]) -> list[str]:

@@ -50,7 +50,7 @@ class ClusterConfig:
     exclusive: bool = False
     """Whether the nodes are for this job alone."""
     sbatch_options: tuple[str, ...] = ()
-    """Anything else sbatch knows, one option an entry: --constraint=h100, --exclude=node[3,7]."""
+    """Anything else sbatch knows, one option an entry: --constraint=h100, "--exclude=node[3,7]"."""
     signal_lead_seconds: int = 300
     """How long before the time limit the job is told to save and end."""
     max_crashes: int = 3

@@ -127,6 +127,15 @@ def test_signal_leads_to_a_checkpoint_and_back_to_the_queue(
     assert "3: start 1 does wait" in printed
 
 
+def test_time_limit_is_told_in_time(slurm: SlurmCluster, stand_in: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    job_id, submission = send(run_dir, stand_in, "wait done", time_limit="1", signal_lead_seconds=10)
+    job = slurm.wait_for_state(job_id, "COMPLETED|FAILED|TIMEOUT|CANCELLED", 120)
+    assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1"), output(submission)
+    assert len(list(run_dir.glob("saved-0-*"))) == 4
+    assert "TIME LIMIT" not in output(submission)
+
+
 def test_requeues_are_limited(slurm: SlurmCluster, stand_in: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     job_id, submission = send(run_dir, stand_in, "wait done", max_requeues=0)

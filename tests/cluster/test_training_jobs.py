@@ -151,8 +151,8 @@ def test_lost_nodes(
     (tmp_path / "daemon").mkdir()
     power, daemon = tmp_path / "power/run", tmp_path / "daemon/run"
     one_node = ["--cluster.nodes", "1", "--cluster.processes_per_node", "2"]
-    powered = send(power, shard_folder, two_ranks, "--cluster.sbatch_options", "[--nodelist=nbnode0,nbnode1]")
-    cut_off = send(daemon, shard_folder, two_ranks, *one_node, "--cluster.sbatch_options", "[--exclude=nbnode[0-1]]")
+    powered = send(power, shard_folder, two_ranks, "--cluster.sbatch_options", '["--nodelist=nbnode[0-1]"]')
+    cut_off = send(daemon, shard_folder, two_ranks, *one_node, "--cluster.sbatch_options", '["--exclude=nbnode[0-1]"]')
     wait_for_progress(slurm, power, powered, 1)
     wait_for_progress(slurm, daemon, cut_off, 1)
     node = slurm.job(cut_off)["NodeList"]
