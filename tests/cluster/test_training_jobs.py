@@ -23,7 +23,7 @@ from tests.processes import run_command as run_process
 
 pytestmark = pytest.mark.slow
 
-STEPS = 120
+STEPS = 160
 LONG = ["--training.train_steps", str(STEPS), "--training.save_interval", "5", "--training.eval_interval", "1000"]
 
 
@@ -143,36 +143,45 @@ def test_one_run_survives_crash_controller_preemption_and_a_node_set_down(
     assert attempts(run_dir) == 4
 
 
-def test_lost_nodes(
+def test_node_that_loses_its_power(
     slurm: SlurmCluster, tmp_path: Path, shard_folder: Path, two_ranks: Path, undisturbed: dict[int, float]
 ) -> None:
-    """One job's node loses its power; another's loses Slurm's daemon alone, and its ranks stay behind."""
-    (tmp_path / "power").mkdir()
-    (tmp_path / "daemon").mkdir()
-    power, daemon = tmp_path / "power/run", tmp_path / "daemon/run"
-    one_node = ["--cluster.nodes", "1", "--cluster.processes_per_node", "2"]
-    powered = send(power, shard_folder, two_ranks, "--cluster.sbatch_options", '["--nodelist=nbnode[0-1]"]')
-    cut_off = send(daemon, shard_folder, two_ranks, *one_node, "--cluster.sbatch_options", '["--exclude=nbnode[0-1]"]')
-    wait_for_progress(slurm, power, powered, 1)
-    wait_for_progress(slurm, daemon, cut_off, 1)
-    node = slurm.job(cut_off)["NodeList"]
-    left = rank_on(slurm, node)
-    os.kill(left, signal.SIGSTOP)  # it comes back when another start has taken over
-    slurm.kill_node(node, with_tasks=False)
+    run_dir = tmp_path / "run"
+    job_id = send(run_dir, shard_folder, two_ranks)
+    wait_for_progress(slurm, run_dir, job_id, 1)
     slurm.kill_node("nbnode1", with_tasks=True)
-    # The first job has to have its nodes: it goes on when the power is back.
-    slurm.wait_for(lambda: slurm.job(powered)["Restarts"] == "1", "a requeue", 120, powered)
-    slurm.start_node("nbnode1")
     try:
-        wait_for_progress(slurm, daemon, cut_off, 2)
-        assert slurm.job(cut_off)["NodeList"] != node
+        wait_for_progress(slurm, run_dir, job_id, 2)
+        assert "nbnode1" not in slurm.job(job_id)["NodeList"]
+        finish(slurm, run_dir, job_id)
+    finally:
+        slurm.start_node("nbnode1")
+    check_rows_and_losses(run_dir, shard_folder, undisturbed)
+
+
+def test_ranks_left_running_on_a_lost_node_write_nothing(
+    slurm: SlurmCluster, tmp_path: Path, shard_folder: Path, two_ranks: Path, undisturbed: dict[int, float]
+) -> None:
+    run_dir = tmp_path / "run"
+    job_id = send(
+        run_dir, shard_folder, two_ranks, "--cluster.nodes", "1", "--cluster.processes_per_node", "2",
+    )  # fmt: skip
+    wait_for_progress(slurm, run_dir, job_id, 1)
+    node = slurm.job(job_id)["NodeList"]
+    left = rank_on(slurm, node)
+    os.kill(left, signal.SIGSTOP)  # cut off as well: it comes back when another start has taken over
+    slurm.kill_node(node, with_tasks=False)
+    try:
+        wait_for_progress(slurm, run_dir, job_id, 2)
+        assert slurm.job(job_id)["NodeList"] != node
+        committed = newest_step(run_dir)
         os.kill(left, signal.SIGCONT)
-        finish(slurm, daemon, cut_off)
+        finish(slurm, run_dir, job_id)
         slurm.wait_for(lambda: not Path(f"/proc/{left}/exe").exists(), "an end of the rank left behind", 60)
     finally:
         slurm.start_node(node)
-    check_rows_and_losses(daemon, shard_folder, undisturbed)
-    assert attempts(daemon) == 2, "what is left of the first start starts nothing"
-    assert "a newer start of this run has taken over" in output(daemon)
-    finish(slurm, power, powered)
-    check_rows_and_losses(power, shard_folder, undisturbed)
+    assert committed < newest_step(run_dir) == STEPS
+    check_rows_and_losses(run_dir, shard_folder, undisturbed)
+    assert attempts(run_dir) == 2, "what is left of the first start starts nothing"
+    assert "a newer start of this run has taken over" in output(run_dir)
+    assert json.loads((run_dir / f"checkpoints/step-{STEPS:08d}/trainer.json").read_text())["attempt"] == 2
