@@ -1,6 +1,7 @@
 """A real Slurm on this machine: munged, slurmctld and four slurmd, started and taken down by the tests themselves."""
 
 import contextlib
+import ctypes
 import os
 import shutil
 import signal
@@ -155,7 +156,7 @@ class SlurmCluster:
         with (self.folder / f"{name}.out").open("ab") as output:
             self._daemons[name] = subprocess.Popen(
                 argv, env=self._full() | {"NARROWBERT_TEST_NODE": name}, stdin=subprocess.DEVNULL, stdout=output,
-                stderr=output, start_new_session=True,
+                stderr=output, start_new_session=True, preexec_fn=_die_with_parent,  # noqa: PLW1509 - the daemons start before any thread
             )  # fmt: skip
 
     def _write_configuration(self) -> None:
@@ -248,6 +249,12 @@ class SlurmCluster:
             except OSError:
                 continue
         return found
+
+
+def _die_with_parent() -> None:
+    """In a daemon: be killed when the tests are, even by a signal that lets no fixture end."""
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 def _kill(pid: int) -> None:
