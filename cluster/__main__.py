@@ -1,16 +1,125 @@
 """The ``narrowbert-submit`` command."""
 
+import dataclasses
 import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from cluster.config import ClusterConfig
+from data_prep.command_line import Parser, UserError, choose_command, read_config, run_command
+from data_prep.config import PrepConfig
+from pipeline.config import RunConfig
+
+Part = TypeVar("Part")
+
+PROGRAM = "narrowbert-submit"
+
+COMMANDS = {
+    "train": "check everything, then send a training run as one job that goes on by itself until it is done",
+    "prep": "send the stages of narrowbert-prep as jobs and job arrays",
+    "status": "state of the jobs, step, loss, speed and time left",
+    "logs": "what the jobs and their ranks wrote; --follow until the end",
+    "cancel": "end a run after a checkpoint (--now: at once)",
+}
+DESCRIPTION = f"""Training and preparation on a SLURM cluster.
+
+  {PROGRAM} train --config configs/pretrain/narrowbert-base.yaml --cluster configs/cluster/h100x8.yaml \\
+      --cluster.nodes 4 --run_dir /shared/runs/mine
+  {PROGRAM} status /shared/runs/mine"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainJobArguments(RunConfig):
+    """A run, and the cluster it is sent to."""
+
+    cluster: ClusterConfig = dataclasses.field(default_factory=ClusterConfig)
+    """The cluster: a file such as configs/cluster/h100x8.yaml"""
+    dry_run: bool = False
+    """Print the batch script and send nothing; needs no Slurm."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PrepJobArguments(PrepConfig):
+    """Shards to make, and the cluster that makes them."""
+
+    cluster: ClusterConfig = dataclasses.field(default_factory=ClusterConfig)
+    """The cluster: a file such as configs/cluster/cpu-nodes.yaml"""
+    dry_run: bool = False
+    """Print the batch script and send nothing; needs no Slurm."""
 
 
 def main() -> None:
-    """Entry point of the console script: submission does not exist yet, and says so."""
-    print(
-        "narrowbert-submit: error: submission to SLURM does not exist yet; inside your own job script "
-        "`srun narrowbert train --config ...` starts one process a task and joins them",
-        file=sys.stderr,
-    )
-    sys.exit(2)
+    """Entry point of the console script."""
+    sys.exit(run_command(PROGRAM, _dispatch, sys.argv[1:]))
+
+
+def _dispatch(argv: Sequence[str]) -> None:
+    command = choose_command(PROGRAM, DESCRIPTION, COMMANDS, argv)
+    {"train": _train, "prep": _prep, "status": _status, "logs": _logs, "cancel": _cancel}[command](argv[1:])
+
+
+def _train(argv: Sequence[str]) -> None:
+    arguments = _read(TrainJobArguments, argv, "train")
+    from cluster.submit import submit_train
+
+    print(submit_train(_part(RunConfig, arguments), arguments.cluster, dry_run=arguments.dry_run))
+
+
+def _prep(argv: Sequence[str]) -> None:
+    arguments = _read(PrepJobArguments, argv, "prep")
+    from cluster.prep import submit_prep
+
+    print(submit_prep(_part(PrepConfig, arguments), arguments.cluster, dry_run=arguments.dry_run))
+
+
+def _read(cls: type[Part], argv: Sequence[str], command: str) -> Part:
+    return read_config(cls, _with_dry_run(argv), f"{PROGRAM} {command}", COMMANDS[command].capitalize() + ".")
+
+
+def _with_dry_run(argv: Sequence[str]) -> list[str]:
+    """``--dry-run`` alone, as it is usual, for ``--dry_run true``."""
+    return [part for a in argv for part in (("--dry_run", "true") if a == "--dry-run" else (a,))]
+
+
+def _status(argv: Sequence[str]) -> None:
+    parser = _folder_parser("status")
+    arguments = parser.parse_args(argv)
+    from cluster.status import status
+
+    print(status(arguments.folder))
+
+
+def _logs(argv: Sequence[str]) -> None:
+    parser = _folder_parser("logs")
+    parser.add_argument("--follow", "-f", action="store_true", help="go on until the jobs have ended")
+    parser.add_argument("--lines", type=int, default=50, help="of each file that is there already (default: 50)")
+    arguments = parser.parse_args(argv)
+    if arguments.lines < 0:
+        raise UserError(f"--lines is {arguments.lines}: give a number of at least 0")
+    from cluster.status import logs
+
+    logs(arguments.folder, lines=arguments.lines, follow=arguments.follow, write=lambda line: print(line, flush=True))
+
+
+def _cancel(argv: Sequence[str]) -> None:
+    parser = _folder_parser("cancel")
+    parser.add_argument("--now", action="store_true", help="without a checkpoint")
+    arguments = parser.parse_args(argv)
+    from cluster.status import cancel
+
+    print(cancel(arguments.folder, now=arguments.now))
+
+
+def _folder_parser(command: str) -> Parser:
+    parser = Parser(f"{PROGRAM} {command}", description=COMMANDS[command])
+    parser.add_argument("folder", type=Path, metavar="RUN_DIR", help="the run directory, or the shard folder of prep")
+    return parser
+
+
+def _part(cls: type[Part], arguments: Any) -> Part:
+    """The fields of ``arguments`` that belong to ``cls``."""
+    return cls(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(cls)})  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

@@ -104,6 +104,18 @@ def run_task(config: PrepConfig, task: str, index: int | None, progress: Progres
             return _run_stage(plan, task, index, workers, progress)
 
 
+def unfinished_tasks(config: PrepConfig, task: str) -> list[int]:
+    """Numbers of the tasks of a stage that are not done yet, by the plan that `--task plan` wrote.
+
+    Raises:
+        UserError: no plan, a plan of something else, or for `reduce` no order yet.
+    """
+    plan, _ = read_plan(config)
+    if task in ("plan", "finish"):
+        return [0] if task == "finish" else []
+    return [index for index in range(_number_of_tasks(plan, task)) if _task_record(plan, task, index) is None]
+
+
 # --- running -----------------------------------------------------------------------------------------
 
 

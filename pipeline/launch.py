@@ -13,6 +13,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import psutil
+
 from data_prep.command_line import USER_ERROR_EXIT_CODE, UserError
 from pipeline.signals import HANG_EXIT_CODE, REQUEUE_EXIT_CODE, catch_stop_signals, hold_stop_signals
 
@@ -52,12 +54,65 @@ def world_from_environment() -> World | None:
     # SLURM_STEP_ID is set by srun alone: in a batch script or an salloc shell nothing is to be joined.
     if "SLURM_STEP_ID" in os.environ and "SLURM_PROCID" in os.environ:
         world = _read_world("SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS", started_by="srun")
+        _check_placement(world)
         if "MASTER_ADDR" not in os.environ:
             os.environ["MASTER_ADDR"] = _first_slurm_host()
         # A port per job: two jobs on one node do not meet.
         os.environ.setdefault("MASTER_PORT", str(20_000 + int(os.environ.get("SLURM_JOB_ID", "0")) % 20_000))
+        if world.size > 1:
+            _choose_interface(os.environ["MASTER_ADDR"])
         return world
     return None
+
+
+def _check_placement(world: World) -> None:
+    """Refuse an srun step whose ranks do not lie node by node, the same number on each.
+
+    Ranks of a tensor-parallel group are neighbours, and a rank's number on its node is its GPU's.
+    """
+    if os.environ.get("SLURM_HET_SIZE", "1") not in ("", "1"):
+        raise UserError(
+            f"SLURM_HET_SIZE is {os.environ['SLURM_HET_SIZE']}: a run cannot span the parts of a heterogeneous job, "
+            "ask for equal nodes"
+        )
+    on_nodes = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "")
+    if "," in on_nodes:  # 2(x3),1
+        raise UserError(
+            f"SLURM_STEP_TASKS_PER_NODE is {on_nodes}: start the same number of tasks on every node "
+            "(srun --ntasks-per-node)"
+        )
+    number = re.match(r"\d+", on_nodes)
+    node = os.environ.get("SLURM_NODEID", "")
+    if number and node.isdigit() and world.rank != int(node) * int(number[0]) + world.local_rank:
+        raise UserError(
+            f"task {world.rank} is number {world.local_rank} on node {node} of {number[0]} tasks each: the tasks must "
+            "be numbered node by node (srun --distribution=block)"
+        )
+
+
+def _choose_interface(master: str) -> None:
+    """Name the network interface that reaches rank 0's machine, where nobody has: gloo may guess another.
+
+    Raises:
+        UserError: the machine's name does not resolve; joining would wait for half an hour without a word.
+    """
+    try:
+        family, _, _, _, address = socket.getaddrinfo(master, 9, type=socket.SOCK_DGRAM)[0]
+    except OSError as error:
+        raise UserError(
+            f"MASTER_ADDR {master} is not known on {socket.gethostname()} ({error.strerror or error}): set MASTER_ADDR "
+            "to a name or address of rank 0's machine that every node can reach"
+        ) from error
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect(address)  # sends nothing, but has the kernel choose a route
+            ours = probe.getsockname()[0]
+    except OSError as error:
+        raise UserError(f"{socket.gethostname()} has no route to MASTER_ADDR {master}: {error.strerror}") from error
+    for interface, addresses in psutil.net_if_addrs().items():
+        if any(known.address.split("%")[0] == ours for known in addresses):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+            return
 
 
 def _read_world(rank: str, local_rank: str, size: str, *, started_by: str) -> World:

@@ -30,6 +30,12 @@ class PlanOptions:
     """Masked positions a row; default: as in the shards, or 15% of seq_length."""
     vocab_size: int | None = None
     """Vocabulary size; default: as in the shards."""
+    nodes: int = 1
+    """Nodes over which the processes are spread evenly."""
+    node_tokens_per_second: float | None = None
+    """Rate of one node alone, measured: what several could do if the network cost nothing."""
+    network_gigabytes_per_second: float | None = None
+    """10^9 bytes a second that a node's network carries in one direction (400 Gbit/s are 50)."""
 
 
 def plan(config: RunConfig, options: PlanOptions) -> str:
@@ -38,8 +44,7 @@ def plan(config: RunConfig, options: PlanOptions) -> str:
     Raises:
         UserError: the configuration does not fit together, or neither shards nor sizes are given.
     """
-    if options.tokens_per_second is not None and not options.tokens_per_second > 0:
-        raise UserError(f"tokens_per_second is {options.tokens_per_second}: give a number above 0")
+    _check_options(options)
     check_config(config, world_size=options.processes)
     shape, shards = _row_shape(config, options)
     layout = parse_layout(config.model.layout)
@@ -58,6 +63,7 @@ def plan(config: RunConfig, options: PlanOptions) -> str:
         ("tokens", f"{tokens:,}" + (f" ({_epochs(rows, shards)})" if shards else "")),
     ]
     lines += _memory_lines(config, shape, options.processes)
+    lines += _communication_lines(config, shape, options)
     if options.tokens_per_second:
         hours = tokens / options.tokens_per_second / 3600
         lines.append((f"time at {options.tokens_per_second:,.0f} tokens/s", f"{hours:,.2f} hours"))
@@ -77,6 +83,15 @@ def _epochs(rows: int, shards: Mixture) -> str:
     return f"{whole}: " + ", ".join(f"{share * per_share / size:.2f} of {name}" for name, share, size in parts)
 
 
+def _check_options(options: PlanOptions) -> None:
+    for name in ("tokens_per_second", "node_tokens_per_second", "network_gigabytes_per_second"):
+        value = getattr(options, name)
+        if value is not None and not 0 < value < float("inf"):
+            raise UserError(f"{name} is {value}: give a number above 0")
+    if options.nodes < 1 or options.processes % options.nodes:
+        raise UserError(f"processes {options.processes} cannot be spread evenly over nodes {options.nodes}")
+
+
 def _memory_lines(config: RunConfig, shape: RowShape, processes: int) -> list[tuple[str, str]]:
     """Memory a process for every ZeRO stage, and what the configured one is made of."""
     from pipeline.memory import predict_memory, state_bytes  # torch, which only this needs
@@ -89,6 +104,43 @@ def _memory_lines(config: RunConfig, shape: RowShape, processes: int) -> list[tu
         lines.append((f"memory a process, ZeRO {stage}", f"{total / 2**30:.3f} GiB{mark}"))
     parts = ("weights", "gradients", "optimizer", "activations")
     lines.append(("", ", ".join(f"{part} {getattr(chosen, part) / 2**30:.3f}" for part in parts)))
+    return lines
+
+
+def _communication_lines(config: RunConfig, shape: RowShape, options: PlanOptions) -> list[tuple[str, str]]:
+    """Bytes a step by collective; on several nodes the time of a step and what the network takes of it."""
+    if options.processes == 1:
+        return []
+    from pipeline.communication import bytes_out_of_node, step_communication, step_seconds  # torch again
+
+    collectives = step_communication(config, shape, options.processes)
+    lines = [
+        (
+            f"{collective.what}, {collective.operation}",
+            f"{collective.payload / 1e9:.4g} GB a step and process over {collective.group_size}, "
+            f"{collective.sent / 1e9:.4g} GB sent",
+        )
+        for collective in collectives
+    ]
+    if options.nodes == 1:
+        return lines
+    out = bytes_out_of_node(collectives, options.processes // options.nodes, options.nodes)
+    lines.append(("out of each node", f"{out / 1e9:.4g} GB a step"))
+    rate, bandwidth = options.node_tokens_per_second, options.network_gigabytes_per_second
+    if rate is None or bandwidth is None:
+        missing = "--node_tokens_per_second RATE and --network_gigabytes_per_second GB"
+        lines.append((f"step on {options.nodes} nodes", f"give {missing} to have it predicted"))
+        return lines
+    compute = config.training.global_batch_size * shape.seq_length / (options.nodes * rate)
+    seconds, efficiency = step_seconds(compute, out, bandwidth * 1e9)
+    tokens = config.training.global_batch_size * shape.seq_length / seconds
+    lines.append(
+        (
+            f"step on {options.nodes} nodes",
+            f"{seconds:.4g} s ({compute:.4g} computing, {seconds - compute:.4g} network), {tokens:,.0f} tokens/s, "
+            f"{100 * efficiency:.1f}% efficient",
+        )
+    )
     return lines
 
 

@@ -20,7 +20,21 @@ from pipeline.spool import read_points
 
 
 def prepare_run(config: RunConfig, world_size: int) -> Mixture:
-    """Everything that can be refused before a process is started.
+    """Everything that can be refused before a process is started; makes the run directory.
+
+    Raises:
+        UserError: the configuration, the shards or the run directory do not fit.
+    """
+    shards = check_run(config, world_size)
+    try:
+        (Path(config.run_dir) / "logs").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make run_dir {config.run_dir}: {error.strerror}") from error
+    return shards
+
+
+def check_run(config: RunConfig, world_size: int) -> Mixture:
+    """The checks of ``prepare_run`` alone: nothing is written.
 
     Raises:
         UserError: the configuration, the shards or the run directory do not fit.
@@ -35,10 +49,6 @@ def prepare_run(config: RunConfig, world_size: int) -> Mixture:
             f"give model.max_position_embeddings of at least that (it is {config.model.max_position_embeddings})"
         )
     _check_run_dir(config, shards)
-    try:
-        (Path(config.run_dir) / "logs").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make run_dir {config.run_dir}: {error.strerror}") from error
     return shards
 
 
@@ -56,8 +66,8 @@ def _check_run_dir(config: RunConfig, shards: Mixture) -> None:
     run_dir = Path(config.run_dir)
     stored_path = run_dir / "config.yaml"
     if not stored_path.exists():
-        # A start that was killed early leaves these; anything else belongs to somebody.
-        early = {"logs", "run.json", ".run.json", ".config.yaml", "events.jsonl"}
+        # A job that was sent and a start that was killed early leave these; anything else belongs to somebody.
+        early = {"submission", "logs", "run.json", ".run.json", ".config.yaml", "events.jsonl"}
         if run_dir.is_dir() and {path.name for path in run_dir.iterdir()} - early:
             raise UserError(f"run_dir {run_dir} holds other files: give a new or empty folder")
         return

@@ -8,7 +8,7 @@ from data_prep.command_line import UserError
 from pipeline.launch import World, world_from_environment
 from tests.processes import TINY_RUN, start_command, wait_until
 
-LAUNCH_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+LAUNCH_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GLOO_SOCKET_IFNAME")
 
 
 @pytest.fixture(autouse=True)
@@ -38,11 +38,11 @@ def test_torchrun_variables(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_srun_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     set_all(
         monkeypatch, SLURM_STEP_ID="0", SLURM_PROCID="3", SLURM_LOCALID="1", SLURM_STEP_NUM_TASKS="4",
-        SLURM_STEP_NODELIST="node7", SLURM_JOB_ID="41",
+        SLURM_STEP_NODELIST="localhost", SLURM_JOB_ID="41",
     )  # fmt: skip
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     assert world_from_environment() == World(rank=3, local_rank=1, size=4)
-    assert os.environ.pop("MASTER_ADDR") == "node7"
+    assert os.environ.pop("MASTER_ADDR") == "localhost"
     assert os.environ.pop("MASTER_PORT") == "20041"
 
 
@@ -59,6 +59,41 @@ def test_wrong_variables_are_named(monkeypatch: pytest.MonkeyPatch, variables: d
     set_all(monkeypatch, **variables)
     with pytest.raises(UserError, match=expected):
         world_from_environment()
+
+
+STEP = {
+    "SLURM_STEP_ID": "0", "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_STEP_NUM_TASKS": "4", "SLURM_NODEID": "1",
+    "SLURM_STEP_TASKS_PER_NODE": "2(x2)", "SLURM_JOB_ID": "41", "MASTER_ADDR": "127.0.0.1",
+}  # fmt: skip
+
+
+def test_interface_is_the_one_that_leads_to_rank_0(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_all(monkeypatch, **STEP)
+    assert world_from_environment() == World(rank=3, local_rank=1, size=4)
+    assert os.environ.pop("GLOO_SOCKET_IFNAME") == "lo"
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "ib0")
+    world_from_environment()
+    assert os.environ["GLOO_SOCKET_IFNAME"] == "ib0", "a choice of the user's stays"
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"SLURM_PROCID": "x"}, "SLURM_PROCID is 'x'"),
+        ({"SLURM_PROCID": "4"}, "expected a number below SLURM_STEP_NUM_TASKS"),
+        ({"SLURM_STEP_NUM_TASKS": ""}, "SLURM_STEP_NUM_TASKS is ''"),
+        ({"SLURM_STEP_TASKS_PER_NODE": "2,1"}, "same number of tasks on every node"),
+        ({"SLURM_LOCALID": "0", "SLURM_PROCID": "1"}, "--distribution=block"),
+        ({"SLURM_HET_SIZE": "2"}, "heterogeneous"),
+        ({"MASTER_ADDR": "no-such-host.invalid"}, "MASTER_ADDR no-such-host.invalid is not known"),
+    ],
+)
+def test_wrong_steps_are_one_line(monkeypatch: pytest.MonkeyPatch, changes: dict[str, str], expected: str) -> None:
+    set_all(monkeypatch, **STEP | changes)
+    with pytest.raises(UserError) as caught:
+        world_from_environment()
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def ranks_of(run_dir: Path) -> list[int]:

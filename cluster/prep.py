@@ -1,0 +1,117 @@
+"""``narrowbert-submit prep``: the stages of narrowbert-prep as jobs, each after the one before it.
+
+Plan, duplicates, order and finish (which verifies) are single jobs; map, pack and reduce are job arrays. Every job
+waits for the one before it to end well (``afterok``). All are sent at once from the login node: no job sends another.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from cluster import slurm
+from cluster.batch import file_pattern, job_name_of, prep_script
+from cluster.config import ClusterConfig, check_cluster, check_path
+from cluster.submission import check_no_active_job, remove_if_empty, submission_of_shards
+from cluster.submit import check_no_secrets, check_partition, check_shared, check_writable, stated_options
+from data_prep.command_line import UserError, config_as_dict
+from data_prep.config import PrepConfig, check, tokenizer_path
+from data_prep.corpus import find_sources
+from data_prep.stages import TASKS, unfinished_tasks
+
+_ARRAYS = {"map", "pack", "reduce"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StageJob:
+    """A job to send."""
+
+    stage: str
+    """One of ``TASKS``."""
+    elements: tuple[int, ...]
+    """Elements of the array that have work left; empty for a single job."""
+
+
+def submit_prep(config: PrepConfig, cluster: ClusterConfig, *, dry_run: bool) -> str:
+    """Check, render and send the jobs of a preparation; what to print.
+
+    A preparation that was sent before and failed goes on: only elements that have work left are sent.
+
+    Raises:
+        UserError: the first thing that cannot work. Nothing was sent then.
+    """
+    check_cluster(cluster)
+    check(config)
+    check_path("output", config.output)
+    output = Path(config.output).absolute()
+    if (output / "manifest.json").exists():
+        return f"{config.output} is there already: nothing to do (narrowbert-prep verify checks it)"
+    if not Path(tokenizer_path(config)).is_file():
+        raise UserError(f"there is no tokenizer {tokenizer_path(config)}: make it with narrowbert-prep vocab")
+    local = [path for source in find_sources(config.corpus) if (path := source.path) and "://" not in path]
+    check_no_secrets("the configuration", config)
+    check_writable("output", output)
+    check_shared(cluster, [("output", output), *(("corpus.paths", Path(path)) for path in local[:1])])
+    submission = submission_of_shards(output)
+    script = prep_script(cluster, work_dir=Path.cwd(), arguments=["--config", str(submission.config_file)])
+    if dry_run:
+        return script.rstrip("\n")
+    check_partition(cluster, 1, cluster.prep.time_limit)
+    check_no_active_job(submission)
+    jobs = jobs_to_send(config, cluster)
+    snapshot = dataclasses.replace(config, output=str(output), num_workers=cluster.prep.cpus)
+    submission.write(script, config_as_dict(snapshot))
+    name = job_name_of(cluster, output)
+    environment = slurm.submission_environment(stated_options(cluster))
+    sent: list[str] = []
+    try:
+        slurm.check_script(submission.script, environment)
+        for job in jobs:
+            options = _options(job, cluster, name, sent, submission.logs)
+            sent.append(_send(submission.script, environment, job, cluster, options))
+            submission.add_job(sent[-1], job.stage)
+    except UserError:
+        if sent:  # what waits for a job that was not sent would wait for good
+            slurm.cancel(sent)
+        remove_if_empty(submission)
+        raise
+    stages = ", ".join(f"{job.stage} {job_id}" for job, job_id in zip(jobs, sent, strict=True))
+    return f"jobs: {stages}; narrowbert-submit status {config.output} (or logs, cancel)"
+
+
+def jobs_to_send(config: PrepConfig, cluster: ClusterConfig) -> list[StageJob]:
+    """The stages that are not complete, each with the elements of its array that have work left."""
+    parts = cluster.prep.array_tasks
+    jobs: list[StageJob] = []
+    for stage in TASKS:
+        left: Sequence[int] | None = None
+        if not jobs:  # nothing before this stage is to be done: what is left of it is known
+            try:
+                left = unfinished_tasks(config, stage)
+            except UserError:  # no plan, or one of something else: the plan job makes it anew
+                left = None
+        if left is not None and not left:
+            continue
+        elements: tuple[int, ...] = ()
+        if stage in _ARRAYS:
+            elements = tuple(sorted({index % parts for index in left})) if left is not None else tuple(range(parts))
+        jobs.append(StageJob(stage=stage, elements=elements))
+    return jobs
+
+
+def _options(job: StageJob, cluster: ClusterConfig, name: str, sent: Sequence[str], logs: Path) -> list[str]:
+    log = "%A_%a" if job.elements else "%j"
+    options = [f"--job-name={name}-{job.stage}", f"--output={file_pattern('output', logs)}/{job.stage}-{log}.out"]
+    if job.elements:
+        numbers = ",".join(map(str, job.elements))
+        if job.elements == tuple(range(len(job.elements))):
+            numbers = f"0-{len(job.elements) - 1}"
+        options.append(f"--array={numbers}%{cluster.prep.max_running}")
+    if sent:
+        options += [f"--dependency=afterok:{sent[-1]}", "--kill-on-invalid-dep=yes"]
+    return options
+
+
+def _send(
+    script: Path, environment: dict[str, str], job: StageJob, cluster: ClusterConfig, options: Sequence[str]
+) -> str:
+    return slurm.submit(script, environment, *options, arguments=(job.stage, str(cluster.prep.array_tasks)))

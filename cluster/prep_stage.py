@@ -1,0 +1,57 @@
+"""Run by a job of ``narrowbert-submit prep``: this job's share of the tasks of one stage.
+
+Usage: python -m cluster.prep_stage --stage STAGE --part I --parts N CONFIGURATION...
+"""
+
+import sys
+from collections.abc import Sequence
+
+from data_prep.command_line import Parser, UserError, read_config, run_command
+from data_prep.config import PrepConfig, check
+from data_prep.shards import verify
+from data_prep.stages import TASKS, run_task, unfinished_tasks
+
+
+class Silence:
+    """Takes what a stage tells of its progress: a job's log has the lines of its tasks."""
+
+    def start(self, stage: str, total: int, unit: str) -> None:
+        """A stage begins."""
+
+    def advance(self, count: int, documents: int = 0) -> None:
+        """So many units are done."""
+
+    def note(self, message: str) -> None:
+        """Something the user should know."""
+        print(f"narrowbert-prep: {message}", flush=True)
+
+
+def main() -> None:
+    """Entry point of the job's command."""
+    sys.exit(run_command("narrowbert-prep", _run, sys.argv[1:]))
+
+
+def _run(argv: Sequence[str]) -> int:
+    parser = Parser(prog="cluster.prep_stage", add_help=False)
+    parser.add_argument("--stage", choices=TASKS, required=True)
+    parser.add_argument("--part", type=int, required=True)
+    parser.add_argument("--parts", type=int, required=True)
+    options, rest = parser.parse_known_args(argv)
+    config = read_config(PrepConfig, rest, "cluster.prep_stage", "One stage's tasks.")
+    check(config)
+    if options.stage in ("plan", "finish"):
+        print(run_task(config, options.stage, None, Silence()), flush=True)
+    else:
+        for index in unfinished_tasks(config, options.stage):
+            if index % options.parts == options.part:
+                print(f"task {index}: {run_task(config, options.stage, index, Silence())}", flush=True)
+    if options.stage == "finish":
+        found = verify(config.output)
+        if found.problems:
+            raise UserError("; ".join(found.problems))
+        print(f"verified {found.summary}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    main()

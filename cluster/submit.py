@@ -1,0 +1,206 @@
+"""``narrowbert-submit train``: everything that can be checked on the login node, then one job."""
+
+import dataclasses
+import re
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from cluster import slurm
+from cluster.batch import job_name_of, train_script
+from cluster.config import ClusterConfig, check_cluster, check_path, seconds_of
+from cluster.submission import check_no_active_job, remove_if_empty, submission_of_run
+from data_prep.command_line import UserError, config_as_dict
+from pipeline.config import RunConfig
+from pipeline.mixture import Mixture
+from pipeline.redaction import redact
+from pipeline.run_directory import check_run, flatten, has_checkpoint, is_finished
+from pipeline.spool import read_metrics
+from pipeline.throughput import count_parameters
+from pipeline.tracking import check_tracking
+
+_ASSUMED_BYTES_PER_SECOND = 100e6
+"""Writing speed of a checkpoint while none was measured: a slow shared disk."""
+
+# File systems of one machine; anything else is taken to be shared.
+_LOCAL_FILE_SYSTEMS = {"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "tmpfs", "ramfs", "overlay", "squashfs"}
+
+
+def submit_train(config: RunConfig, cluster: ClusterConfig, *, dry_run: bool) -> str:
+    """Check, render and send one training job; what to print.
+
+    Raises:
+        UserError: the first thing that cannot work. Nothing was sent then.
+    """
+    check_cluster(cluster)
+    check_tracking(config.tracking)
+    check_path("run_dir", config.run_dir)
+    run_dir = Path(config.run_dir).absolute()
+    check_no_secrets("the configuration", config)
+    shards = check_run(config, cluster.world_size)
+    if is_finished(config):
+        return f"{config.run_dir} is finished: nothing to do"
+    check_writable("run_dir", run_dir)
+    local = [folder.path for folder in shards.folders if not folder.remote]
+    check_shared(cluster, [("run_dir", run_dir), *(("data.path", path) for path in local)])
+    check_lead_time(config, cluster, shards)
+    if config.init.from_huggingface is not None and not has_checkpoint(config):
+        from pipeline.init import check_init
+
+        check_init(config, shards)
+    submission = submission_of_run(run_dir)
+    script = train_script(
+        cluster,
+        run_dir=run_dir,
+        work_dir=Path.cwd(),
+        arguments=["--config", str(submission.config_file)],
+        job_name=job_name_of(cluster, run_dir),
+    )
+    if dry_run:
+        return script.rstrip("\n")
+    check_partition(cluster, cluster.nodes, cluster.time_limit)
+    check_no_active_job(submission)
+    submission.write(script, config_as_dict(dataclasses.replace(config, run_dir=str(run_dir))))
+    environment = slurm.submission_environment(stated_options(cluster))
+    try:
+        slurm.check_script(submission.script, environment)
+        job_id = slurm.submit(submission.script, environment)
+    except UserError:
+        remove_if_empty(submission)
+        raise
+    submission.add_job(job_id)
+    return (
+        f"job {job_id}: {cluster.nodes} nodes x {cluster.processes_per_node} processes; "
+        f"narrowbert-submit status {config.run_dir} (or logs, cancel)"
+    )
+
+
+def stated_options(cluster: ClusterConfig) -> list[str]:
+    """Options of sbatch that the script states, among those that a user may have in the environment."""
+    stated = {"partition": cluster.partition, "account": cluster.account, "qos": cluster.qos}
+    named = [re.split("[=]", option.removeprefix("--"))[0] for option in cluster.sbatch_options]
+    memory = ["mem-per-node"] if cluster.memory_per_node or cluster.prep.memory else []
+    return [*(name for name, value in stated.items() if value is not None), *named, *memory]
+
+
+def check_no_secrets(what: str, config: object) -> None:
+    """Refuse a configuration with a password in it: its snapshot stays in a folder that others may read.
+
+    Raises:
+        UserError: naming the key.
+    """
+    plain = flatten(config_as_dict(config))
+    shown = flatten(redact(config_as_dict(config)))
+    for key, value in plain.items():
+        if shown.get(key) != value:
+            raise UserError(
+                f"{what} has a password or token in {key}, and a job keeps it in a file: "
+                "give it by the environment or a credentials file instead"
+            )
+
+
+def check_shared(cluster: ClusterConfig, paths: Iterable[tuple[str, Path]]) -> None:
+    """Whether every node will see the folders, as far as this machine can tell.
+
+    Raises:
+        UserError: naming the first that does not.
+    """
+    for name, path in paths:
+        resolved = path.resolve()
+        if cluster.shared_paths:
+            if not any(resolved.is_relative_to(Path(shared).resolve()) for shared in cluster.shared_paths):
+                raise UserError(
+                    f"{name} {path} lies in none of cluster.shared_paths ({', '.join(cluster.shared_paths)}): "
+                    "every node must see it"
+                )
+            continue
+        kind = file_system(resolved)
+        if kind in _LOCAL_FILE_SYSTEMS:
+            raise UserError(
+                f"{name} {path} is on a file system of this machine ({kind}), which compute nodes do not see: take a "
+                "shared folder, or name it in cluster.shared_paths where it is one"
+            )
+
+
+def file_system(path: Path) -> str:
+    """Kind of the file system that ``path`` is or will be on; empty where that is not known."""
+    try:
+        lines = Path("/proc/self/mounts").read_text().splitlines()
+    except OSError:
+        return ""
+    kinds = {}
+    for line in lines:
+        fields = line.split(" ")
+        # The kernel writes white space and backslashes as octal numbers.
+        kinds[Path(re.sub(r"\\(\d{3})", lambda match: chr(int(match[1], 8)), fields[1]))] = fields[2]
+    return next((kinds[parent] for parent in (path, *path.parents) if parent in kinds), "")
+
+
+def check_writable(name: str, folder: Path) -> None:
+    """Whether a folder can be made and written.
+
+    Raises:
+        UserError: it cannot.
+    """
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    try:  # permission bits do not tell of quotas and of file systems that are read-only
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise UserError(f"{name} {folder} cannot be written: {existing}: {error.strerror}") from error
+
+
+def check_lead_time(config: RunConfig, cluster: ClusterConfig, shards: Mixture) -> None:
+    """Whether a step and a checkpoint fit between Slurm's signal and the time limit.
+
+    Raises:
+        UserError: they do not, by what earlier checkpoints of the run took, or by the model's size.
+    """
+    series = read_metrics(Path(config.run_dir))
+    saves = [value for _, value in series.get("checkpoint/seconds", [])[-5:]]
+    steps = [value for _, value in series.get("train/step_seconds", [])[-5:]]
+    if saves:
+        seconds = max(saves)
+        reason = f"the last checkpoints took up to {seconds:.0f} s"
+    else:
+        size = 12 * count_parameters(config.model, shards.vocab_size)  # fp32 weight and two moments
+        seconds = size / _ASSUMED_BYTES_PER_SECOND
+        reason = f"a checkpoint has {size / 1e9:.1f} GB"
+    needed = round(2 * seconds + 2 * max(steps, default=0.0))  # twice: a disk is slower on some days
+    if cluster.signal_lead_seconds < needed:
+        raise UserError(
+            f"cluster.signal_lead_seconds {cluster.signal_lead_seconds} is too short, {reason}: give {needed} or more"
+        )
+
+
+def check_partition(cluster: ClusterConfig, nodes: int, time_limit: str) -> None:
+    """Whether the partition exists and can ever start the job; Slurm would take it and let it wait for good.
+
+    Raises:
+        UserError: it cannot, or Slurm does not answer.
+    """
+    known = slurm.partitions()
+    default = [name for name, (_, is_default) in known.items() if is_default]
+    names = cluster.partition.split(",") if cluster.partition else default
+    if not names:
+        raise UserError(f"this cluster has no default partition: give cluster.partition, one of {', '.join(known)}")
+    for name in names:
+        if name not in known:
+            raise UserError(f"cluster.partition {name} does not exist: there are {', '.join(known)}")
+    problems = [problem for name in names if (problem := _why_never(known[name][0], nodes, time_limit))]
+    if len(problems) == len(names):
+        raise UserError("; ".join(problems))
+
+
+def _why_never(partition: slurm.Partition, nodes: int, time_limit: str) -> str:
+    most = min(partition.total_nodes, partition.total_nodes if partition.max_nodes is None else partition.max_nodes)
+    if not partition.is_up:
+        return f"partition {partition.name} takes no jobs now"
+    if nodes > most:
+        return f"cluster.nodes is {nodes}: partition {partition.name} gives a job at most {most}"
+    if partition.max_seconds is not None and seconds_of(time_limit) > partition.max_seconds:
+        return (
+            f"time limit {time_limit} is more than the {partition.max_seconds // 60} minutes of partition "
+            f"{partition.name}"
+        )
+    return ""

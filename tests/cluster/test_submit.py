@@ -1,0 +1,224 @@
+"""``narrowbert-submit``: what is refused, in one line and with nothing sent; what is written for a job that is sent."""
+
+import contextlib
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cluster.__main__ import _dispatch
+from cluster.slurm import parse_scontrol, submission_environment
+from data_prep.command_line import run_command
+from tests.cluster.slurm_cluster import SlurmCluster
+from tests.processes import TINY_RUN, user_error
+
+
+@pytest.fixture
+def submit_argv(tmp_path: Path, shard_folder: Path, cluster_file: Path) -> list[str]:
+    return [
+        "train", *TINY_RUN, "--run_dir", str(tmp_path / "run"), "--data.path", str(shard_folder),
+        "--cluster", str(cluster_file),
+    ]  # fmt: skip
+
+
+def refused(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line of a command that ends with exit code 2."""
+    capsys.readouterr()
+    code = run_command("narrowbert-submit", _dispatch, argv)
+    err = capsys.readouterr().err
+    assert code == 2, err
+    assert err.startswith("narrowbert-submit: error: ")
+    assert err.count("\n") == 1, err
+    return err
+
+
+def accepted(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    capsys.readouterr()
+    code = run_command("narrowbert-submit", _dispatch, argv)
+    printed = capsys.readouterr()
+    assert code == 0, printed.err
+    return printed.out
+
+
+def test_dry_run_prints_the_script_and_needs_no_slurm(
+    submit_argv: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    printed = accepted([*submit_argv, "--dry-run", "--cluster.nodes", "4", "--training.micro_batch_size", "2"], capsys)
+    assert "#SBATCH --nodes=4\n" in printed
+    assert "#SBATCH --signal=B:USR1@10\n" in printed
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--cluster.nodes", "3"], "with 6 processes take a global_batch_size of 12 or 18"),
+        (["--cluster.job_name", "a b"], "cluster.job_name is 'a b'"),
+        (["--cluster.job_name", "x\n#SBATCH --uid=0"], "cluster.job_name"),
+        (["--cluster.partition", "$(touch hacked)"], "cluster.partition"),
+        (["--cluster.nodse", "3"], "did you mean 'cluster.nodes'?"),
+        (["--cluster", "nowhere.yaml"], "nowhere.yaml"),
+        (["--cluster.shared_paths", "[/nowhere]"], "lies in none of cluster.shared_paths"),
+        (["--data.path", "nowhere"], "nowhere"),
+        (["--training.train_steps", "0"], "train_steps is 0"),
+        (["--run_dir", "/proc/mine"], "run_dir /proc/mine"),
+        (["--run_dir", "a\nb"], "line break"),
+        (["--data.path", "https://me:hidden@example.invalid/shards"], "a password or token in data.path"),
+    ],
+)
+def test_mistakes_need_no_slurm_to_be_found(
+    options: list[str], expected: str, submit_argv: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    line = refused([*submit_argv, *options], capsys)
+    assert expected in line
+    assert "hidden" not in line
+    assert {path.name for path in tmp_path.iterdir()} == {"cluster.yaml"}
+
+
+def test_unknown_key_of_a_preset(
+    submit_argv: list[str], cluster_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cluster_file.write_text("nodse: 3\n")
+    line = refused(submit_argv, capsys)
+    assert "nodse" in line
+
+
+def test_lead_time_is_held_against_the_checkpoint(
+    submit_argv: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], shard_folder: Path
+) -> None:
+    big = ["--model.hidden_size", "2048", "--model.ffn_hidden_size", "8192", "--model.layout", "12sf"]
+    line = refused([*submit_argv, *big, "--dry-run"], capsys)
+    assert "cluster.signal_lead_seconds 10 is too short, a checkpoint has 7." in line
+    (tmp_path / "run/logs").mkdir(parents=True)
+    accepted([*submit_argv, "--dry-run"], capsys)
+    point = {"step": 4, "timestamp_ms": 1, "metrics": {"checkpoint/seconds": 20.0, "train/step_seconds": 1.5}}
+    (tmp_path / "run/metrics.jsonl").write_text(json.dumps(point) + "\n")
+    # A folder without config.yaml holds nothing else: take what a run leaves.
+    (tmp_path / "run/metrics.jsonl").rename(tmp_path / "metrics.jsonl")
+    (tmp_path / "run/config.yaml").write_text("{}\n")
+    (tmp_path / "metrics.jsonl").rename(tmp_path / "run/metrics.jsonl")
+    from cluster.config import ClusterConfig
+    from cluster.submit import check_lead_time
+    from data_prep.command_line import UserError
+    from data_prep.shards import open_shards
+    from pipeline.config import RunConfig
+
+    config, shards = RunConfig(run_dir=str(tmp_path / "run")), open_shards(shard_folder)
+    with pytest.raises(UserError, match=r"took up to 20 s: give 43 or more"):
+        check_lead_time(config, ClusterConfig(signal_lead_seconds=42), shards)
+    check_lead_time(config, ClusterConfig(signal_lead_seconds=43), shards)
+
+
+def test_run_directory_that_only_this_machine_sees(
+    submit_argv: list[str], cluster_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cluster.submit.file_system", lambda path: "ext4")
+    cluster_file.write_text(cluster_file.read_text().replace("shared_paths: [/]\n", ""))
+    assert "is on a file system of this machine (ext4)" in refused(submit_argv, capsys)
+
+
+def test_without_slurms_commands(
+    submit_argv: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert "there is no scontrol on this machine" in refused(submit_argv, capsys)
+    assert not (tmp_path / "run").exists()
+    for command in ("status", "logs", "cancel"):
+        assert "nothing was sent to Slurm" in refused([command, str(tmp_path)], capsys)
+
+
+@contextlib.contextmanager
+def frozen_server() -> Iterator[int]:
+    """A port that takes connections and never answers."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        threading.Thread(target=_accept, args=(listener,), daemon=True).start()
+        yield listener.getsockname()[1]
+
+
+def _accept(listener: socket.socket) -> None:
+    kept = []
+    with contextlib.suppress(OSError):
+        while True:
+            kept.append(listener.accept())
+
+
+@pytest.mark.parametrize("kind", ["dead", "frozen"])
+def test_controller_that_does_not_answer(
+    slurm: SlurmCluster, kind: str, submit_argv: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    before = slurm.all_jobs()
+    with frozen_server() as port:
+        unused = 1 if kind == "dead" else port
+        configuration = (slurm.folder / "slurm.conf").read_text().splitlines()
+        changed = [f"SlurmctldPort={unused}" if line.startswith("SlurmctldPort") else line for line in configuration]
+        (tmp_path / "conf").mkdir()
+        (tmp_path / "conf/slurm.conf").write_text("\n".join(changed) + "\n")
+        monkeypatch.setenv("SLURM_CONF", str(tmp_path / "conf/slurm.conf"))
+        monkeypatch.setenv("NARROWBERT_SLURM_TIMEOUT", "3")
+        started = time.monotonic()
+        line = refused(submit_argv, capsys)
+        assert time.monotonic() - started < 15
+    assert "scontrol" in line
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setenv("SLURM_CONF", slurm.environment["SLURM_CONF"])
+    assert slurm.all_jobs() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--cluster.partition", "gone"], "cluster.partition gone does not exist: there are main"),
+        (["--cluster.nodes", "8", "--training.micro_batch_size", "1"], "partition main gives a job at most 4"),
+        (["--cluster.partition", "short"], "partition short gives a job at most 1"),
+        (
+            ["--cluster.partition", "short", "--cluster.nodes", "1", "--cluster.time_limit", "11"],
+            "time limit 11 is more than the 10 minutes",
+        ),
+        (["--cluster.partition", "closed"], "takes no jobs now"),
+        (["--cluster.cpus_per_process", "8"], "sbatch"),
+        (["--cluster.sbatch_options", "[--constraint=none-such]"], "sbatch"),
+        (["--cluster.sbatch_options", "[--nonsense=1]"], "sbatch"),
+    ],
+)
+def test_what_the_cluster_cannot_give(
+    slurm: SlurmCluster, options: list[str], expected: str, submit_argv: list[str], tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    before = slurm.all_jobs()
+    assert expected in refused([*submit_argv, *options], capsys)
+    assert slurm.all_jobs() == before
+    assert not (tmp_path / "run" / "submission").exists()
+
+
+def test_refusal_of_a_real_process_is_one_line(submit_argv: list[str], tmp_path: Path) -> None:
+    line = user_error("cluster", *submit_argv, "--cluster.job_name", "$(touch hacked)", cwd=tmp_path)
+    assert "cluster.job_name" in line
+    assert not (tmp_path / "hacked").exists()
+
+
+def test_environment_of_sbatch_cannot_change_the_script(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SBATCH_TIMELIMIT", "SBATCH_PARTITION", "SBATCH_ACCOUNT", "SLURM_JOB_ID", "SLURM_CONF", "MINE"):
+        monkeypatch.setenv(name, "1")
+    kept = submission_environment(["partition"])
+    assert {"SBATCH_ACCOUNT", "SLURM_CONF", "MINE"} <= kept.keys()
+    assert not {"SBATCH_TIMELIMIT", "SBATCH_PARTITION", "SLURM_JOB_ID"} & kept.keys()
+
+
+def test_fields_of_a_job_are_slurms() -> None:
+    line = (
+        "JobId=12 ArrayJobId=11 ArrayTaskId=3 JobName=a JobState=RUNNING Reason=None Restarts=2 RunTime=00:01:10 "
+        "TimeLimit=1-00:00:00 NodeList=node[0-1] ExitCode=0:0 Command=/a JobState=FAILED\n"
+    )
+    (job,) = parse_scontrol(line)
+    assert (job.job_id, job.state, job.reason, job.restarts, job.nodes) == ("11_3", "RUNNING", "", 2, "node[0-1]")
+    assert job.is_active
