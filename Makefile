@@ -45,11 +45,12 @@ demo: $(VENV)/installed
 	@echo
 	@echo "Curves: $(VENV)/bin/mlflow ui --backend-store-uri sqlite:///mlflow.db   then open http://127.0.0.1:5000"
 
+# Most of a test's time goes into starting processes: two tests at a time, whatever the machine.
 test: $(VENV)/installed-dev
-	pytest
+	pytest -n 2
 
 test-fast: $(VENV)/installed-dev
-	pytest -m 'not slow'
+	pytest -n 2 -m 'not slow'
 
 # The faults with their long versions: 20 kills of a run, 20 of a preparation, 10,000 steps.
 test-faults: $(VENV)/installed-dev

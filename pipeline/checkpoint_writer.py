@@ -99,7 +99,7 @@ class CheckpointWriter:
         self._parameters: dict[str, nn.Parameter] = dict(engine.module.named_parameters())
         self._owner = _owners(self._parameters, dist.get_world_size())
         self._pieces = self._exchange_pieces()
-        self._copies: dict[tuple[str, str], torch.Tensor] = {}
+        self._copies = self._host_memory()
         self._thread: threading.Thread | None = None
         self._finished: list[Saved] = []
 
@@ -132,7 +132,7 @@ class CheckpointWriter:
     # -------------------------------------------------------------------------------------- the copy
 
     def _copy(self) -> None:
-        """Copy this rank's pieces into host memory that is kept from save to save."""
+        """Copy this rank's pieces into the host memory that is kept for them."""
         link_optimizer_state(self._engine)
         on_device = False
         for kind in KINDS:
@@ -140,14 +140,22 @@ class CheckpointWriter:
                 held = held_part(self._engine, self._parameters[name], kind)
                 assert held is not None
                 part = held[1].detach().reshape(-1)
-                copy = self._copies.get((kind, name))
-                if copy is None:
-                    copy = torch.empty(part.numel(), dtype=torch.float32, pin_memory=part.is_cuda)
-                    self._copies[kind, name] = copy
-                copy.copy_(part, non_blocking=True)
+                self._copies[kind, name].copy_(part, non_blocking=True)
                 on_device |= part.is_cuda
         if on_device:
             torch.cuda.synchronize()
+
+    def _host_memory(self) -> dict[tuple[str, str], torch.Tensor]:
+        """Room for the copies; written to once, so that the first save need not wait for the kernel to give it."""
+        on_cuda = next(iter(self._parameters.values())).is_cuda
+        rank = dist.get_rank()
+        return {
+            (kind, name): torch.empty(piece.numel, dtype=torch.float32, pin_memory=on_cuda).zero_()
+            for name in self._mine
+            for piece in self._pieces[name]
+            if piece.rank == rank
+            for kind in KINDS
+        }
 
     def _exchange_pieces(self) -> dict[str, list[_Piece]]:
         """Who holds what of every parameter; remembers the names of what this rank gives."""

@@ -104,6 +104,9 @@ def _memory_lines(config: RunConfig, shape: RowShape, processes: int) -> list[tu
         lines.append((f"memory a process, ZeRO {stage}", f"{total / 2**30:.3f} GiB{mark}"))
     parts = ("weights", "gradients", "optimizer", "activations")
     lines.append(("", ", ".join(f"{part} {getattr(chosen, part) / 2**30:.3f}" for part in parts)))
+    # Weights and moments in fp32; ZeRO 0 has no master weights among its optimizer states.
+    copy = chosen.optimizer if config.training.zero_stage else chosen.optimizer * 3 // 2
+    lines.append(("host memory besides, for checkpoints", f"{copy / 2**30:.3f} GiB"))
     return lines
 
 

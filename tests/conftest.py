@@ -19,6 +19,19 @@ from data_prep.shards import open_shards, write_manifest, write_shard
 from pipeline.mixture import Mixture, open_mixture
 from tests.processes import run_command
 
+# What takes longest comes first, so that nothing long is left for one worker at the end.
+FOLDERS = ("cluster", "distributed", "faults", "tracking", "end_to_end", "pipeline", "data_prep")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With several workers a file's tests share one, for its fixtures' sake; all of Slurm's share one Slurm."""
+    places = {name: place for place, name in enumerate(FOLDERS)}
+    items.sort(key=lambda item: places.get(item.path.parent.name, len(FOLDERS)))
+    for item in items:
+        folder = item.path.parent.name
+        item.add_marker(pytest.mark.xdist_group(folder if folder == "cluster" else f"{folder}/{item.path.name}"))
+
+
 TEXT = (
     "the model reads a row of tokens and predicts every masked word from what stands around it while "
     "narrow layers compute only few positions so training takes less time on small machines than before"
