@@ -230,6 +230,30 @@ def checkpoints(world_size: int, folder: Path) -> dict[str, Any]:
     return {"curve": curve, "wrong": wrong}
 
 
+def saved_again(world_size: int, folder: Path) -> list[str]:
+    """Load what the start before this one has saved beside ``folder``, save it again at once, and compare.
+
+    Four processes: tensor parallel 2, data parallel 2, ZeRO 3; one process: ZeRO 1. The first start trains two steps.
+    """
+    tensor_parallel_size, stage = (2, 3) if world_size == 4 else (1, 1)
+    config = configuration(tensor_model_parallel_size=tensor_parallel_size, zero_stage=stage)
+    earlier = sorted(folder.parent.glob("saved-*"))
+    with groups_of(tensor_parallel_size):
+        if not earlier:
+            built = build(config)
+            train_steps(built, config, 0, 2)
+        else:
+            (before,) = earlier[-1].glob("step-*")
+            torch.manual_seed(99)
+            model = NarrowBertForPretraining(config.model, VOCAB, padded_vocab_size(VOCAB, tensor_parallel_size))
+            checkpoint.load_weights(model, before)
+            built = engine.build_engine(config, model, torch.device("cpu"))
+            checkpoint.load_optimizer(built, before, checkpoint.read_trainer_state(before))
+        saved = save(built, folder.parent / f"saved-{len(earlier)}", 2)
+        built.destroy()
+    return differences(before, saved) if earlier else []
+
+
 def save(built: Any, folder: Path, step: int) -> Path:
     state = checkpoint.TrainerState(
         step=step, rows_consumed=step * ROWS, optimizer_steps=checkpoint.optimizer_steps(built), skipped_steps=0,

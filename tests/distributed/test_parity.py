@@ -60,6 +60,15 @@ def test_checkpoints_move_between_topologies(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_optimizer_states_of_split_layers_and_weights_are_those_of_one_process_and_back(tmp_path: Path) -> None:
+    for start, world_size in enumerate((4, 1, 4)):
+        folder = tmp_path / f"start-{start}"
+        folder.mkdir()
+        assert run_group("saved_again", world_size, folder) == [], f"start {start}"
+    assert len(list(tmp_path.glob("saved-*/step-*"))) == 3
+
+
+@pytest.mark.slow
 def test_fp16_scales_its_loss_and_skips_what_overflows(tmp_path: Path) -> None:
     for name, found in run_group("fp16", 2, tmp_path).items():
         assert_close(f"fp16 {name}", found["curve"], layout="sf:sf")

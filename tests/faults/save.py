@@ -4,6 +4,7 @@ Usage: python -m tests.faults.save FOLDER
 
 For each point in turn a fork saves step 1, then begins to save step 2 and kills itself with SIGKILL just before the
 n-th call that opens, renames, makes or removes something in the folder; then, for several limits, within a write.
+The last fork is not killed, but finds at the end of the second save that a newer start has taken over.
 Prints one JSON list: per fork what killed it, and the step of the newest checkpoint that then verifies.
 """
 
@@ -32,7 +33,7 @@ from pipeline.model.masked_lm import NarrowBertForPretraining
 EVENTS = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.unlink"}
 
 
-def save_twice(folder: Path, arm: Any) -> None:
+def save_twice(folder: Path, arm: Any, taken_over: bool = False) -> None:
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     model = ModelConfig(
         layout="sf", hidden_size=8, num_attention_heads=2, ffn_hidden_size=16, max_position_embeddings=8
@@ -41,7 +42,7 @@ def save_twice(folder: Path, arm: Any) -> None:
     config = RunConfig(model=model, training=training)
     torch.manual_seed(1)
     engine = build_engine(config, NarrowBertForPretraining(model, 50), torch.device("cpu"))
-    writer = CheckpointWriter(engine, folder, keep_last=1)
+    writer = CheckpointWriter(engine, folder, keep_last=1, may_commit=lambda: not (taken_over and step == 2))
     for step in (1, 2):
         if step == 2:
             arm()
@@ -52,7 +53,7 @@ def save_twice(folder: Path, arm: Any) -> None:
         writer.save(state)
         writer.wait()
         (saved,) = writer.finished()
-        assert not saved.problem, saved.problem
+        assert bool(saved.problem) == (taken_over and step == 2), saved.problem
 
 
 def kill_at_event(folder: Path, number: int) -> Any:
@@ -82,7 +83,12 @@ def attempt(folder: Path, kind: str, number: int) -> dict[str, Any]:
     child = os.fork()
     if child == 0:
         torch.set_num_threads(1)
-        save_twice(folder, kill_at_event(folder, number) if kind == "event" else lambda: kill_in_write(number))
+        arms = {
+            "event": lambda: kill_at_event(folder, number),
+            "write": lambda: lambda: kill_in_write(number),
+            "taken over": lambda: lambda: None,
+        }
+        save_twice(folder, arms[kind](), taken_over=kind == "taken over")
         os._exit(0)
     _, status = os.waitpid(child, 0)
     left = sorted(path.name for path in folder.iterdir())
@@ -103,6 +109,7 @@ def main() -> None:
     while not found or found[-1]["signal"]:
         found.append(attempt(folder, "event", len(found) + 1))
     found += [attempt(folder, "write", size) for size in (1, 60, 4096)]
+    found.append(attempt(folder, "taken over", 0))
     print(json.dumps(found))
 
 

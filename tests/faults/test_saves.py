@@ -31,6 +31,8 @@ def test_killed_at_every_file_operation_of_a_save(tmp_path: Path) -> None:
     newest = [entry["newest"] for entry in by_event]
     assert newest == sorted(newest), "a later kill lost what an earlier one had"
     assert {1, 2} == set(newest)
+    (fenced,) = [entry for entry in found if entry["kind"] == "taken over"]
+    assert (fenced["exit"], fenced["newest"], fenced["left"]) == (0, 1, ["latest", "step-00000001"])
     for entry in found:
         assert not entry["problems"], entry  # what is half-written never bears a checkpoint's name
         assert all(name == "latest" or name.startswith("step-") for name in entry["after"]), entry
