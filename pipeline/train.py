@@ -343,7 +343,7 @@ class Run:
     ) -> None:
         if not is_newest_attempt(self.run_dir, self.attempt.number):
             raise UserError(
-                f"another start of {self.run_dir} has taken over: this one, start {self.attempt.number}, ends"
+                f"a newer start of this run has taken over: start {self.attempt.number} of {self.run_dir} ends"
             )
         points[self.step] |= self.gauges.read(self.step, points[self.step]["train/step_seconds"])
         if self.world.size > 1:

@@ -62,9 +62,9 @@ def attempts(run_dir: Path) -> int:
 
 def wait_for_progress(slurm: SlurmCluster, run_dir: Path, job_id: str, attempt: int) -> None:
     """Wait until start number ``attempt`` has saved a checkpoint of its own."""
-    slurm.wait_for(lambda: attempts(run_dir) >= attempt, f"start {attempt}", 90, job_id)
+    slurm.wait_for(lambda: attempts(run_dir) >= attempt, f"start {attempt}", 240, job_id)
     before = newest_step(run_dir)
-    slurm.wait_for(lambda: newest_step(run_dir) > before, "a new checkpoint", 90, job_id)
+    slurm.wait_for(lambda: newest_step(run_dir) > before, "a new checkpoint", 240, job_id)
 
 
 def finish(slurm: SlurmCluster, run_dir: Path, job_id: str) -> dict[str, str]:

@@ -15,6 +15,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 from data_prep.shards import open_shards
 from pipeline.checkpoint import load_run_model
 from pipeline.data import validation_batches
+from pipeline.mixture import open_mixture
 from tests.conftest import write_corpus
 from tests.processes import run_command
 
@@ -87,7 +88,7 @@ def test_mlflow_holds_both_runs(workplace: Path) -> None:
 def test_export_gives_the_trained_models_logits(workplace: Path) -> None:
     trained, _ = load_run_model(workplace / "runs/narrow")
     exported = AutoModelForMaskedLM.from_pretrained(workplace / "model", trust_remote_code=True)
-    shards = open_shards(workplace / "shards")
+    shards = open_mixture(str(workplace / "shards"), None)
     for batch in validation_batches(shards, max_rows=64, micro_batch_size=16, data_rank=0, data_parallel_size=1):
         mask = None if batch.key_mask is None else batch.key_mask[:, 0, 0].long()
         with torch.no_grad():

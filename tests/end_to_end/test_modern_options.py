@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers import AutoModelForMaskedLM
 
-from data_prep.shards import open_shards
 from pipeline.checkpoint import load_run_model
 from pipeline.data import validation_batches
+from pipeline.mixture import open_mixture
 from tests.processes import TINY_RUN, losses, run_command
 
 OPTIONS = [
@@ -31,7 +31,7 @@ def test_a_modern_narrowbert_trains_recomputes_and_exports(tmp_path: Path, shard
     run_command("pipeline", "export", str(tmp_path / "run"), "--output", str(tmp_path / "model"))
     exported = AutoModelForMaskedLM.from_pretrained(tmp_path / "model", trust_remote_code=True)
     trained, _ = load_run_model(tmp_path / "run")
-    shards = open_shards(shard_folder)
+    shards = open_mixture(str(shard_folder), None)
     batch = next(validation_batches(shards, max_rows=8, micro_batch_size=8, data_rank=0, data_parallel_size=1))
     one_document = torch.zeros_like(batch.document_ids)  # the export takes ordinary rows
     with torch.no_grad():

@@ -123,10 +123,6 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     assert "Traceback" in ended.stderr
 
 
-def test_submit_says_which_command_serves() -> None:
-    assert "narrowbert train" in user_error("cluster", "train", "--config", "x.yaml")
-
-
 def test_a_valid_corpus_passes(tmp_path: Path) -> None:
     # The counterpart of the refusals above: the same options with a corpus that exists.
     write_corpus(tmp_path / "corpus.jsonl")

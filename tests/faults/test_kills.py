@@ -110,7 +110,7 @@ def test_a_start_that_was_taken_over_can_write_nothing(tmp_path: Path, shard_fol
         if first.poll() is None:
             kill_group(first)
     assert first.returncode == 2, out + err
-    assert "another start" in err
+    assert "a newer start of this run has taken over" in err
     assert "Traceback" not in out + err
     assert {path: path.stat().st_mtime_ns for path in (run_dir / "checkpoints").rglob("*")} == after
     assert (run_dir / "metrics.jsonl").read_bytes() == points

@@ -28,12 +28,12 @@ def test_a_frozen_rank_is_found_named_and_the_run_ended(tmp_path: Path, shard_fo
     stopped = time.monotonic()
     out, err = launcher.communicate(timeout=60)
     assert launcher.returncode == 86, out + err
-    assert time.monotonic() - stopped < 20
+    assert time.monotonic() - stopped < 30
     (hang,) = events(run_dir, "hang")
     assert "rank 1 (process" in hang["text"]
     assert "does not run any more" in hang["text"]
     assert hang["text"] in out
-    assert "train_step" in (run_dir / "logs/stacks-rank-0.txt").read_text()
+    assert "train_to_end" in (run_dir / "logs/stacks-rank-0.txt").read_text()
     # What hung is no obstacle to the next start.
     stop = {"do": "signal", "place": "in the forward pass", "step": 0, "number": signal.SIGTERM}
     ended = Ranks(1, *command, faults=[stop]).end(85)
