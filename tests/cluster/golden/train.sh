@@ -224,6 +224,7 @@ for ((try = 1; ; try++)); do
   before=$(newest_checkpoint)
   [ -n "$stopping" ] && go_back_to_the_queue
   run_ranks "$try"
+  stop_if_taken_over # before anything below ends with the successor, which may be that newer start
   [ -e "$run_dir/DONE" ] && end 0 "done"
   any_rank_ended_with "$user_error" && end "$user_error" "the configuration cannot work, a rank says why above"
   if [ -n "$stopping" ] || any_rank_ended_with "$please_requeue"; then
