@@ -12,7 +12,7 @@ import torch
 from pipeline.checkpoint import read_tensors, read_trainer_state
 from pipeline.guards import Stragglers
 from tests.faults.runs import LONG, argv, events
-from tests.processes import Ranks, losses, run_command, start_command, wait_until
+from tests.processes import Ranks, kill_group, losses, run_command, start_command, wait_until
 
 LEAK_STEPS = 10_000 if LONG else 1_000
 
@@ -26,7 +26,11 @@ def test_a_frozen_rank_is_found_named_and_the_run_ended(tmp_path: Path, shard_fo
     wait_until(lambda: (run_dir / "checkpoints/latest").exists() and beat.exists(), launcher, "the first checkpoint")
     os.kill(json.loads(beat.read_text())["pid"], signal.SIGSTOP)
     stopped = time.monotonic()
-    out, err = launcher.communicate(timeout=60)
+    try:
+        out, err = launcher.communicate(timeout=60)
+    finally:
+        if launcher.poll() is None:
+            kill_group(launcher)
     assert launcher.returncode == 86, out + err
     assert time.monotonic() - stopped < 30
     (hang,) = events(run_dir, "hang")
