@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from pipeline.redaction import secret_values
-from tests.processes import TINY_RUN, run_command, user_error
+from tests.processes import TINY_RUN, losses, run_command, user_error
 from tests.tracking.servers import (
     MlflowServer,
     postgres,
@@ -78,6 +78,23 @@ def test_login_refused_and_certificate_unknown_then_right(secure_server: MlflowS
     assert "planted-wrong" not in line
     run_command("pipeline", "sync", "run", cwd=tmp_path, **address, **certificate, **login)
     assert stored_points(secure_server.store, "run") == spooled_points(run_dir)
+
+
+@pytest.mark.slow
+def test_training_whose_login_is_refused_loses_nothing(
+    secure_server: MlflowServer, tmp_path: Path, shard_folder: Path
+) -> None:
+    server = {
+        "MLFLOW_TRACKING_URI": secure_server.url, "MLFLOW_TRACKING_USERNAME": "admin",
+        "MLFLOW_TRACKING_SERVER_CERT_PATH": str(Path(secure_server.store[10:]).with_name("cert.pem")),
+    }  # fmt: skip
+    argv = ["train", *TINY_RUN, "--data.path", str(shard_folder), "--run_dir", "trained", "--tracking.enabled", "true"]
+    ended = run_command("pipeline", *argv, cwd=tmp_path, **server, MLFLOW_TRACKING_PASSWORD="planted-wrong")
+    assert "narrowbert sync trained" in ended.stdout
+    assert "401" in (tmp_path / "trained/logs/tracking.log").read_text()
+    assert sorted(losses(tmp_path / "trained")) == list(range(1, 11))
+    run_command("pipeline", "sync", "trained", cwd=tmp_path, **server, MLFLOW_TRACKING_PASSWORD=PASSWORD)
+    assert stored_points(secure_server.store, "trained") == spooled_points(tmp_path / "trained")
 
 
 @pytest.mark.slow
