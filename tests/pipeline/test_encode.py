@@ -184,7 +184,8 @@ def test_the_command(folders: dict[str, Path]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 def test_sentence_transformers_gives_the_same_embeddings(tmp_path: Path, pooling: str) -> None:
-    sentence_transformers = pytest.importorskip("sentence_transformers")
+    import sentence_transformers
+
     positions = {"cls": "cls", "mean": "all"}[pooling]
     folder = write_folder(tmp_path / "tiny", NarrowBertForMaskedLM, default_positions=positions)
     write_pooling(folder, NarrowBertForMaskedLM.from_pretrained(folder).config, pooling)

@@ -190,7 +190,8 @@ def test_embeddings_from_plain_text(model: Path, tmp_path: Path, pooling: Any, s
     losses = results(config)["seeds"][0]["losses"]
     assert losses[-1][1] < 0.75 * losses[0][1]
     assert results(config)["mean"]["validation/spearman"] > 0.4
-    sentence_transformers = pytest.importorskip("sentence_transformers")
+    import sentence_transformers
+
     folder = tmp_path / "out" / "seed-1" / "model"
     found = sentence_transformers.SentenceTransformer(str(folder), device="cpu").encode(["the cat sat"])
     tokens = transformers.AutoTokenizer.from_pretrained(folder)("the cat sat", return_tensors="pt")
@@ -262,7 +263,8 @@ def test_iob2_begins_every_entity_and_changes_it_no_more(tags: list[str]) -> Non
 
 
 def test_a_data_set_of_the_library_gives_names_of_classes(model: Path, tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
     features = datasets.Features(
         {"sentence": datasets.Value("string"), "label": datasets.ClassLabel(names=["bad", "good"])}
     )

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
@@ -14,13 +15,9 @@ from pipeline.export import (
     NarrowBertForQuestionAnswering,
     NarrowBertForSequenceClassification,
 )
+from pipeline.export.onnx_files import write_onnx
 from tests.processes import user_error
 from tests.tiny_exports import batch, write_folder
-
-onnxruntime = pytest.importorskip("onnxruntime")
-pytest.importorskip("onnxscript")
-
-from pipeline.export.onnx_files import write_onnx  # noqa: E402
 
 
 def run(path: Path, **inputs: torch.Tensor) -> np.ndarray:
