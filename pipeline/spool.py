@@ -13,6 +13,7 @@ each name means. A last line without its newline is still being written.
 import dataclasses
 import json
 import os
+import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,12 +27,19 @@ EVENTS = "events.jsonl"
 
 
 class Spool:
-    """The append-only file of a run's metrics. One writer: rank 0."""
+    """The append-only file of a run's metrics. One writer: rank 0 of the newest start.
+
+    Opening it puts a copy of the file in its place: a start that was taken over, and wakes up inside a write,
+    still holds the old file open and writes there, which nobody reads.
+
+    Raises:
+        UserError: the disk is full.
+    """
 
     def __init__(self, run_dir: Path, *, computed_otherwise: Mapping[str, int] | None = None) -> None:
         self._path = run_dir / SPOOL
         self._computed_otherwise = computed_otherwise or {}
-        _cut_torn_line(self._path)
+        _take_over(self._path)
         # Only what was there before this start: the memory must not grow with the run.
         self._before: dict[int, dict[str, float]] = {}
         for point in read_points(run_dir):
@@ -67,9 +75,7 @@ class Spool:
                 self._file.write(json.dumps(record) + "\n")
                 self._file.flush()
             except OSError as error:
-                raise UserError(
-                    f"{self._path} cannot be written ({error.strerror}): mend that, then run the same command again"
-                ) from error
+                raise _not_written(self._path, error) from error
 
     def has(self, step: int, key: str) -> bool:
         """Whether the metric of a step was there before this start."""
@@ -152,6 +158,26 @@ def read_events(run_dir: Path) -> list[dict[str, Any]]:
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path}, line {number} is damaged: remove the line ({error})") from error
     return events
+
+
+def _not_written(path: Path, error: OSError) -> UserError:
+    return UserError(f"{path} cannot be written ({error.strerror}): mend that, then run the same command again")
+
+
+def _take_over(path: Path) -> None:
+    """Replace the file by a copy of its complete lines, which nobody else has open."""
+    if not path.exists():
+        return
+    copy = path.with_name(f".{path.name}")
+    try:
+        shutil.copyfile(path, copy)
+        _cut_torn_line(copy)
+        with copy.open("rb") as file:
+            os.fsync(file.fileno())  # the name must not move to a file that a power cut empties
+        copy.replace(path)
+    except OSError as error:
+        copy.unlink(missing_ok=True)
+        raise _not_written(path, error) from error
 
 
 def _cut_torn_line(path: Path) -> None:

@@ -67,6 +67,16 @@ def test_a_kill_at_any_byte_costs_at_most_the_last_line(cut: int, tmp_path_facto
     assert path.read_bytes().startswith(whole[: torn.rfind(b"\n") + 1])
 
 
+def test_a_start_that_was_taken_over_writes_where_nobody_reads(tmp_path: Path) -> None:
+    stale = Spool(tmp_path)
+    stale.write(1, {"train/loss": 1.0})
+    newer = Spool(tmp_path)
+    stale.write(2, {"train/loss": 9.0})
+    newer.write(2, {"train/loss": 2.0})
+    assert read_metrics(tmp_path)["train/loss"] == [(1, 1.0), (2, 2.0)]
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
 def test_the_memory_does_not_grow_with_the_run(tmp_path: Path) -> None:
     spool = Spool(tmp_path)
     for step in range(1000):
