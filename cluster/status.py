@@ -46,7 +46,8 @@ def _job_lines(submission: Submission) -> list[tuple[str, str]]:
         stage = stages.get(job.job_id.split("_")[0], "")
         parts = [job.state + (f" ({job.reason})" if job.reason else "")]
         parts += [f"on {job.nodes}"] if job.nodes else []
-        parts += [f"{job.elapsed} of {job.time_limit}"] if job.elapsed else []
+        limit = f" of {job.time_limit}" if job.time_limit else ""  # accounts fill up some seconds late
+        parts += [job.elapsed + limit] if job.elapsed else []
         parts += [f"{job.restarts} restarts"] if job.restarts is not None else []
         parts += [f"exit code {job.exit_code}"] if not job.is_active and job.exit_code else []
         lines.append((f"{stage} {job.job_id}".strip() if stage else f"job {job.job_id}", ", ".join(parts)))

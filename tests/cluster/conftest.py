@@ -10,16 +10,32 @@ from tests.cluster import slurm_cluster
 from tests.cluster.slurm_cluster import SlurmCluster
 
 
-@pytest.fixture(scope="session")
-def _slurm() -> Iterator[SlurmCluster]:
+@contextlib.contextmanager
+def running_slurm(*, accounting: bool) -> Iterator[SlurmCluster]:
+    """A cluster, started and taken down."""
     if why := slurm_cluster.missing():
         pytest.skip(f"no Slurm here: {why}")
-    cluster = SlurmCluster()
+    cluster = SlurmCluster(accounting=accounting)
     try:
         cluster.start()
         yield cluster
     finally:
         cluster.stop()
+
+
+@pytest.fixture(scope="session")
+def _slurm() -> Iterator[SlurmCluster]:
+    with running_slurm(accounting=False) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def slurm_with_accounts(monkeypatch: pytest.MonkeyPatch) -> Iterator[SlurmCluster]:
+    """A cluster that keeps accounts, its clients on the path."""
+    with running_slurm(accounting=True) as cluster:
+        for name, value in cluster.environment.items():
+            monkeypatch.setenv(name, value)
+        yield cluster
 
 
 @pytest.fixture

@@ -1,4 +1,7 @@
-"""A real Slurm on this machine: munged, slurmctld and four slurmd, started and taken down by the tests themselves."""
+"""A real Slurm on this machine: munged, slurmctld and four slurmd, started and taken down by the tests themselves.
+
+With accounts if wanted: MariaDB and slurmdbd beside them.
+"""
 
 import contextlib
 import ctypes
@@ -14,7 +17,8 @@ from pathlib import Path
 
 NODES = ("nbnode0", "nbnode1", "nbnode2", "nbnode3")
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "scancel")
-PACKAGES = "slurmctld slurmd slurm-client munge slurm-wlm-basic-plugins"
+ACCOUNTING_PROGRAMS = ("mariadbd", "slurmdbd", "sacct", "sacctmgr")
+PACKAGES = "slurmctld slurmd slurm-client munge slurm-wlm-basic-plugins slurmdbd mariadb-server-core"
 HOSTS = Path("/etc/hosts")
 MARK = "# narrowbert test cluster of process"
 
@@ -47,7 +51,7 @@ MessageTimeout=10
 MinJobAge=600
 MailProg=/bin/true
 JobCompType=jobcomp/none
-AccountingStorageType=accounting_storage/none
+{accounting}
 GresTypes=gpu
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool/%n
@@ -63,10 +67,32 @@ PartitionName=short Nodes=ALL MaxNodes=1 MaxTime=10 State=UP
 PartitionName=closed Nodes=ALL State=DOWN
 """
 
+WITH_ACCOUNTS = """\
+AccountingStorageType=accounting_storage/slurmdbd
+AccountingStorageHost=127.0.0.1
+AccountingStoragePort={port}
+AccountingStoragePass={folder}/munge.socket"""
+
+ACCOUNTS = """\
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.socket
+DbdHost={host}
+DbdAddr=127.0.0.1
+DbdPort={port}
+SlurmUser=root
+StorageType=accounting_storage/mysql
+StorageHost=127.0.0.1
+StoragePort={database_port}
+StorageUser=root
+StorageLoc=accounts
+PidFile={folder}/slurmdbd.pid
+LogFile={folder}/slurmdbd.log
+"""
+
 
 def missing() -> str:
     """What keeps a Slurm from running here, with what would mend it; empty where nothing does."""
-    absent = [program for program in PROGRAMS if shutil.which(program, path=_path()) is None]
+    absent = [program for program in PROGRAMS + ACCOUNTING_PROGRAMS if shutil.which(program, path=_path()) is None]
     if absent:
         return f"no {', '.join(absent)}: apt-get install {PACKAGES}"
     if os.geteuid() != 0:
@@ -79,11 +105,18 @@ def _path() -> str:
 
 
 class SlurmCluster:
-    """Four nodes with eight cores and two pretend GPUs each, all on this machine."""
+    """Four nodes with eight cores and two pretend GPUs each, all on this machine.
 
-    def __init__(self) -> None:
+    Args:
+        accounting: keep accounts of jobs in a database.
+    """
+
+    def __init__(self, *, accounting: bool = False) -> None:
+        self._accounting = accounting
         self.folder = Path(tempfile.mkdtemp(prefix="narrowbert-slurm-", dir="/tmp"))
         self.environment = {"SLURM_CONF": str(self.folder / "slurm.conf"), "PATH": _path()}
+        self._mark = f"{MARK} {os.getpid()} {self.folder.name}"
+        self._database_port = _free_port()
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
 
     # ------------------------------------------------------------------------------- start and stop
@@ -101,10 +134,29 @@ class SlurmCluster:
             "munged", "munged", "--foreground", "--num-threads=4", f"--socket={self.folder}/munge.socket", *options
         )
         self.wait_for((self.folder / "munge.socket").exists, "munged", 20)
+        if self._accounting:
+            self._start_accounts()
         self.start_controller()
         for node in NODES:
             self.start_node(node)
         self.wait_for(lambda: self.node_states().count("idle") == len(NODES), "idle nodes", 60)
+
+    def _start_accounts(self) -> None:
+        data = self.folder / "database"
+        data.mkdir()
+        # Without its tables of users a database is made by its server's first start.
+        self._start(
+            "mariadbd", "mariadbd", "--no-defaults", f"--datadir={data}", "--user=root", "--skip-grant-tables",
+            "--bind-address=127.0.0.1", f"--port={self._database_port}", f"--socket={self.folder}/mariadb.socket",
+            f"--pid-file={self.folder}/mariadb.pid", "--innodb-buffer-pool-size=32M",
+        )  # fmt: skip
+        self.wait_for((self.folder / "mariadb.socket").exists, "MariaDB", 60)
+        self._start("slurmdbd", "slurmdbd", "-D")
+        self.wait_for(self._add_cluster, "slurmdbd", 60)
+
+    def _add_cluster(self) -> bool:
+        self.client("sacctmgr", "--immediate", "add", "cluster", "narrowbert", check=False)
+        return "narrowbert" in self.client("sacctmgr", "--noheader", "show", "cluster", check=False)
 
     def stop(self) -> None:
         """End every process that was started here, by its id, and take back what was changed."""
@@ -125,8 +177,14 @@ class SlurmCluster:
                 daemon.wait()
         for pid in self.processes():
             _kill(pid)
-        _edit_hosts(lambda lines: [line for line in lines if f"{MARK} {os.getpid()}" not in line])
+        _edit_hosts(lambda lines: [line for line in lines if not line.endswith(self._mark)])
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def forget_jobs(self) -> None:
+        """Start the controller anew, without the jobs it knew."""
+        self.kill_controller()
+        (self.folder / "state" / "job_state").unlink()
+        self.start_controller()
 
     def start_controller(self) -> None:
         """Start slurmctld, with the state it left."""
@@ -167,8 +225,19 @@ class SlurmCluster:
             "SocketsPerBoard=1 CoresPerSocket=8 ThreadsPerCore=1 RealMemory=4096 Gres=gpu:2 State=UNKNOWN"
             for number, node in enumerate(NODES)
         )
+        accounting = "AccountingStorageType=accounting_storage/none"
+        if self._accounting:
+            port = _free_port()
+            accounting = WITH_ACCOUNTS.format(port=port, folder=self.folder)
+            accounts = self.folder / "slurmdbd.conf"  # slurmdbd looks for it beside slurm.conf
+            accounts.write_text(
+                ACCOUNTS.format(host=host, folder=self.folder, port=port, database_port=self._database_port)
+            )
+            accounts.chmod(0o600)
         (self.folder / "slurm.conf").write_text(
-            CONFIGURATION.format(host=host, folder=self.folder, nodes=nodes, controller_port=ports[-1])
+            CONFIGURATION.format(
+                host=host, folder=self.folder, nodes=nodes, controller_port=ports[-1], accounting=accounting
+            )
         )
         (self.folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
         for number in range(2):
@@ -181,7 +250,7 @@ class SlurmCluster:
 
     def _name_nodes(self) -> None:
         # Torch's rendezvous waits half an hour for a name that does not resolve.
-        ours = [f"127.0.1.{10 + number} {node} {MARK} {os.getpid()}" for number, node in enumerate(NODES)]
+        ours = [f"127.0.1.{10 + number} {node} {self._mark}" for number, node in enumerate(NODES)]
         _edit_hosts(lambda lines: [line for line in lines if not _is_stale(line)] + ours)
 
     # ------------------------------------------------------------------------------------------ use
@@ -271,7 +340,7 @@ def _is_stale(line: str) -> bool:
     """A line that a killed test process left."""
     if MARK not in line:
         return False
-    pid = line.rsplit(" ", 1)[-1]
+    pid = line.split(MARK)[1].split()[0]
     return not (pid.isdigit() and Path(f"/proc/{pid}/exe").exists())
 
 

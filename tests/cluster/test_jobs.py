@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -186,3 +187,30 @@ def test_scancel_means_what_it_says(slurm: SlurmCluster, stand_in: Path, tmp_pat
     assert slurm.job(job_id)["JobState"] == "CANCELLED", output(submission)
     assert not (run_dir / "DONE").exists()
     assert "cancelled; narrowbert-submit train" in output(submission)
+
+
+def test_status_of_jobs_that_the_controller_has_forgotten(
+    slurm_with_accounts: SlurmCluster, stand_in: Path, tmp_path: Path
+) -> None:
+    slurm, run_dir = slurm_with_accounts, tmp_path / "run"
+    job_id, submission = send(run_dir, stand_in, "done")
+    slurm.wait_for_state(job_id, "COMPLETED|FAILED", 30)
+    mistaken, _ = send(tmp_path / "mistaken", stand_in, "mistake")
+    slurm.wait_for_state(mistaken, "COMPLETED|FAILED", 30)
+    ask = ["sacct", "--noheader", "--parsable2", "--allocations", "--format=State,Timelimit,NodeList"]
+    accounts = ["COMPLETED|00:05:00|nbnode[0-1]", "FAILED|00:05:00|nbnode[0-1]"]
+    slurm.wait_for(lambda: slurm.client(*ask).split() == accounts, "accounts of both", 60)
+    slurm.forget_jobs()
+    assert slurm.client("scontrol", "show", "job", job_id, check=False) == ""
+    assert re.search(
+        rf"job {job_id} +COMPLETED, on nbnode\[0-1\], 00:00:\d\d of 00:05:00, exit code 0:0", status(run_dir)
+    )
+    assert re.search(rf"job {mistaken} +FAILED, .*, exit code 2:0", status(tmp_path / "mistaken"))
+    assert not submission.active_jobs()
+
+
+def test_status_without_accounts_of_a_job_that_is_forgotten(slurm: SlurmCluster, tmp_path: Path) -> None:
+    submission = submission_of_run(tmp_path / "run")
+    submission.write("", {})
+    submission.add_job("999999")
+    assert "job 999999  ended; Slurm keeps no record of it any more" in status(tmp_path / "run")
