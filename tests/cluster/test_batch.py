@@ -143,6 +143,25 @@ def test_wrong_presets_are_one_line(values: dict[str, object], expected: str) ->
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(("module", "code"), [("tool/1.0", 0), ("gone/2.0", 2)])
+def test_modules_are_loaded_and_then_the_variables_set(module: str, code: int, tmp_path: Path) -> None:
+    if not Path("/etc/profile.d/modules.sh").exists():
+        pytest.skip("no environment modules here: apt-get install environment-modules")
+    (tmp_path / "tool").mkdir()
+    (tmp_path / "tool/1.0").write_text('#%Module\nsetenv TOOL "from the module"\nprepend-path PATH /opt/tool/bin\n')
+    (tmp_path / "setup.sh").write_text("export SITE=set\n")
+    config = ClusterConfig(modules=(module,), setup_script=str(tmp_path / "setup.sh"), environment=("MINE=$TOOL",))
+    script = prep_script(config, work_dir=tmp_path, arguments=[])
+    setup = script[script.index("set +u") : script.index("set -u\n")]
+    ended = subprocess.run(
+        ["bash", "-c", "set -uo pipefail\n" + setup + '\nprintf "%s," "$SITE" "$TOOL" "$MINE" "${PATH%%:*}"'],
+        env={"PATH": "/usr/bin:/bin", "MODULEPATH": str(tmp_path)},
+        capture_output=True, text=True, timeout=20, check=False,
+    )  # fmt: skip
+    assert ended.returncode == code, ended.stderr
+    assert ended.stdout == ("" if code else "set,from the module,$TOOL,/opt/tool/bin,")
+
+
 def test_times_are_slurms() -> None:
     times = ["90", "1:30", "2:00:00", "1-0", "1-2:30", "1-2:30:10"]
     assert [seconds_of(time) for time in times] == [5400, 90, 7200, 86_400, 95_400, 95_410]
