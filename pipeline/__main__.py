@@ -132,6 +132,9 @@ def _export(argv: Sequence[str]) -> None:
     parser.add_argument("run_dir", type=Path, nargs="?")
     parser.add_argument("--output", type=Path, help="new folder to write")
     parser.add_argument("--onnx", type=Path, metavar="DIR", help="alone: write DIR/onnx/ of an exported or tuned model")
+    parser.add_argument(
+        "--int8", type=Path, metavar="TEXTS", help="with --onnx: also int8 files, measured on a file of a text a line"
+    )
     parser.add_argument("--register", metavar="NAME", help="also make it a new version of this model in MLflow")
     parser.add_argument(
         "--pooling", choices=["cls", "mean"], help="how sentence-transformers makes embeddings of texts"
@@ -145,11 +148,10 @@ def _export(argv: Sequence[str]) -> None:
     if arguments.onnx is not None:
         if arguments.run_dir or arguments.source or arguments.output:
             parser.error("--onnx DIR stands alone: export first, then give that folder")
-        from pipeline.export.onnx_files import write_onnx
-
-        for path, difference in write_onnx(arguments.onnx):
-            print(f"{path}: at most {difference:.1e} from torch")
+        _export_onnx(arguments.onnx, arguments.int8)
         return
+    if arguments.int8 is not None:
+        parser.error("--int8 belongs to --onnx DIR")
     if arguments.output is None:
         parser.error("no folder to write: give --output")
     if (arguments.run_dir is None) == (arguments.source is None):
@@ -183,6 +185,25 @@ def _export(argv: Sequence[str]) -> None:
 
         address = register_export(arguments.run_dir, arguments.output, arguments.register)
         print(f"MLflow has it as {address}: mlflow.pyfunc.load_model('{address}')")
+
+
+def _export_onnx(folder: Path, texts: Path | None) -> None:
+    from pipeline.export.onnx_files import write_onnx
+
+    if texts is not None and not texts.is_file():
+        raise UserError(f"--int8 {texts}: there is no such file; give a text a line, to measure what int8 costs")
+    written = write_onnx(folder)
+    for path, difference in written:
+        print(f"{path}: at most {difference:.1e} from torch")
+    if texts is not None:
+        from pipeline.export.int8_files import write_int8
+
+        for compared in write_int8(folder, [path for path, _ in written], texts):
+            before, after = compared.megabytes
+            print(
+                f"{compared.path}: {after:.1f} MB (fp32 {before:.1f} MB), {compared.speed:.2f}x the speed of fp32 "
+                f"on this machine, {compared.quality}"
+            )
 
 
 def _encode(argv: Sequence[str]) -> None:
