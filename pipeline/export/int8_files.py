@@ -63,7 +63,7 @@ def write_int8(folder: Path, originals: list[Path], texts: Path) -> list[Compari
     compared = []
     for original in originals:
         path = original.with_suffix(".int8.onnx")
-        _quantise(original, path)
+        quantize(original, path)
         sizes = (original.stat().st_size / 1e6, path.stat().st_size / 1e6)
         batches = list(_batches(encodings, config, masked=original.stem == FILL_MASK.name))
         found, speed = _run_both(original, path, [inputs for inputs, _ in batches])
@@ -72,7 +72,8 @@ def write_int8(folder: Path, originals: list[Path], texts: Path) -> list[Compari
     return compared
 
 
-def _quantise(original: Path, path: Path) -> None:
+def quantize(original: Path, path: Path) -> None:
+    """Write an int8 copy of an ONNX file, unmeasured."""
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
