@@ -44,6 +44,16 @@ SHAPES: dict[str, tuple[int, int, int, int, dict[str, Any], dict[str, Any]]] = {
         {"layout": "1sf:3sf", "hidden_size": 256, "num_attention_heads": 4, "ffn_hidden_size": 1024},
         {"micro_batch_size": 4, "precision": "bf16", "zero_stage": 3},
     ),
+    "recompute": (
+        1, 128, 19, 2048,
+        {"layout": "2sf:2sf", "hidden_size": 256, "num_attention_heads": 8, "ffn_hidden_size": 1024, "recompute": True},
+        {"micro_batch_size": 64, "precision": "fp32", "zero_stage": 1},
+    ),
+    "recompute-split": (
+        2, 128, 19, 2048,
+        {"layout": "6sf", "hidden_size": 256, "num_attention_heads": 8, "ffn_hidden_size": 1024, "recompute": True},
+        {"micro_batch_size": 64, "precision": "fp32", "zero_stage": 1, "tensor_model_parallel_size": 2},
+    ),
 }  # fmt: skip
 
 

@@ -7,17 +7,19 @@ GPU's fused attention keeps less.
 """
 
 import dataclasses
+import math
 import weakref
 from typing import Any
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pipeline.config import RunConfig
 from pipeline.engine import LIVE_ELEMENTS
-from pipeline.layout import parse_layout
+from pipeline.layout import group_sublayers, parse_layout
 from pipeline.model.masked_lm import NarrowBertForPretraining
 from pipeline.parallel import padded_vocab_size
 from pipeline.throughput import RowShape, count_parameters, model_state_bytes
@@ -56,6 +58,19 @@ class LiveBytes(TorchDispatchMode):
     def _free(self, key: int, size: int) -> None:
         self.now -= size
         self._known.pop(key, None)
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Takes the CPU's fused attention without dropout, as torch does for tensors that have storage."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is not functional.scaled_dot_product_attention or kwargs["dropout_p"]:
+            return func(*args, **kwargs)
+        mask = kwargs["attn_mask"]
+        if mask is not None and mask.dtype == torch.bool:
+            mask = torch.zeros_like(mask, dtype=args[0].dtype).masked_fill(~mask, float("-inf"))
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*args, attn_mask=mask)[0]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,12 +129,21 @@ def activation_bytes(config: RunConfig, shape: RowShape) -> int:
 
 
 def _replicated_bytes(config: RunConfig, shape: RowShape) -> int:
-    """What every tensor-parallel rank keeps whole: dropout, sum and norm after each sublayer."""
+    """What every tensor-parallel rank keeps whole: dropout, sum and norm after each sublayer.
+
+    With ``recompute`` the input of each group of sublayers, and all of that for the last one, with which the
+    backward pass begins while nothing has been freed.
+    """
     layout = parse_layout(config.model.layout)
-    rows = len(layout.full) * shape.seq_length + len(layout.narrow) * shape.masked_per_row
     kept = 3 if config.model.hidden_dropout else 2
     width = config.model.hidden_size * DTYPES[config.training.precision].itemsize
-    return kept * config.training.micro_batch_size * (rows + shape.seq_length) * width
+    sides = ((layout.full, shape.seq_length), (layout.narrow, shape.masked_per_row))
+    if config.model.recompute:
+        groups = [(len(group), length) for letters, length in sides for group in group_sublayers(letters)]
+        rows = sum(length for _, length in groups) + kept * math.prod(groups[-1])
+    else:
+        rows = kept * sum(len(letters) * length for letters, length in sides)
+    return config.training.micro_batch_size * (rows + kept * shape.seq_length) * width
 
 
 def _trace(config: RunConfig, shape: RowShape) -> int:
@@ -130,13 +154,12 @@ def _trace(config: RunConfig, shape: RowShape) -> int:
         input_ids = torch.zeros(rows, shape.seq_length, dtype=torch.int64)
         positions = torch.zeros(rows, shape.masked_per_row, dtype=torch.int64)
         label_mask = torch.ones(rows, shape.masked_per_row, dtype=torch.bool)
+        documents = torch.zeros_like(input_ids) if config.model.document_attention == "isolated" else None
     live = LiveBytes()
     for parameter in model.parameters():
         live.ignore(parameter)
         # A gradient moves on as soon as it is there; where to is not counted here.
         parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
-    # With dropout torch's CPU kernel is the unfused one.
-    backends = [SDPBackend.MATH] if config.model.attention_dropout else [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
-    with live, sdpa_kernel(backends):
-        model(input_ids, positions, None, positions, label_mask).loss_sum.backward()
+    with live, _FusedAttention():
+        model(input_ids, positions, None, positions, label_mask, documents).loss_sum.backward()
     return live.peak
