@@ -203,8 +203,8 @@ def table(
 def sample_texts(options: argparse.Namespace) -> tuple[str, list[dict[str, torch.Tensor]]]:
     """Title and batches of texts spread over the whole file."""
     lengths = read_lengths(options.texts, options.tokenizer)
-    step = max(1, len(lengths) // (options.batches * options.rows))
-    sample = lengths[::step][: options.batches * options.rows]
+    count = min(len(lengths), options.batches * options.rows)
+    sample = [lengths[i * len(lengths) // count] for i in range(count)]
     batches = [make_batch(sample[i : i + options.rows]) for i in range(0, len(sample), options.rows)]
     real, padded = sum(sample), sum(b["input_ids"].numel() for b in batches)
     title = (

@@ -150,9 +150,15 @@ def _container(config: ClusterConfig) -> tuple[list[str], list[str]]:
 def _setup(config: ClusterConfig) -> str:
     lines = []
     if config.setup_script is not None:
-        lines += ["# shellcheck source=/dev/null", f". {shlex.quote(config.setup_script)} || exit 2"]
+        lines += [
+            "# shellcheck source=/dev/null",
+            f". {shlex.quote(config.setup_script)} || {{ say 'cluster.setup_script failed'; exit 2; }}",
+        ]
     if config.modules:
-        lines += [_MODULES_SH, f"module load {shlex.join(config.modules)} || exit 2"]
+        lines += [
+            _MODULES_SH,
+            f"module load {shlex.join(config.modules)} || {{ say 'cluster.modules failed'; exit 2; }}",
+        ]
     for variable in config.environment:
         name, value = variable.split("=", 1)
         lines.append(f"export {name}={shlex.quote(value)}")

@@ -49,6 +49,7 @@ def submit_prep(config: PrepConfig, cluster: ClusterConfig, *, dry_run: bool) ->
         raise UserError(f"there is no tokenizer {tokenizer_path(config)}: make it with narrowbert-prep vocab")
     local = [path for source in find_sources(config.corpus) if (path := source.path) and "://" not in path]
     check_no_secrets("the configuration", config)
+    check_no_secrets("the cluster file", cluster)
     check_writable("output", output)
     check_shared(cluster, [("output", output), *(("corpus.paths", Path(path)) for path in local[:1])])
     submission = submission_of_shards(output)

@@ -5,6 +5,7 @@ Usage: python -m cluster.prep_stage --stage STAGE --part I --parts N CONFIGURATI
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from data_prep.command_line import Parser, UserError, read_config, run_command
 from data_prep.config import PrepConfig, check
@@ -39,7 +40,10 @@ def _run(argv: Sequence[str]) -> int:
     options, rest = parser.parse_known_args(argv)
     config = read_config(PrepConfig, rest, "cluster.prep_stage", "One stage's tasks.")
     check(config)
-    if options.stage in ("plan", "finish"):
+    is_there = options.stage == "finish" and (Path(config.output) / "manifest.json").exists()
+    if is_there:
+        print(f"{config.output} is there: a start before this one was ended while it verified", flush=True)
+    elif options.stage in ("plan", "finish"):
         print(run_task(config, options.stage, None, Silence()), flush=True)
     else:
         for index in unfinished_tasks(config, options.stage):

@@ -146,7 +146,7 @@ def signal_batch(job_id: str, name: str) -> None:
 
 
 def find_jobs(job_ids: Sequence[str]) -> list[Job]:
-    """What Slurm knows of the jobs: the controller's record, and where that has gone the accounting's.
+    """What Slurm knows of the jobs: the controller's records, before them the accounts of those it has forgotten.
 
     A job that neither knows any more is left out.
 
@@ -154,27 +154,37 @@ def find_jobs(job_ids: Sequence[str]) -> list[Job]:
         SlurmError: the controller does not answer.
     """
     found: list[Job] = []
+    forgotten: list[str] = []
     for job_id in job_ids:
         try:
             found += parse_scontrol(call("scontrol", "--oneliner", "show", "job", job_id))
         except SlurmError as error:
             if "Invalid job id" not in str(error):
                 raise
-            found += _from_accounting(job_id)
-    return found
+            forgotten.append(job_id)
+    return [*(_from_accounting(forgotten) if forgotten else []), *found]
 
 
-def _from_accounting(job_id: str) -> list[Job]:
+def _from_accounting(job_ids: Sequence[str]) -> list[Job]:
     fields = "JobID,State,Elapsed,Timelimit,NodeList,ExitCode"
+    argv = ["--noheader", "--parsable2", "--allocations", f"--format={fields}", f"--jobs={','.join(job_ids)}"]
     try:
-        printed = call("sacct", "--noheader", "--parsable2", "--allocations", f"--format={fields}", f"--jobs={job_id}")
+        printed = call("sacct", *argv)
     except SlurmError:  # this cluster keeps no accounts
         return []
     rows = [line.split("|") for line in printed.splitlines() if line.count("|") == fields.count(",")]
     return [
-        Job(job_id=row[0], state=row[1].split()[0], elapsed=row[2], time_limit=row[3], nodes=row[4], exit_code=row[5])
+        Job(
+            job_id=row[0], state=state_in_accounts(row[1].split()[0]), elapsed=row[2], time_limit=row[3], nodes=row[4],
+            exit_code=row[5],
+        )
         for row in rows
-    ]
+    ]  # fmt: skip
+
+
+def state_in_accounts(state: str) -> str:
+    """State of a job that the controller does not know: accounts may have missed its end."""
+    return f"{state} IN THE ACCOUNTS ONLY" if state in ACTIVE_STATES else state
 
 
 def parse_scontrol(printed: str) -> list[Job]:

@@ -37,6 +37,7 @@ def submit_train(config: RunConfig, cluster: ClusterConfig, *, dry_run: bool) ->
     check_path("run_dir", config.run_dir)
     run_dir = Path(config.run_dir).absolute()
     check_no_secrets("the configuration", config)
+    check_no_secrets("the cluster file", cluster)
     shards = check_run(config, cluster.world_size)
     if is_finished(config):
         return f"{config.run_dir} is finished: nothing to do"

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import dataclasses
+import ipaddress
 import os
 import re
 import signal
@@ -56,7 +57,7 @@ def world_from_environment() -> World | None:
         world = _read_world("SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS", started_by="srun")
         _check_placement(world)
         if "MASTER_ADDR" not in os.environ:
-            os.environ["MASTER_ADDR"] = _first_slurm_host()
+            os.environ["MASTER_ADDR"] = _slurm_hosts()[0]
         # A port per job: two jobs on one node do not meet.
         os.environ.setdefault("MASTER_PORT", str(20_000 + int(os.environ.get("SLURM_JOB_ID", "0")) % 20_000))
         if world.size > 1:
@@ -96,23 +97,37 @@ def _choose_interface(master: str) -> None:
     Raises:
         UserError: the machine's name does not resolve; joining would wait for half an hour without a word.
     """
+    ours = _own_address_towards(master)
+    if "GLOO_SOCKET_IFNAME" in os.environ:
+        return
+    if ipaddress.ip_address(ours.split("%")[0]).is_loopback and _number_of_slurm_nodes() > 1:
+        # Debian has a machine's own name mean 127.0.1.1 there: on rank 0's node the way to another node counts.
+        ours = _own_address_towards(_slurm_hosts()[-1])
+    for interface, addresses in psutil.net_if_addrs().items():
+        if any(known.address.split("%")[0] == ours for known in addresses):
+            os.environ["GLOO_SOCKET_IFNAME"] = interface
+            return
+
+
+def _own_address_towards(host: str) -> str:
     try:
-        family, _, _, _, address = socket.getaddrinfo(master, 9, type=socket.SOCK_DGRAM)[0]
+        family, _, _, _, address = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
     except OSError as error:
         raise UserError(
-            f"MASTER_ADDR {master} is not known on {socket.gethostname()} ({error.strerror or error}): set MASTER_ADDR "
+            f"MASTER_ADDR {host} is not known on {socket.gethostname()} ({error.strerror or error}): set MASTER_ADDR "
             "to a name or address of rank 0's machine that every node can reach"
         ) from error
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
             probe.connect(address)  # sends nothing, but has the kernel choose a route
-            ours = probe.getsockname()[0]
+            return probe.getsockname()[0]
     except OSError as error:
-        raise UserError(f"{socket.gethostname()} has no route to MASTER_ADDR {master}: {error.strerror}") from error
-    for interface, addresses in psutil.net_if_addrs().items():
-        if any(known.address.split("%")[0] == ours for known in addresses):
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
-            return
+        raise UserError(f"{socket.gethostname()} has no route to MASTER_ADDR {host}: {error.strerror}") from error
+
+
+def _number_of_slurm_nodes() -> int:
+    text = os.environ.get("SLURM_STEP_NUM_NODES", "1")
+    return int(text) if text.isdigit() else 1
 
 
 def _read_world(rank: str, local_rank: str, size: str, *, started_by: str) -> World:
@@ -129,17 +144,21 @@ def _read_world(rank: str, local_rank: str, size: str, *, started_by: str) -> Wo
     return World(rank=values[rank], local_rank=values[local_rank], size=values[size])
 
 
-def _first_slurm_host() -> str:
+def _slurm_hosts() -> list[str]:
+    """Hosts of the step, in order."""
     nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_JOB_NODELIST", "")
     if re.fullmatch(r"[A-Za-z0-9_.-]+", nodes):  # a single node needs no expansion
-        return nodes
+        return [nodes]
     try:
         shown = subprocess.run(
             ["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, timeout=30, check=True
         )
-        return shown.stdout.split()[0]
-    except (OSError, subprocess.SubprocessError, IndexError) as error:
-        raise UserError(f"cannot find the first host of the SLURM node list '{nodes}': set MASTER_ADDR") from error
+        hosts = shown.stdout.split()
+    except (OSError, subprocess.SubprocessError) as error:
+        raise UserError(f"cannot read the SLURM node list '{nodes}': set MASTER_ADDR and GLOO_SOCKET_IFNAME") from error
+    if not hosts:
+        raise UserError(f"the SLURM node list '{nodes}' names no host: set MASTER_ADDR and GLOO_SOCKET_IFNAME")
+    return hosts
 
 
 def start_local_processes(num_processes: int, argv: Sequence[str], log_dir: Path) -> int:

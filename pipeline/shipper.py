@@ -250,7 +250,9 @@ def _send_new_points(client: Any, run_dir: Path, progress: "_Progress") -> bool:
         return False
     metrics: list[Any] = []
     with spool.open("rb") as file:
-        file.seek(offset)
+        file.seek(max(0, offset - 1))
+        if offset and file.read(1) != b"\n":  # a node that lost its power took lines with it that were sent already
+            offset = file.seek(0)
         while len(metrics) < _MAX_METRICS_A_BATCH // 2 and (line := file.readline()).endswith(b"\n"):
             try:
                 point = parse_point(line, spool, 0)

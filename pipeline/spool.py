@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +32,25 @@ class Spool:
     Opening it puts a copy of the file in its place: a start that was taken over, and wakes up inside a write,
     still holds the old file open and writes there, which nobody reads.
 
+    Args:
+        run_dir: holds the file.
+        computed_otherwise: as in ``Attempt``.
+        check_newest: called just before the file is replaced; raises in a start that was taken over.
+
     Raises:
         UserError: the disk is full.
     """
 
-    def __init__(self, run_dir: Path, *, computed_otherwise: Mapping[str, int] | None = None) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        computed_otherwise: Mapping[str, int] | None = None,
+        check_newest: Callable[[], None] = lambda: None,
+    ) -> None:
         self._path = run_dir / SPOOL
         self._computed_otherwise = computed_otherwise or {}
-        _take_over(self._path)
+        _take_over(self._path, check_newest)
         # Only what was there before this start: the memory must not grow with the run.
         self._before: dict[int, dict[str, float]] = {}
         for point in read_points(run_dir):
@@ -76,6 +87,17 @@ class Spool:
                 self._file.flush()
             except OSError as error:
                 raise _not_written(self._path, error) from error
+
+    def sync(self) -> None:
+        """Have what was written survive a loss of power; before a checkpoint that makes it unrepeatable.
+
+        Raises:
+            UserError: the disk is full.
+        """
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise _not_written(self._path, error) from error
 
     def has(self, step: int, key: str) -> bool:
         """Whether the metric of a step was there before this start."""
@@ -164,9 +186,10 @@ def _not_written(path: Path, error: OSError) -> UserError:
     return UserError(f"{path} cannot be written ({error.strerror}): mend that, then run the same command again")
 
 
-def _take_over(path: Path) -> None:
+def _take_over(path: Path, check_newest: Callable[[], None]) -> None:
     """Replace the file by a copy of its complete lines, which nobody else has open."""
     if not path.exists():
+        check_newest()
         return
     copy = path.with_name(f".{path.name}")
     try:
@@ -174,10 +197,12 @@ def _take_over(path: Path) -> None:
         _cut_torn_line(copy)
         with copy.open("rb") as file:
             os.fsync(file.fileno())  # the name must not move to a file that a power cut empties
+        check_newest()
         copy.replace(path)
     except OSError as error:
-        copy.unlink(missing_ok=True)
         raise _not_written(path, error) from error
+    finally:
+        copy.unlink(missing_ok=True)
 
 
 def _cut_torn_line(path: Path) -> None:

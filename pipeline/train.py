@@ -188,13 +188,23 @@ class Run:
         log.info("resuming from %s (step %d of %d)", folder, state.step, self.config.training.train_steps)
         return engine, state.step, state.skipped_steps
 
+    def _check_newest(self) -> None:
+        """End a start that a newer one of the run has taken over: nothing of its own may be written any more."""
+        if not is_newest_attempt(self.run_dir, self.attempt.number):
+            raise UserError(
+                f"a newer start of this run has taken over: start {self.attempt.number} of {self.run_dir} ends"
+            )
+
     def _open_records(self, hosts: list[str]) -> None:
+        self._check_newest()  # loading took its time
         write_atomically(
             self.run_dir / "config.yaml", yaml.safe_dump(redact(config_as_dict(self.config)), sort_keys=False)
         )
         # The run keeps what an export needs: its shards may be gone by then.
         shutil.copyfile(self.shards.tokenizer_path, self.run_dir / "tokenizer.json")
-        self.spool = Spool(self.run_dir, computed_otherwise=self.attempt.computed_otherwise)
+        self.spool = Spool(
+            self.run_dir, computed_otherwise=self.attempt.computed_otherwise, check_newest=self._check_newest
+        )
         append_event(
             self.run_dir, "start", self.step, f"start {self.attempt.number}, {self.world.size} processes",
             attempt=self.attempt.number, hosts=hosts, job_id=os.environ.get("SLURM_JOB_ID"),
@@ -341,10 +351,7 @@ class Run:
     def _write_points(
         self, spool: Spool, points: dict[int, dict[str, float]], own_seconds: list[float], progress: Any
     ) -> None:
-        if not is_newest_attempt(self.run_dir, self.attempt.number):
-            raise UserError(
-                f"a newer start of this run has taken over: start {self.attempt.number} of {self.run_dir} ends"
-            )
+        self._check_newest()
         points[self.step] |= self.gauges.read(self.step, points[self.step]["train/step_seconds"])
         if self.world.size > 1:
             step_seconds = points[self.step]["train/step_seconds"]
@@ -447,6 +454,8 @@ class Run:
             config=redact(config_as_dict(self.config)),
         )
         self.watchdog.move("saving", self.step)
+        if self.spool is not None:
+            self.spool.sync()  # a resume from here does not compute those losses again
         blocked = self.writer.save(state)
         if self.spool is not None:
             self.spool.write(self.step, {"checkpoint/blocking_seconds": blocked})

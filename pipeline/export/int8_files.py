@@ -99,8 +99,8 @@ def _tokenize(tokenizer: Tokenizer, texts: Path, max_length: int) -> list[Encodi
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--int8 {texts} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     tokenizer.enable_truncation(max_length)
-    step = max(1, len(lines) // _MOST_TEXTS)
-    encodings = tokenizer.encode_batch(lines[::step][:_MOST_TEXTS])
+    count = min(len(lines), _MOST_TEXTS)
+    encodings = tokenizer.encode_batch([lines[i * len(lines) // count] for i in range(count)])
     encodings = [encoding for encoding in encodings if 0 in encoding.special_tokens_mask]
     if not encodings:
         raise UserError(f"--int8 {texts} has no text: give a file with a text a line, to measure what int8 costs")

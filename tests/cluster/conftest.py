@@ -13,7 +13,7 @@ from tests.cluster.slurm_cluster import SlurmCluster
 @contextlib.contextmanager
 def running_slurm(*, accounting: bool) -> Iterator[SlurmCluster]:
     """A cluster, started and taken down."""
-    if why := slurm_cluster.missing():
+    if why := slurm_cluster.missing(accounting=accounting):
         pytest.skip(f"no Slurm here: {why}")
     cluster = SlurmCluster(accounting=accounting)
     try:

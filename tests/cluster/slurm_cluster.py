@@ -90,9 +90,10 @@ LogFile={folder}/slurmdbd.log
 """
 
 
-def missing() -> str:
+def missing(*, accounting: bool) -> str:
     """What keeps a Slurm from running here, with what would mend it; empty where nothing does."""
-    absent = [program for program in PROGRAMS + ACCOUNTING_PROGRAMS if shutil.which(program, path=_path()) is None]
+    wanted = PROGRAMS + ACCOUNTING_PROGRAMS if accounting else PROGRAMS
+    absent = [program for program in wanted if shutil.which(program, path=_path()) is None]
     if absent:
         return f"no {', '.join(absent)}: apt-get install {PACKAGES}"
     if os.geteuid() != 0:

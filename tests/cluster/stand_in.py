@@ -25,6 +25,10 @@ def main() -> None:
     (seen / f"{start}-{rank}.json").write_text(json.dumps(record))
     act = (run_dir / "acts").read_text().split()[start]
     print(f"start {start} does {act}", flush=True)
+    if act == "save":  # and crash
+        (run_dir / "checkpoints").mkdir(exist_ok=True)
+        (run_dir / "checkpoints/latest").write_text("step-00000001")
+        sys.exit(1)
     if act == "done" and rank == 0:
         (run_dir / "DONE").write_text("")
     if act == "crash" and rank == 1:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -67,6 +68,22 @@ def test_shellcheck_has_nothing_to_say(preset: Path, kind: str, tmp_path: Path) 
 
 def test_shellcheck_of_every_kind_of_line() -> None:
     shellcheck(GOLDEN)
+
+
+def test_apptainer_stands_in_front_of_the_command(tmp_path: Path) -> None:
+    config = ClusterConfig(
+        gpus_per_node=1, container="apptainer", container_image="/images/it's.sif", container_mounts=("/a b:/data",)
+    )
+    check_cluster(config)
+    for text in (
+        train_script(config, run_dir=tmp_path, work_dir=tmp_path, arguments=["--config", "c"], job_name="n"),
+        prep_script(config, work_dir=tmp_path, arguments=["--config", "c"]),
+    ):
+        (tmp_path / "job.sh").write_text(text)
+        shellcheck(tmp_path / "job.sh")
+        command = shlex.split(next(line for line in text.splitlines() if line.startswith("readonly command=(")))
+        start = ["exec", "--nv", "--bind", "/a b:/data", "/images/it's.sif", "python", "-P", "-m"]
+        assert command[2:10] == start, command
 
 
 def shellcheck(script: Path) -> None:
@@ -152,14 +169,17 @@ def test_modules_are_loaded_and_then_the_variables_set(module: str, code: int, t
     (tmp_path / "setup.sh").write_text("export SITE=set\n")
     config = ClusterConfig(modules=(module,), setup_script=str(tmp_path / "setup.sh"), environment=("MINE=$TOOL",))
     script = prep_script(config, work_dir=tmp_path, arguments=[])
-    setup = script[script.index("set +u") : script.index("set -u\n")]
+    setup = script[script.index("say() {") : script.index("set +eE")]
     ended = subprocess.run(
         ["bash", "-c", "set -uo pipefail\n" + setup + '\nprintf "%s," "$SITE" "$TOOL" "$MINE" "${PATH%%:*}"'],
         env={"PATH": "/usr/bin:/bin", "MODULEPATH": str(tmp_path)},
         capture_output=True, text=True, timeout=20, check=False,
     )  # fmt: skip
     assert ended.returncode == code, ended.stderr
-    assert ended.stdout == ("" if code else "set,from the module,$TOOL,/opt/tool/bin,")
+    if code:
+        assert ended.stdout.endswith(": cluster.modules failed\n")
+    else:
+        assert ended.stdout == "set,from the module,$TOOL,/opt/tool/bin,"
 
 
 def test_times_are_slurms() -> None:

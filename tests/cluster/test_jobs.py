@@ -107,6 +107,14 @@ def test_mistake_of_one_rank_ends_the_job(slurm: SlurmCluster, stand_in: Path, t
     assert not (tmp_path / "run/seen/1-0.json").exists()
 
 
+def test_once_there_is_a_checkpoint_a_mistake_is_a_crash(slurm: SlurmCluster, stand_in: Path, tmp_path: Path) -> None:
+    # A node that has lost its disk looks like that. The site's script leaves options of the shell behind.
+    (tmp_path / "setup.sh").write_text("set -eEuo pipefail\ntrap 'exit 7' ERR\n")
+    job_id, submission = send(tmp_path / "run", stand_in, "save mistake done", setup_script=str(tmp_path / "setup.sh"))
+    job = slurm.wait_for_state(job_id, "COMPLETED|FAILED", 60)
+    assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "0"), output(submission)
+
+
 def test_signal_leads_to_a_checkpoint_and_back_to_the_queue(
     slurm: SlurmCluster, stand_in: Path, tmp_path: Path
 ) -> None:
@@ -175,6 +183,21 @@ def test_cancel_saves_and_nothing_goes_on(slurm: SlurmCluster, stand_in: Path, t
     assert "nothing goes on by itself" in status(run_dir)
     assert cancel(run_dir, now=True) == f"no job of {run_dir} waits or runs"
     assert os.path.exists(submission.script)
+
+
+def test_resubmitted_job_that_slurm_requeues_goes_on_and_keeps_a_successor(
+    slurm: SlurmCluster, stand_in: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    job_id, submission = send(run_dir, stand_in, "wait wait done", continue_by="resubmit")
+    wait_for_start(slurm, run_dir, 0, job_id)
+    slurm.client("scontrol", "requeue", job_id)  # by an administrator, which is no scancel
+    wait_for_start(slurm, run_dir, 1, job_id)
+    assert slurm.job(job_id)["Restarts"] == "1", output(submission)
+    slurm.client("scancel", submission.jobs()[-1].job_id)  # somebody takes it for a second copy
+    slurm.client("scancel", "--signal=USR1", "--batch", job_id)
+    slurm.wait_for((run_dir / "DONE").exists, "the end", 60, job_id)
+    slurm.wait_for(lambda: not submission.active_jobs(), "an end without successors", 30)
 
 
 @pytest.mark.parametrize("continue_by", ["requeue", "resubmit"])

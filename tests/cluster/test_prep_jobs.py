@@ -28,12 +28,14 @@ def digests(folder: Path) -> dict[str, str]:
 def test_stages_as_jobs_give_the_same_shards(
     slurm: SlurmCluster, tmp_path: Path, shard_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_corpus(tmp_path / "corpus.jsonl")
+    place = tmp_path / "it's $(touch hacked); #1 %j"
+    place.mkdir()
+    write_corpus(place / "corpus.jsonl")
     shutil.copy(shard_folder / "tokenizer.json", tmp_path)
-    # Element 1 of the map stage fails the first time.
+    # The last element of the map stage fails the first time: its id is that of the whole array.
     failing = tmp_path / "python"
     failing.write_text(
-        f"#!/bin/sh\ncase $* in *'--stage map --part 1 '*) mkdir {tmp_path}/failed 2>/dev/null && exit 1 ;; esac\n"
+        f"#!/bin/sh\ncase $* in *'--stage map --part 2 '*) mkdir {tmp_path}/failed 2>/dev/null && exit 1 ;; esac\n"
         f'exec {sys.executable} "$@"\n'
     )
     failing.chmod(0o755)
@@ -42,14 +44,14 @@ def test_stages_as_jobs_give_the_same_shards(
         "environment: [OMP_NUM_THREADS=1]\n"
     )
     options = [
-        "--tokenizer", str(tmp_path / "tokenizer.json"), "--corpus.paths", str(tmp_path / "corpus.jsonl"),
+        "--tokenizer", str(tmp_path / "tokenizer.json"), "--corpus.paths", str(place / "corpus.jsonl"),
         "--seq_length", "32", "--mask.variants", "3", "--chunk_rows", "32", "--rows_per_shard", "64",
         "--validation_fraction", "0.2",
     ]  # fmt: skip
     run_process("data_prep", "shards", *options, "--output", str(tmp_path / "alone"), "--num_workers", "1")
-    argv = ["prep", *options, "--output", str(tmp_path / "shards"), "--cluster", str(tmp_path / "cluster.yaml")]
+    argv = ["prep", *options, "--output", str(place / "shards"), "--cluster", str(tmp_path / "cluster.yaml")]
     assert run_command("narrowbert-submit", _dispatch, argv) == 0
-    submission = submission_of_shards(tmp_path / "shards")
+    submission = submission_of_shards(place / "shards")
     jobs = {job.stage: job.job_id for job in submission.jobs()}
     assert list(jobs) == ["plan", "map", "duplicates", "pack", "order", "reduce", "finish"], capsys.readouterr().err
 
@@ -63,9 +65,9 @@ def test_stages_as_jobs_give_the_same_shards(
     states = {stage: slurm.job(job_id)["JobState"] for stage, job_id in jobs.items()}
     assert states["map"] == "COMPLETED"
     restarts = {job.job_id.split("_")[1]: job.restarts for job in find_jobs([jobs["map"]])}
-    assert restarts == {"0": 0, "1": 1, "2": 0}, "what failed was done again, alone"
+    assert restarts == {"0": 0, "1": 0, "2": 1}, "what failed was done again, alone"
     assert set(states.values()) == {"COMPLETED", "CANCELLED"}, states
-    assert not (tmp_path / "shards").exists()
+    assert not (place / "shards").exists()
 
     assert run_command("narrowbert-submit", _dispatch, argv) == 0
     again = [job.stage for job in submission.jobs()][7:]
@@ -74,13 +76,18 @@ def test_stages_as_jobs_give_the_same_shards(
     slurm.wait_for_state(last, "COMPLETED|FAILED|CANCELLED", 90)
     output = "".join(path.read_text() for path in sorted(submission.logs.glob("*.out")))
     assert "verified" in output, output
-    assert digests(tmp_path / "shards") == digests(tmp_path / "alone")
-    assert open_shards(tmp_path / "shards").root_hash == open_shards(tmp_path / "alone").root_hash
+    assert digests(place / "shards") == digests(tmp_path / "alone")
+    assert open_shards(place / "shards").root_hash == open_shards(tmp_path / "alone").root_hash
     capsys.readouterr()
-    assert run_command("narrowbert-submit", _dispatch, ["status", str(tmp_path / "shards")]) == 0
+    assert run_command("narrowbert-submit", _dispatch, ["status", str(place / "shards")]) == 0
     assert "done: the shards are there" in capsys.readouterr().out
     assert run_command("narrowbert-submit", _dispatch, argv) == 0
     assert "is there already" in capsys.readouterr().out
+    assert not list(Path.cwd().glob("hacked"))
+
+    # Its last job, lost while it verified, is started again by Slurm.
+    finish = ["--config", str(submission.config_file), "--stage", "finish", "--part", "0", "--parts", "3"]
+    assert "verified" in run_process("cluster.prep_stage", *finish).stdout
 
 
 def test_training_with_a_signal_equals_the_run_by_hand(

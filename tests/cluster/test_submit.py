@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from cluster.__main__ import _dispatch
-from cluster.slurm import parse_scontrol, submission_environment
+from cluster.slurm import Job, parse_scontrol, state_in_accounts, submission_environment
+from cluster.submission import submission_of_run
 from data_prep.command_line import run_command
 from tests.cluster.slurm_cluster import SlurmCluster
 from tests.processes import TINY_RUN, user_error
@@ -69,6 +70,7 @@ def test_dry_run_prints_the_script_and_needs_no_slurm(
         (["--run_dir", "/proc/mine"], "run_dir /proc/mine"),
         (["--run_dir", "a\nb"], "line break"),
         (["--data.path", "https://me:hidden@example.invalid/shards"], "a password or token in data.path"),
+        (["--cluster.environment", "[MLFLOW_TRACKING_PASSWORD=hidden]"], "a password or token in environment"),
     ],
 )
 def test_mistakes_need_no_slurm_to_be_found(
@@ -168,6 +170,12 @@ def test_controller_that_does_not_answer(
         started = time.monotonic()
         line = refused(submit_argv, capsys)
         assert time.monotonic() - started < 15
+        sent = submission_of_run(tmp_path / "sent")
+        sent.write("", {})
+        sent.add_job("1")
+        assert "scontrol" in refused(["cancel", str(tmp_path / "sent")], capsys)
+        assert "not known: scontrol" in accepted(["status", str(tmp_path / "sent")], capsys)
+        accepted(["logs", str(tmp_path / "sent")], capsys)
     assert "scontrol" in line
     assert not (tmp_path / "run").exists()
     monkeypatch.setenv("SLURM_CONF", slurm.environment["SLURM_CONF"])
@@ -222,3 +230,9 @@ def test_fields_of_a_job_are_slurms() -> None:
     (job,) = parse_scontrol(line)
     assert (job.job_id, job.state, job.reason, job.restarts, job.nodes) == ("11_3", "RUNNING", "", 2, "node[0-1]")
     assert job.is_active
+
+
+def test_a_job_whose_end_the_accounts_have_missed_is_not_waited_for() -> None:
+    assert Job(job_id="1", state=state_in_accounts("COMPLETED")).state == "COMPLETED"
+    runaway = Job(job_id="1", state=state_in_accounts("RUNNING"))
+    assert (runaway.state, runaway.is_active) == ("RUNNING IN THE ACCOUNTS ONLY", False)

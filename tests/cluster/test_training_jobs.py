@@ -113,7 +113,7 @@ def rank_on(slurm: SlurmCluster, node: str) -> int:
     raise AssertionError(f"no rank on {node}")
 
 
-def test_one_run_survives_crash_controller_preemption_and_a_node_set_down(
+def test_one_run_survives_crash_controller_preemption_node_set_down_signal_and_time_limit(
     slurm: SlurmCluster, tmp_path: Path, shard_folder: Path, two_ranks: Path, undisturbed: dict[int, float]
 ) -> None:
     run_dir = tmp_path / "run"
@@ -138,9 +138,18 @@ def test_one_run_survives_crash_controller_preemption_and_a_node_set_down(
     wait_for_progress(slurm, run_dir, job_id, 4)
     assert slurm.job(job_id)["Restarts"] == "2"
 
+    slurm.client("scancel", "--signal=USR1", "--batch", job_id)
+    wait_for_progress(slurm, run_dir, job_id, 5)
+    assert slurm.job(job_id)["Restarts"] == "3"
+
+    slurm.client("scontrol", "update", f"jobid={job_id}", "timelimit=1")
+    slurm.wait_for(lambda: slurm.job(job_id)["Restarts"] == "4", "the signal before the time limit", 120, job_id)
+    slurm.client("scontrol", "update", f"jobid={job_id}", "timelimit=10")
+
     finish(slurm, run_dir, job_id)
     check_rows_and_losses(run_dir, shard_folder, undisturbed)
-    assert attempts(run_dir) == 4
+    assert attempts(run_dir) == 6
+    assert "TIME LIMIT" not in output(run_dir)
 
 
 def test_node_that_loses_its_power(

@@ -1,7 +1,9 @@
 import os
 import signal
+import socket
 from pathlib import Path
 
+import psutil
 import pytest
 
 from data_prep.command_line import UserError
@@ -74,6 +76,22 @@ def test_interface_is_the_one_that_leads_to_rank_0(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "ib0")
     world_from_environment()
     assert os.environ["GLOO_SOCKET_IFNAME"] == "ib0", "a choice of the user's stays"
+
+
+def test_interface_on_a_node_that_knows_itself_by_a_loopback_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = [
+        (name, known.address)
+        for name, addresses in psutil.net_if_addrs().items()
+        for known in addresses
+        if known.family == socket.AF_INET and not known.address.startswith("127.")
+    ]
+    if not real:
+        pytest.skip("no network interface here but loopback")
+    interface, address = real[0]
+    set_all(monkeypatch, **STEP, SLURM_STEP_NUM_NODES="2")
+    monkeypatch.setattr("pipeline.launch._slurm_hosts", lambda: ["127.0.0.1", address])
+    world_from_environment()
+    assert os.environ.pop("GLOO_SOCKET_IFNAME") == interface
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,20 @@ def test_a_start_that_was_taken_over_writes_where_nobody_reads(tmp_path: Path) -
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
+def test_a_start_that_was_taken_over_while_it_loaded_replaces_nothing(tmp_path: Path) -> None:
+    newer = Spool(tmp_path)
+    newer.write(1, {"train/loss": 1.0})
+
+    def taken_over() -> None:
+        raise UserError("a newer start")
+
+    with pytest.raises(UserError, match="a newer start"):
+        Spool(tmp_path, check_newest=taken_over)
+    newer.write(2, {"train/loss": 2.0})
+    assert read_metrics(tmp_path)["train/loss"] == [(1, 1.0), (2, 2.0)]
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
 def test_the_memory_does_not_grow_with_the_run(tmp_path: Path) -> None:
     spool = Spool(tmp_path)
     for step in range(1000):

@@ -10,7 +10,7 @@ import pytest
 
 from data_prep.command_line import UserError
 from pipeline.shipper import sync
-from pipeline.spool import read_metrics
+from pipeline.spool import Spool, read_metrics
 from tests.tracking.servers import spooled_points, spooled_run, stored_points
 
 
@@ -66,6 +66,26 @@ def test_what_sync_refuses_is_one_line_and_loses_nothing(tmp_path: Path, monkeyp
     (run_dir / "tracking.json").unlink()
     with pytest.raises(UserError, match=r"tracking\.enabled false"):
         sync(run_dir)
+
+
+@pytest.mark.slow
+def test_lines_that_were_lost_after_they_were_sent_stop_nothing(
+    tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(empty_store, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    run_dir = spooled_run(tmp_path, steps=20)
+    sync(run_dir)
+    path = run_dir / "metrics.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:10]))  # a node without power takes what its cache held with it
+    resumed = Spool(run_dir)
+    for step in range(11, 31):
+        resumed.write(step, {"train/loss": 1.0 / step, "train/masked_accuracy": 0.5})
+    resumed.close()
+    sync(run_dir)
+    stored = stored_points(f"sqlite:///{tmp_path / 'mlflow.db'}", "run")
+    assert set(spooled_points(run_dir)) <= set(stored)
 
 
 @pytest.mark.slow

@@ -37,20 +37,21 @@ say() { printf '%s narrowbert job %s: %s\n' "$(date +%H:%M:%S)" "$SLURM_JOB_ID" 
 
 # ------------------------------------------------------------------------------------------ environment
 
-unset RANK LOCAL_RANK WORLD_SIZE MASTER_ADDR MASTER_PORT NARROWBERT_LAUNCHER_PID # of whoever sent the job
+unset RANK LOCAL_RANK WORLD_SIZE MASTER_ADDR MASTER_PORT NARROWBERT_LAUNCHER_PID OMP_NUM_THREADS # of the sender
 set +u # what a site sources need not be written for it
 # shellcheck source=/dev/null
-. '/opt/site'"'"'s/setup.sh' || exit 2
+. '/opt/site'"'"'s/setup.sh' || { say 'cluster.setup_script failed'; exit 2; }
 if ! command -v module >/dev/null; then
   for file in /etc/profile.d/modules.sh /etc/profile.d/lmod.sh /usr/share/lmod/lmod/init/bash; do
     # shellcheck source=/dev/null
     [ -r "$file" ] && . "$file" && break
   done
 fi
-module load cuda/12.8 || exit 2
+module load cuda/12.8 || { say 'cluster.modules failed'; exit 2; }
 export NCCL_DEBUG=WARN
 export ODD_VALUE='it'"'"'s; two "words"'
-set -u
+set +eE -uo pipefail
+trap - ERR EXIT
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$cpus_per_process}" PYTHONUNBUFFERED=1
 cd "$work_dir" || { say "cannot enter the folder $work_dir"; exit "$user_error"; }
 
@@ -72,12 +73,22 @@ readonly successor="$submission/successor-of-$SLURM_JOB_ID"
 drop_successor() {
   if [ -s "$successor" ]; then
     timeout 60 scancel "$(cat "$successor")"
+    rm -f "$successor"
   fi
+}
+
+# Somebody may have cancelled the waiting job. Without an answer it is taken to wait.
+has_successor() {
+  [ -s "$successor" ] || return 1
+  job=$(timeout 60 scontrol --oneliner show job "$(cat "$successor")" 2>&1)
+  case $job in
+    *"Invalid job id"* | *" JobState=CANCELLED "*) return 1 ;;
+  esac
 }
 
 # A job that Slurm has given up with its node may still run there, beside the start that has taken its place.
 stop_if_taken_over() {
-  if [ "$(cat "$submission/current")" != "$me" ]; then
+  if newest=$(cat "$submission/current") && [ "$newest" != "$me" ]; then
     say "a newer start of this run has taken over: this one ends"
     exit 1
   fi
@@ -89,10 +100,11 @@ end() { # code, what to say
   exit "$1"
 }
 
-# By scancel: Slurm ends the job, and not for its time limit (a Reason) nor for another job (PreemptTime).
+# By scancel: Slurm ends the job, and not for its time limit (a Reason), for another job (PreemptTime) or to requeue it.
 is_cancelled() {
   job=$(timeout 60 scontrol --oneliner show job "$SLURM_JOB_ID")
-  [[ $job == *" JobState=COMPLETING Reason=None "* && $job == *" PreemptTime=None "* ]]
+  [[ $job == *" JobState=COMPLETING Reason=None "* && $job == *" PreemptTime=None "* &&
+    $job == *" Restarts=$restart "* ]]
 }
 
 go_back_to_the_queue() {
@@ -103,7 +115,7 @@ go_back_to_the_queue() {
   if [ "$restart" -ge "$max_requeues" ] || [ "$generation" -ge "$max_requeues" ]; then
     end 1 "not done after $max_requeues times back in the queue (cluster.max_requeues): giving up"
   fi
-  if [ -s "$successor" ]; then
+  if has_successor; then
     say "job $(cat "$successor") goes on"
     exit 0
   fi
@@ -178,7 +190,9 @@ wait_for_nodes() {
     if [ "$status" -eq 0 ] || [ -n "$stopping" ]; then
       return
     fi
-    [ "$status" -eq "$not_shared" ] && end "$user_error" "$run_dir is not shared by all nodes"
+    if [ "$status" -eq "$not_shared" ] && [ -z "$(newest_checkpoint)" ]; then # later it is the node that is at fault
+      end "$user_error" "$run_dir is not shared by all nodes"
+    fi
     say "not every node answers (srun: $status)"
     sleep 30 &
     await $!
@@ -209,7 +223,7 @@ newest_checkpoint() { cat "$run_dir/checkpoints/latest" 2>/dev/null; }
 
 [ -e "$run_dir/DONE" ] && end 0 "$run_dir is finished: nothing to do"
 [ -e "$submission/cancelled" ] && end 0 "cancelled"
-if [ "$continue_by" = resubmit ] && [ ! -s "$successor" ] && [ "$generation" -lt "$max_requeues" ]; then
+if [ "$continue_by" = resubmit ] && ! has_successor && [ "$generation" -lt "$max_requeues" ]; then
   send_again || say "cannot send the job that goes on should this one be cancelled"
 fi
 hosts=$(timeout 60 scontrol show hostnames "$SLURM_JOB_NODELIST") || end 1 "cannot read the node list $SLURM_JOB_NODELIST"
@@ -226,7 +240,9 @@ for ((try = 1; ; try++)); do
   run_ranks "$try"
   stop_if_taken_over # before anything below ends with the successor, which may be that newer start
   [ -e "$run_dir/DONE" ] && end 0 "done"
-  any_rank_ended_with "$user_error" && end "$user_error" "the configuration cannot work, a rank says why above"
+  if any_rank_ended_with "$user_error" && [ -z "$before" ]; then # with a checkpoint it has worked: a node is at fault
+    end "$user_error" "the configuration cannot work, a rank says why above"
+  fi
   if [ -n "$stopping" ] || any_rank_ended_with "$please_requeue"; then
     go_back_to_the_queue
   fi
