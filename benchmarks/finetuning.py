@@ -28,21 +28,22 @@ def split_sentences(source: Path, folder: Path) -> None:
         (folder / f"{name}.conll").write_text("\n\n".join(chosen) + "\n", encoding="utf-8")
 
 
-def tasks(labelled: Path, output: Path) -> dict[str, list[str]]:
+def tasks(labelled: Path, output: Path, chosen: argparse.Namespace) -> dict[str, list[str]]:
     """Options of `narrowbert finetune` by task."""
     genre, wnut, wikigold = labelled / "ewt_genre", labelled / "wnut17", output / "wikigold"
     return {
         "genre": [
             "--config", str(CONFIGS / "classification.yaml"), "--data.train", str(genre / "train.jsonl"),
-            "--data.validation", str(genre / "validation.jsonl"),
+            "--data.validation", str(genre / "validation.jsonl"), "--training.epochs", str(chosen.genre_epochs),
         ],
         "wnut17": [
             "--config", str(CONFIGS / "tagging.yaml"), "--data.train", str(wnut / "train.conll"),
             "--data.validation", str(wnut / "validation.conll"), "--data.test", str(wnut / "test.conll"),
+            "--training.epochs", str(chosen.tagging_epochs),
         ],
         "wikigold": [
             "--config", str(CONFIGS / "tagging.yaml"), "--data.train", str(wikigold / "train.conll"),
-            "--data.validation", str(wikigold / "validation.conll"),
+            "--data.validation", str(wikigold / "validation.conll"), "--training.epochs", str(chosen.tagging_epochs),
         ],
     }  # fmt: skip
 
@@ -52,7 +53,7 @@ def finetune(model: Path, folder: Path, options: list[str], chosen: argparse.Nam
     started = time.perf_counter()
     command = [
         sys.executable, "-m", "pipeline", "finetune", *options, "--model", str(model), "--output_dir", str(folder),
-        "--training.epochs", str(chosen.epochs), "--training.learning_rate", str(chosen.learning_rate),
+        "--training.learning_rate", str(chosen.learning_rate),
         "--training.seeds", json.dumps(chosen.seeds), "--tracking.enabled", "false",
     ]  # fmt: skip
     ended = subprocess.run(
@@ -91,13 +92,14 @@ def main() -> None:
     parser.add_argument("models", nargs="+", metavar="NAME=DIR", help="exported models; the first is the control")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--genre_epochs", type=int, default=3)
+    parser.add_argument("--tagging_epochs", type=int, default=5)
     parser.add_argument("--learning_rate", type=float, default=5e-4, help="small models take more than BERT's")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="trainings at a time, of one thread each")
     options = parser.parse_args()
     models = {name: Path(folder) for name, _, folder in (model.partition("=") for model in options.models)}
     split_sentences(options.labelled / "wikigold" / "all.conll", options.output / "wikigold")
-    work = tasks(options.labelled, options.output)
+    work = tasks(options.labelled, options.output, options)
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
         waiting = {
             (name, task): pool.submit(finetune, folder, options.output / f"{name}-{task}", its, options)
