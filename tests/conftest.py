@@ -23,6 +23,7 @@ from tests.processes import run_command
 FOLDERS = ("cluster", "distributed", "faults", "tracking", "end_to_end", "pipeline", "data_prep")
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist's own hook reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With several workers a file's tests share one, for its fixtures' sake; all of Slurm's share one Slurm."""
     places = {name: place for place, name in enumerate(FOLDERS)}
