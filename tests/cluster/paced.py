@@ -10,7 +10,7 @@ import sys
 from pipeline import __main__ as command
 from tests.faults import inject
 
-SECONDS_A_STEP = 0.05
+SECONDS_A_STEP = float(os.environ.get("NARROWBERT_TEST_PACE", "0.05"))
 
 
 def main() -> None:
