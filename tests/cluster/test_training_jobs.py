@@ -66,7 +66,8 @@ def wait_for_progress(slurm: SlurmCluster, run_dir: Path, job_id: str, attempt: 
 
     def has_started() -> bool:
         if slurm.job(job_id)["Reason"] == "launch_failed_requeued_held":
-            # So Slurm answers where a node of a loaded machine is slow to forget the start before: it wants a person.
+            # This Slurm requeues after 5 s (cred_expire; elsewhere 120), at times before a node has ended the ranks of
+            # the start before, and then waits for a person.
             slurm.client("scontrol", "release", job_id)
         return attempts(run_dir) >= attempt
 
@@ -144,11 +145,12 @@ def test_one_run_survives_crash_controller_preemption_node_set_down_and_signal(
 
     slurm.client("scontrol", "update", "nodename=nbnode0", "state=down", "reason=test")
     wait_for_progress(slurm, run_dir, job_id, 4)
-    assert slurm.job(job_id)["Restarts"] == "2"
+    restarts = int(slurm.job(job_id)["Restarts"])
+    assert restarts >= 2, "requeued by Slurm, once more for each launch that failed"
 
     slurm.client("scancel", "--signal=USR1", "--batch", job_id)
     wait_for_progress(slurm, run_dir, job_id, 5)
-    assert slurm.job(job_id)["Restarts"] == "3"
+    assert int(slurm.job(job_id)["Restarts"]) > restarts
 
     finish(slurm, run_dir, job_id)
     check_rows_and_losses(run_dir, shard_folder, undisturbed)
