@@ -191,7 +191,7 @@ def _take_over(path: Path, check_newest: Callable[[], None]) -> None:
     if not path.exists():
         check_newest()
         return
-    copy = path.with_name(f".{path.name}")
+    copy = path.with_name(f".{path.name}-{os.getpid()}")  # two starts at once must not share it
     try:
         shutil.copyfile(path, copy)
         _cut_torn_line(copy)
