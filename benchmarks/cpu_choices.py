@@ -1,7 +1,8 @@
 """What the CPU path does differently, each against what it replaced, in turn in one run.
 
-1. attention: two plain products against torch's fused kernel, forward and backward;
-2. a training step with freed memory kept (MALLOC_* as the launcher sets them) against glibc's defaults.
+1. bf16 products by way of fp32, as on processors that have none, against torch's own;
+2. attention: two plain products against torch's fused kernel, forward and backward;
+3. a training step with freed memory kept (MALLOC_* as the launcher sets them) against glibc's defaults.
 
     python benchmarks/cpu_choices.py
 """
@@ -16,18 +17,43 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
+from pipeline.bf16_products import ensure_bf16_products
 from pipeline.config import ModelConfig
+from pipeline.launch import KEEP_FREED_MEMORY
 from pipeline.model.attention import dot_product_attention
 from pipeline.model.masked_lm import NarrowBertForPretraining
 
 PAIRS = 9
-KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(4 * 2**30), "MALLOC_TRIM_THRESHOLD_": str(8 * 2**30)}
+CPU = torch.device("cpu")
 
 
 def seconds(call: Callable[[], None]) -> float:
     started = time.perf_counter()
     call()
     return time.perf_counter() - started
+
+
+def products() -> None:
+    print("bf16 products, one thread: torch's own / by way of fp32, median of pairs")
+    x, weight, gradient = (torch.randn(*shape).bfloat16() for shape in ((1024, 768), (3072, 768), (1024, 3072)))
+    query, key = (torch.randn(96, 128, 64).bfloat16() for _ in range(2))
+    for name, a, b in (
+        ("linear", x, weight.T),
+        ("gradient of its input", gradient, weight),
+        ("gradient of its weight", gradient.T, x),
+        ("attention's scores", query, key.mT),
+    ):
+
+        def own(a: torch.Tensor = a, b: torch.Tensor = b) -> None:
+            torch.matmul(a, b)
+
+        def wide(a: torch.Tensor = a, b: torch.Tensor = b) -> None:
+            torch.matmul(a.float(), b.float()).bfloat16()
+
+        own()
+        wide()
+        ratios = [seconds(own) / seconds(wide) for _ in range(PAIRS)]
+        print(f"  {name:22} {tuple(a.shape)} x {tuple(b.shape)} : {statistics.median(ratios):.1f}x")
 
 
 def attention() -> None:
@@ -90,7 +116,7 @@ def memory() -> None:
                         check=True,
                     ).stdout
                 )
-                for environment in ({}, KEEP_MEMORY)
+                for environment in ({}, KEEP_FREED_MEMORY)
             )
             ratios.append(plain / kept)
         print(f"  {layout:8}: {statistics.median(ratios):.2f}x")
@@ -99,7 +125,10 @@ def memory() -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     if len(sys.argv) > 1:
+        ensure_bf16_products(CPU)
         step(sys.argv[1])
     else:
+        products()
+        ensure_bf16_products(CPU)
         attention()
         memory()

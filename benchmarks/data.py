@@ -18,9 +18,9 @@ from pathlib import Path
 import torch
 
 from data_prep.command_line import read_config
+from pipeline.bf16_products import has_bf16_products
 from pipeline.config import RunConfig
 from pipeline.data import Prefetcher, TrainingData
-from pipeline.engine import has_bf16_products
 from pipeline.mixture import Mixture, open_mixture
 from pipeline.model.masked_lm import NarrowBertForPretraining
 

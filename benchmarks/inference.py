@@ -1,7 +1,7 @@
 """Sentence classification by exported models beside transformers' BertForSequenceClassification, in turn in one run.
 
     python benchmarks/inference.py                                      # 12 layers of 768, 8 rows of 128 and 512, fp32
-    python benchmarks/inference.py --precision bf16                     # on a processor that multiplies bf16
+    python benchmarks/inference.py --precision bf16
     python benchmarks/inference.py --texts texts.jsonl --tokenizer vocab.txt   # and rows of real lengths
 
 Each round times one forward pass of the control, then one of every contestant, on the same rows; the ratio is the
@@ -9,7 +9,8 @@ median over rounds. `limit` is the ratio of the arithmetic (2 FLOPs a multiply-a
 `folded` rows never form keys and values right of the colon, `unfolded` ones always do; a user gets what takes fewer
 FLOPs. With --texts a batch is padded to its longest: the control computes the padding, ours the real tokens, and each
 side's limit counts what it computes. --onnx adds what `narrowbert export --onnx` writes, run by onnxruntime, in fp32
-and in int8 (whose limit is that of fp32); these compute the padding.
+and in int8 (whose limit is that of fp32); these compute the padding. With --precision bf16 on a processor without bf16
+products all but these take those of pipeline/bf16_products.py.
 """
 
 import argparse
@@ -27,6 +28,7 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification
 
 from data_prep.vocabulary import load_tokenizer
+from pipeline.bf16_products import ensure_bf16_products
 from pipeline.export import NarrowBertConfig, NarrowBertForSequenceClassification
 
 CASES: tuple[tuple[str, bool], ...] = (
@@ -229,6 +231,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    if options.precision == "bf16":
+        ensure_bf16_products(torch.device("cpu"))
     print(f"torch {torch.__version__}, {options.precision}, {options.threads} threads, {options.rounds} rounds")
     shape = Shape(hidden_size=options.hidden_size, heads=options.heads)
     with tempfile.TemporaryDirectory() as temporary:

@@ -1,22 +1,23 @@
 """Whole training steps of NarrowBERT's layouts beside their BERT control, in turn in one run.
 
     python benchmarks/model.py                                # 12 layers of 768 in bf16, rows of 128 and 512 tokens
-    python benchmarks/model.py --precision fp32 --rounds 3    # on a processor without bf16 products
     python benchmarks/model.py --trainer                      # against BertForMaskedLM under transformers' Trainer
 
 A step is what `narrowbert train` does in one process: forward, backward, gradient norm, clipping, AdamW with fp32
-masters (ZeRO 1), at a global batch of --rows. The control's head runs on the masked rows only, as NarrowBERT's does.
+masters (ZeRO 1), at a global batch of --rows, with malloc set as `narrowbert train` sets it. The control's head runs on
+the masked rows only, as NarrowBERT's does. A round times one step of each; ratios are those within a round. The Trainer
+has the same malloc and, where the processor has none, the same bf16 products.
 `flops` is the ratio of the arithmetic, the limit. On a CUDA device the same code runs there, compiled on static
 shapes, and MFU is printed as well; --peak_teraflops is what the device does at best.
 """
 
 import argparse
 import dataclasses
-import functools
 import itertools
 import multiprocessing
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -25,9 +26,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from pipeline.bf16_products import ensure_bf16_products
 from pipeline.config import ModelConfig, OptimizerConfig, RunConfig, TrainingConfig
 from pipeline.engine import build_engine, initialise_process_group, update_weights
-from pipeline.launch import World
+from pipeline.launch import KEEP_FREED_MEMORY, World
 from pipeline.layout import parse_layout
 from pipeline.model.masked_lm import NarrowBertForPretraining
 from pipeline.parallel import padded_vocab_size
@@ -103,9 +105,6 @@ class Contestant:
             self.engine.backward(output.loss_sum / label_mask.sum())
             update_weights(self.engine, 1.0)
 
-    def close(self) -> None:
-        self.engine.destroy()
-
 
 def seconds(step: Callable[[], None], device: torch.device) -> float:
     if device.type == "cuda":
@@ -117,35 +116,31 @@ def seconds(step: Callable[[], None], device: torch.device) -> float:
     return time.perf_counter() - started
 
 
-def pairs(a: Contestant, b: Contestant, rounds: int, device: torch.device) -> list[tuple[float, float]]:
-    """Times of steps of both, in turn, after one of each that does not count."""
-    a.step()
-    b.step()
-    return [(seconds(a.step, device), seconds(b.step, device)) for _ in range(rounds)]
-
-
 def table(setting: Setting, options: argparse.Namespace, device: torch.device) -> None:
     batch = random_rows(setting, device)
-    control_config = configuration(setting, "12sf", "per_layer")
-    control = Contestant(control_config, device, batch)
     print(f"\n{setting.seq_length} tokens, {setting.rows} rows a step in micro-batches of {setting.micro_rows}")
-    print("layout         narrow_kv   step s   control s   ratio   flops   share of the limit   MFU")
-    flops_of = functools.partial(lambda m: training_flops(parse_layout(m.layout), m, setting.shape) * setting.rows)
-    for layout, narrow_kv in CASES:
-        config = configuration(setting, layout, narrow_kv)
-        contestant = Contestant(config, device, batch)
-        times = pairs(contestant, control, options.rounds, device)
-        contestant.close()
-        own, theirs = (statistics.median(pair[column] for pair in times) for column in (0, 1))
-        ratio = statistics.median(b / a for a, b in times)
-        limit = flops_of(control_config.model) / flops_of(config.model)
-        use = f"{flops_of(config.model) / own / options.peak_teraflops / 1e12:.0%}" if options.peak_teraflops else ""
+    cases = (("12sf", "per_layer"), *CASES)
+    configs = [configuration(setting, layout, narrow_kv) for layout, narrow_kv in cases]
+    contestants = [Contestant(config, device, batch) for config in configs]
+    for contestant in contestants:
+        contestant.step()
+    rounds = []
+    for number in range(options.rounds):
+        rounds.append([seconds(contestant.step, device) for contestant in contestants])
+        print(f"round {number + 1}, seconds:", *(f"{own:.2f}" for own in rounds[-1]), flush=True)
+    print("layout        narrow_kv   step s   ratio   rounds      flops   share of the limit   MFU")
+    flops = [training_flops(parse_layout(c.model.layout), c.model, setting.shape) * setting.rows for c in configs]
+    for column, (layout, narrow_kv) in enumerate(cases):
+        own = statistics.median(times[column] for times in rounds)
+        ratios = [times[0] / times[column] for times in rounds]
+        ratio, limit = statistics.median(ratios), flops[0] / flops[column]
+        use = f"{flops[column] / own / options.peak_teraflops / 1e12:.0%}" if options.peak_teraflops else ""
         print(
-            f"{layout:<14} {narrow_kv:<11} {own:6.2f}   {theirs:9.2f}   {ratio:.2f}x   {limit:.2f}x   "
-            f"{ratio / limit:18.0%}   {use}",
-            flush=True,
+            f"{layout:<13} {narrow_kv:<10} {own:7.2f}   {ratio:.2f}x   {min(ratios):.2f}-{max(ratios):.2f}   "
+            f"{limit:.2f}x   {ratio / limit:18.0%}   {use}"
         )
-    control.close()
+    for contestant in contestants:
+        contestant.engine.destroy()
 
 
 def trainer_steps(setting: Setting, rounds: int, threads: int) -> list[float]:
@@ -156,6 +151,8 @@ def trainer_steps(setting: Setting, rounds: int, threads: int) -> list[float]:
         os.environ.pop(name, None)
     torch.set_num_threads(threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if setting.precision == "bf16":
+        ensure_bf16_products(device)
     batch = random_rows(setting, device)
     labels = torch.full_like(batch["input_ids"], -100).scatter(1, batch["narrow_positions"], batch["labels"])
     rows = [{"input_ids": i, "labels": x} for i, x in zip(batch["input_ids"].cpu(), labels.cpu(), strict=True)]
@@ -187,7 +184,7 @@ def against_trainer(setting: Setting, options: argparse.Namespace, device: torch
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         theirs = pool.submit(trainer_steps, setting, options.rounds, options.threads).result()
     after = [seconds(ours.step, device) for _ in range(options.rounds)]
-    ours.close()
+    ours.engine.destroy()
     own, other = statistics.median(before + after), statistics.median(theirs)
     print(f"\n{setting.seq_length} tokens, {setting.precision}, {setting.rows} rows a step:")
     print(
@@ -214,7 +211,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     device = initialise_process_group(World(rank=0, local_rank=0, size=1))
     print(
-        f"{device}, torch {torch.__version__}, {options.precision}, {options.threads} threads, {options.rounds} pairs"
+        f"{device}, torch {torch.__version__}, {options.precision}, {options.threads} threads, {options.rounds} rounds"
     )
     for seq_length in options.seq_lengths:
         setting = Setting(
@@ -226,4 +223,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    if not KEEP_FREED_MEMORY.keys() <= os.environ.keys():  # malloc reads them when a process starts
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**KEEP_FREED_MEMORY, **os.environ})
     main()

@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from data_prep.command_line import UserError
+from pipeline.bf16_products import ensure_bf16_products
 from pipeline.export import NarrowBertConfig
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -134,6 +135,8 @@ def _open_encoder(options: EncodeOptions) -> _Encoder:
     finally:
         transformers_logging.set_verbosity(level)
     model = model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    if options.precision == "bf16":
+        ensure_bf16_products(model.device)
     pooling = options.pooling or ("cls" if config.default_positions == "cls" else "mean")
     limit = options.max_length or config.max_position_embeddings
 

@@ -9,7 +9,6 @@ import socket
 import sys
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ import torch.distributed as dist
 from torch import nn
 
 from data_prep.command_line import UserError
+from pipeline.bf16_products import ensure_bf16_products
 from pipeline.config import RunConfig
 from pipeline.launch import World
 from pipeline.optimizer import build_optimizer, clip_gradients
@@ -122,17 +122,6 @@ def deepspeed_config(config: RunConfig, data_parallel_size: int) -> dict[str, An
     }
 
 
-def has_bf16_products(device: torch.device) -> bool:
-    """Whether the device multiplies bf16 itself; a processor that does not takes many times as long as for fp32."""
-    if device.type == "cuda":
-        return True  # torch emulates it on the few that cannot
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return True  # not Linux: not known
-    return any(f" {flag}" in flags for flag in ("avx512_bf16", "amx_bf16", "bf16"))
-
-
 def build_engine(config: RunConfig, model: nn.Module, device: torch.device) -> Any:
     """Wrap ``model`` (fp32, weights already in place) in a DeepSpeed engine on ``device``.
 
@@ -147,6 +136,8 @@ def build_engine(config: RunConfig, model: nn.Module, device: torch.device) -> A
     accelerator: Any = get_accelerator()
     if config.training.precision == "fp16" and not accelerator.is_fp16_supported():
         raise UserError("training.precision fp16 is not supported by this processor: take bf16 or fp32")
+    if config.training.precision == "bf16":
+        ensure_bf16_products(device)
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     # DeepSpeed calls collectives that torch has renamed; nothing a user can mend.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")

@@ -21,13 +21,13 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from data_prep.command_line import UserError, config_as_dict, report_user_error
 from pipeline import checkpoint, tracking
+from pipeline.bf16_products import has_bf16_products
 from pipeline.checkpoint_writer import CheckpointWriter
 from pipeline.config import RunConfig
 from pipeline.data import Batch, Prefetcher, TrainingData, validation_batches
 from pipeline.engine import (
     build_engine,
     destroy_engine,
-    has_bf16_products,
     initialise_process_group,
     loss_scaler_state,
     update_weights,
@@ -113,7 +113,7 @@ class Run:
         self.shipper: tracking.Shipper | None = None
         _set_up_logging(self.run_dir, world)
         if self.is_main and config.training.precision == "bf16" and not has_bf16_products(device):
-            log.warning("this processor has no bf16 products: --training.precision fp32 is many times faster here")
+            log.warning("this processor has no bf16 products: they are computed in fp32, at no more than its speed")
         # The ranks of a tensor-parallel group read the same rows.
         self.data_rank = dist.get_rank(data_parallel_group())
         self.data_parallel_size = dist.get_world_size(data_parallel_group())

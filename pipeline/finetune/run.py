@@ -14,6 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 import pipeline.export  # noqa: F401 - registers the classes, so that folders load without remote code
 from data_prep.command_line import UserError, config_as_dict
+from pipeline.bf16_products import ensure_bf16_products
 from pipeline.finetune.config import FinetuneConfig
 from pipeline.finetune.files import read_splits
 from pipeline.finetune.results import Result, log_to_mlflow, write_results
@@ -150,6 +151,8 @@ def _train(
         log_level="error",
         dataloader_pin_memory=False,
     )
+    if training.precision == "bf16":
+        ensure_bf16_products(arguments.device)
     trainer = Trainer(model=task.wrap(model), args=arguments, train_dataset=features, data_collator=task.collator)  # type: ignore[arg-type]
     with _quiet():
         trainer.train()
