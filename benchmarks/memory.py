@@ -1,6 +1,6 @@
 """Predicted and measured memory of one training process on CPU.
 
-    python benchmarks/memory.py [SHAPE ...]
+    python benchmarks/memory.py [--shapes SHAPE ...]
 
 For each shape its processes are started, import everything and compute something small: that is the
 baseline. Then they build the engine and make steps on rows made up here. The measured figure is the
@@ -130,7 +130,7 @@ def run(name: str) -> dict[str, int]:
         "MALLOC_MMAP_THRESHOLD_": "65536",
     }
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-W", "ignore", __file__, name, "--folder", folder, "--rank"]
+        command = [sys.executable, "-W", "ignore", __file__, "--shapes", name, "--folder", folder, "--rank"]
         children = [subprocess.Popen([*command, str(rank)], env=environment) for rank in range(processes)]
         if any(child.wait() for child in children):
             raise SystemExit(f"a process of {name} failed")
@@ -140,7 +140,7 @@ def run(name: str) -> dict[str, int]:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("shapes", nargs="*", default=list(SHAPES), choices=list(SHAPES))
+    parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=list(SHAPES))
     parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
