@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -23,14 +23,20 @@ from tests.processes import run_command
 FOLDERS = ("cluster", "distributed", "faults", "tracking", "end_to_end", "pipeline", "data_prep")
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist's own hook reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # xdist's own hook reads the marks
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Generator[None]:
     """With several workers a file's tests share one, for its fixtures' sake; all of Slurm's share one Slurm."""
     places = {name: place for place, name in enumerate(FOLDERS)}
     items.sort(key=lambda item: places.get(item.path.parent.name, len(FOLDERS)))
     for item in items:
         folder = item.path.parent.name
         item.add_marker(pytest.mark.xdist_group(folder if folder == "cluster" else f"{folder}/{item.path.name}"))
+    yield
+    is_worker_of_groups = getattr(config.option, "loadgroup", False)
+    if is_worker_of_groups and not all("@" in item.nodeid for item in items):
+        raise pytest.UsageError(
+            "this pytest-xdist does not group the tests of this pytest: two Slurms would run at a time"
+        )
 
 
 TEXT = (
