@@ -23,6 +23,10 @@ def main() -> None:
     for number in (signal.SIGUSR1, signal.SIGTERM):
         signal.signal(number, lambda number, _: told.append(number))
     (seen / f"{start}-{rank}.json").write_text(json.dumps(record))
+    # As ranks do: nobody goes on before all are there. One that ended first would have Slurm end the others unseen.
+    together = time.monotonic() + 30
+    while len(list(seen.glob(f"{start}-*.json"))) < int(os.environ["SLURM_NTASKS"]) and time.monotonic() < together:
+        time.sleep(0.02)
     act = (run_dir / "acts").read_text().split()[start]
     print(f"start {start} does {act}", flush=True)
     if act == "save":  # and crash
