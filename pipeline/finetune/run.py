@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
 from transformers.utils import logging as transformers_logging
@@ -128,6 +129,8 @@ def _train(
     set_seed(seed)
     folder = Path(config.output_dir) / f"seed-{seed}"
     training = config.training
+    if training.precision == "fp16" and not torch.cuda.is_available():
+        raise UserError("training.precision fp16 needs a GPU: take bf16 or fp32")
     model = _open_model(config, task)
     features = task.features("train")
     steps = math.ceil(training.epochs * math.ceil(len(features) / training.batch_size))
@@ -142,6 +145,7 @@ def _train(
         per_device_eval_batch_size=2 * training.batch_size,
         bf16=training.precision == "bf16",
         fp16=training.precision == "fp16",
+        use_cpu=not torch.cuda.is_available(),  # else bf16 is refused there
         seed=seed,
         save_strategy="no",
         logging_strategy="steps",

@@ -108,6 +108,15 @@ def test_classification_learns_and_its_models_load_everywhere(model: Path, tmp_p
 
 
 @pytest.mark.slow
+def test_bf16_trains_without_a_gpu_and_fp16_says_that_it_needs_one(model: Path, tmp_path: Path) -> None:
+    data = files(tmp_path, lambda words: {"text": " ".join(words), "label": "cats" if "cat" in words else "none"})
+    config = configure(model, tmp_path, "classification", data, precision="bf16")
+    assert results(config)["mean"]["validation/accuracy"] > 0.85
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match="fp16 needs a GPU"):
+            finetune(configure(model, tmp_path / "fp16", "classification", data, precision="fp16"))
+
+
 def test_pairs_and_regression(model: Path, tmp_path: Path) -> None:
     def make(words: list[str]) -> dict[str, Any]:
         return {"one": " ".join(words[:2]), "two": " ".join(words[2:]), "score": float(words[0] in ("cat", "dog"))}
