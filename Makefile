@@ -53,7 +53,7 @@ test-fast: $(VENV)/installed-dev
 
 # The faults with their long versions: 20 kills of a run, 20 of a preparation, 10,000 steps.
 test-faults: $(VENV)/installed-dev
-	NARROWBERT_TEST_LONG=1 NARROWBERT_TEST_KILLS=20 pytest tests/faults tests/data_prep/test_stages.py
+	NARROWBERT_TEST_LONG=1 NARROWBERT_TEST_KILLS=20 pytest tests/faults tests/data_prep/stages/test_stages.py
 
 check: $(VENV)/installed-dev
 	ruff check .

@@ -22,10 +22,11 @@ def rank_main(rank: int, size: int, folder: Path, saves: int) -> None:
     import torch
     import torch.distributed as dist
 
-    from pipeline.checkpoint import TrainerState, optimizer_steps
-    from pipeline.checkpoint_writer import CheckpointWriter
+    from pipeline.checkpoints.format import TrainerState
+    from pipeline.checkpoints.restore import optimizer_steps
+    from pipeline.checkpoints.writing import CheckpointWriter
     from pipeline.config import RunConfig, TrainingConfig
-    from pipeline.engine import build_engine
+    from pipeline.engine.deepspeed_engine import build_engine
     from pipeline.model.masked_lm import NarrowBertForPretraining
 
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size)

@@ -17,11 +17,11 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from pipeline.bf16_products import ensure_bf16_products
 from pipeline.config import ModelConfig
-from pipeline.launch import KEEP_FREED_MEMORY
+from pipeline.engine.bf16_products import ensure_bf16_products
 from pipeline.model.attention import dot_product_attention
 from pipeline.model.masked_lm import NarrowBertForPretraining
+from pipeline.processes.launch import KEEP_FREED_MEMORY
 
 PAIRS = 9
 CPU = torch.device("cpu")

@@ -17,11 +17,12 @@ from pathlib import Path
 
 import torch
 
-from data_prep.command_line import read_config
-from pipeline.bf16_products import has_bf16_products
+from data_prep.contract.command_line import read_config
 from pipeline.config import RunConfig
-from pipeline.data import Prefetcher, TrainingData
-from pipeline.mixture import Mixture, open_mixture
+from pipeline.data.batches import TrainingData
+from pipeline.data.mixture import Mixture, open_mixture
+from pipeline.data.prefetch import Prefetcher
+from pipeline.engine.bf16_products import has_bf16_products
 from pipeline.model.masked_lm import NarrowBertForPretraining
 
 PRESET = Path(__file__).parent.parent / "configs/pretrain/quickstart.yaml"

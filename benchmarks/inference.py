@@ -27,8 +27,8 @@ from typing import Any
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
-from data_prep.vocabulary import load_tokenizer
-from pipeline.bf16_products import ensure_bf16_products
+from data_prep.contract.tokenizer import load_tokenizer
+from pipeline.engine.bf16_products import ensure_bf16_products
 from pipeline.export import NarrowBertConfig, NarrowBertForSequenceClassification
 
 CASES: tuple[tuple[str, bool], ...] = (

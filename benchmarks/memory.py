@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import ModelConfig, RunConfig, TrainingConfig
-from pipeline.throughput import RowShape
+from pipeline.model.arithmetic import RowShape
 
 STEPS = 3
 # processes, seq_length, masked_per_row, vocab_size, model, training
@@ -92,17 +92,18 @@ def measure(name: str, rank: int, folder: Path) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=processes)
     import deepspeed  # noqa: F401 - part of the baseline
 
-    from pipeline import parallel
-    from pipeline.engine import build_engine, update_weights
+    from pipeline.engine.deepspeed_engine import build_engine, update_weights
     from pipeline.model.masked_lm import NarrowBertForPretraining
+    from pipeline.parallel.groups import initialise_tensor_parallel
+    from pipeline.parallel.layers import padded_vocab_size
 
-    parallel.initialise_tensor_parallel(training.tensor_model_parallel_size)
+    initialise_tensor_parallel(training.tensor_model_parallel_size)
     (torch.ones(64, 64, requires_grad=True) @ torch.ones(64, 64)).sum().backward()
     baseline = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
 
     torch.manual_seed(0)
-    padded = parallel.padded_vocab_size(shape.vocab_size, training.tensor_model_parallel_size)
+    padded = padded_vocab_size(shape.vocab_size, training.tensor_model_parallel_size)
     engine = build_engine(config, NarrowBertForPretraining(config.model, shape.vocab_size, padded), torch.device("cpu"))
     rows = training.micro_batch_size
     generator = torch.Generator().manual_seed(rank)
@@ -146,7 +147,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.rank is not None:
         measure(arguments.shapes[0], arguments.rank, arguments.folder)
-    from pipeline.memory import predict_memory
+    from pipeline.planning.memory import predict_memory
 
     print("| shape | weights | gradients | optimizer | activations | predicted | measured | ratio |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")

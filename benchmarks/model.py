@@ -26,14 +26,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from pipeline.bf16_products import ensure_bf16_products
 from pipeline.config import ModelConfig, OptimizerConfig, RunConfig, TrainingConfig
-from pipeline.engine import build_engine, initialise_process_group, update_weights
-from pipeline.launch import KEEP_FREED_MEMORY, World
+from pipeline.engine.bf16_products import ensure_bf16_products
+from pipeline.engine.deepspeed_engine import build_engine, initialise_process_group, update_weights
 from pipeline.layout import parse_layout
+from pipeline.model.arithmetic import RowShape, training_flops
 from pipeline.model.masked_lm import NarrowBertForPretraining
-from pipeline.parallel import padded_vocab_size
-from pipeline.throughput import RowShape, training_flops
+from pipeline.parallel.layers import padded_vocab_size
+from pipeline.processes.launch import KEEP_FREED_MEMORY, World
 
 VOCAB = 30_522
 MASKED = 0.15

@@ -48,7 +48,7 @@ def read_texts(pattern: str) -> list[str]:
 
 def speed(options: argparse.Namespace, texts: list[str], work: Path) -> Path:
     """Print the paired times; the shard folder of the last round."""
-    from data_prep.vocabulary import load_tokenizer
+    from data_prep.contract.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(options.tokenizer)
     megabytes = sum(len(text.encode()) for text in texts) / 1e6
@@ -115,7 +115,7 @@ def pieces_of(word: str, vocabulary: dict[str, int], unknown: int) -> list[int]:
 
 
 def pure_python(options: argparse.Namespace, texts: list[str]) -> None:
-    from data_prep.vocabulary import load_tokenizer
+    from data_prep.contract.tokenizer import load_tokenizer
 
     vocabulary = load_tokenizer(options.tokenizer).get_vocab()
     part = [line for text in texts for line in text.split("\n")][::SLOW_PART]
@@ -129,7 +129,7 @@ def pure_python(options: argparse.Namespace, texts: list[str]) -> None:
 def reading(folder: Path, work: Path) -> None:
     import webdataset as wds
 
-    from data_prep.shards import open_shards
+    from data_prep.contract.shards import open_shards
 
     shards = open_shards(folder)
     split = shards.split("train")

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import psutil
 
-from pipeline.spool import Spool
+from pipeline.runs.records import Spool
 
 STEPS, SKIPPED = 400, 150
 SIZES = [
@@ -101,7 +101,7 @@ def shipper_killed(folder: Path) -> Iterator[dict[str, str]]:
     def hunt() -> None:
         while True:
             for process in psutil.process_iter(["cmdline"]):
-                if "pipeline.shipper" in (process.info["cmdline"] or []) and process.cwd() == str(folder):
+                if "pipeline.tracking.shipping" in (process.info["cmdline"] or []) and process.cwd() == str(folder):
                     process.kill()
             time.sleep(1)
 

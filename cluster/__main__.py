@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cluster.config import ClusterConfig
-from data_prep.command_line import Parser, UserError, choose_command, read_config, run_command
 from data_prep.config import PrepConfig
+from data_prep.contract.command_line import Parser, UserError, choose_command, read_config, run_command
 from pipeline.config import RunConfig
 
 Part = TypeVar("Part")

@@ -4,7 +4,7 @@ import dataclasses
 import re
 from typing import Literal
 
-from data_prep.command_line import UserError
+from data_prep.contract.command_line import UserError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -13,10 +13,10 @@ from cluster.batch import file_pattern, job_name_of, prep_script
 from cluster.config import ClusterConfig, check_cluster, check_path
 from cluster.submission import check_no_active_job, remove_if_empty, submission_of_shards
 from cluster.submit import check_no_secrets, check_partition, check_shared, check_writable, stated_options
-from data_prep.command_line import UserError, config_as_dict
 from data_prep.config import PrepConfig, check, tokenizer_path
-from data_prep.corpus import find_sources
-from data_prep.stages import TASKS, unfinished_tasks
+from data_prep.contract.command_line import UserError, config_as_dict
+from data_prep.corpus.sources import find_sources
+from data_prep.stages.run import TASKS, unfinished_tasks
 
 _ARRAYS = {"map", "pack", "reduce"}
 

@@ -7,10 +7,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_prep.command_line import Parser, UserError, read_config, run_command
 from data_prep.config import PrepConfig, check
-from data_prep.shards import verify
-from data_prep.stages import TASKS, run_task, unfinished_tasks
+from data_prep.contract.command_line import Parser, UserError, read_config, run_command
+from data_prep.contract.verification import verify
+from data_prep.stages.run import TASKS, run_task, unfinished_tasks
 
 
 class Silence:

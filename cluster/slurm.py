@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from data_prep.command_line import UserError, one_line
+from data_prep.contract.command_line import UserError, one_line
 
 TIMEOUT_S = 30.0
 """Seconds a client may take; NARROWBERT_SLURM_TIMEOUT has another number for a slow controller."""

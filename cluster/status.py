@@ -8,8 +8,8 @@ from pathlib import Path
 
 from cluster import slurm
 from cluster.submission import Submission, find_submission
-from pipeline.run_directory import read_run_config, read_run_record
-from pipeline.spool import read_metrics
+from pipeline.runs.directory import read_run_config, read_run_record
+from pipeline.runs.records import read_metrics
 
 _POLL_S = 0.5
 _ASK_SLURM_S = 10.0

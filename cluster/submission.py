@@ -19,7 +19,7 @@ from pathlib import Path
 import yaml
 
 from cluster.slurm import Job, find_jobs
-from data_prep.command_line import UserError, one_line
+from data_prep.contract.command_line import UserError, one_line
 
 JOB_SCRIPT = "job.sh"
 

@@ -10,14 +10,14 @@ from cluster import slurm
 from cluster.batch import job_name_of, train_script
 from cluster.config import ClusterConfig, check_cluster, check_path, seconds_of
 from cluster.submission import check_no_active_job, remove_if_empty, submission_of_run
-from data_prep.command_line import UserError, config_as_dict
+from data_prep.contract.command_line import UserError, config_as_dict
 from pipeline.config import RunConfig
-from pipeline.mixture import Mixture
-from pipeline.redaction import redact
-from pipeline.run_directory import check_run, flatten, has_checkpoint, is_finished
-from pipeline.spool import read_metrics
-from pipeline.throughput import count_parameters
-from pipeline.tracking import check_tracking
+from pipeline.data.mixture import Mixture
+from pipeline.model.arithmetic import count_parameters
+from pipeline.runs.directory import check_run, flatten, has_checkpoint, is_finished
+from pipeline.runs.records import read_metrics
+from pipeline.runs.redaction import redact
+from pipeline.tracking.description import check_tracking
 
 _ASSUMED_BYTES_PER_SECOND = 100e6
 """Writing speed of a checkpoint while none was measured: a slow shared disk."""
@@ -46,7 +46,7 @@ def submit_train(config: RunConfig, cluster: ClusterConfig, *, dry_run: bool) ->
     check_shared(cluster, [("run_dir", run_dir), *(("data.path", path) for path in local)])
     check_lead_time(config, cluster, shards)
     if config.init.from_huggingface is not None and not has_checkpoint(config):
-        from pipeline.init import check_init
+        from pipeline.initialisation.load import check_init
 
         check_init(config, shards)
     submission = submission_of_run(run_dir)

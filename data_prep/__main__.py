@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from data_prep.command_line import (
+from data_prep.config import PrepConfig, check, tokenizer_path
+from data_prep.contract.command_line import (
     USER_ERROR_EXIT_CODE,
     Parser,
     UserError,
@@ -15,10 +16,8 @@ from data_prep.command_line import (
     read_config,
     run_command,
 )
-from data_prep.config import PrepConfig, check, tokenizer_path
 
 PROGRAM = "narrowbert-prep"
-
 COMMANDS = {
     "vocab": "train a tokenizer on a corpus -> tokenizer.json",
     "shards": "tokenize, pack and mask the same corpus -> shard folder",
@@ -60,9 +59,10 @@ def _config(argv: Sequence[str], command: str, description: str) -> PrepConfig:
 
 
 def _vocab(argv: Sequence[str]) -> int:
-    from data_prep.corpus import find_sources
-    from data_prep.tasks import read_texts
-    from data_prep.vocabulary import fingerprint, save_tokenizer, train_tokenizer
+    from data_prep.contract.tokenizer import fingerprint, save_tokenizer
+    from data_prep.corpus.sources import find_sources
+    from data_prep.stages.tasks import read_texts
+    from data_prep.tokens.vocabulary import train_tokenizer
 
     config = _config(argv, "vocab", "Train a tokenizer on the corpus and write tokenizer.json.")
     start = time.monotonic()
@@ -93,7 +93,7 @@ def _vocab(argv: Sequence[str]) -> int:
 
 
 def _shards(argv: Sequence[str]) -> int:
-    from data_prep.stages import TASKS, build_shards, run_task
+    from data_prep.stages.run import TASKS, build_shards, run_task
 
     parser = Parser(prog=f"{PROGRAM} shards", add_help=False)
     parser.add_argument("--task", choices=TASKS)
@@ -124,7 +124,7 @@ def _listed(rejects: Mapping[str, int]) -> str:
 
 
 def _verify(argv: Sequence[str]) -> int:
-    from data_prep.shards import verify
+    from data_prep.contract.verification import verify
 
     parser = _parser("verify", "Check every byte and every row of a shard folder.")
     found = verify(parser.parse_args(argv).folder)
@@ -137,8 +137,8 @@ def _verify(argv: Sequence[str]) -> int:
 
 
 def _inspect(argv: Sequence[str]) -> int:
-    from data_prep.rows_as_text import rows_as_text
-    from data_prep.shards import SPLITS, open_shards
+    from data_prep.contract.shards import SPLITS, open_shards
+    from data_prep.report.rows_as_text import rows_as_text
 
     parser = _parser("inspect", "Print rows of a shard folder as text, with their masks.")
     parser.add_argument("--split", default="train", choices=SPLITS, help="default: %(default)s")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from data_prep.command_line import UserError
+from data_prep.contract.command_line import UserError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from data_prep.command_line import Parser, UserError, choose_command, read_config, run_command
+from data_prep.contract.command_line import Parser, UserError, choose_command, read_config, run_command
 from pipeline.config import RunConfig
 from pipeline.finetune.config import FinetuneConfig, check_finetune
-from pipeline.launch import SINGLE_PROCESS, die_with_launcher, start_local_processes, world_from_environment
-from pipeline.plan import PlanOptions, plan
-from pipeline.run_directory import has_checkpoint, is_finished, prepare_run
-from pipeline.signals import catch_stop_signals
-from pipeline.tracking import check_tracking
+from pipeline.planning.plan import PlanOptions, plan
+from pipeline.processes.launch import SINGLE_PROCESS, die_with_launcher, start_local_processes, world_from_environment
+from pipeline.processes.signals import catch_stop_signals
+from pipeline.runs.directory import has_checkpoint, is_finished, prepare_run
+from pipeline.tracking.description import check_tracking
 
 Part = TypeVar("Part")
 
@@ -83,14 +83,14 @@ def _train(argv: Sequence[str]) -> int:
             print(f"{config.run_dir} is finished: nothing to do")
         return 0
     if config.init.from_huggingface is not None and not has_checkpoint(config):
-        from pipeline.init import check_init
+        from pipeline.initialisation.load import check_init
 
         check_init(config, shards)
     if joined is None and processes > 1:
         return start_local_processes(
             processes, ["train", *argv, *(["--debug"] if "--debug" in sys.argv else [])], Path(config.run_dir) / "logs"
         )
-    from pipeline.train import train
+    from pipeline.training.loop import train
 
     return train(config, joined or SINGLE_PROCESS, shards)
 
@@ -100,7 +100,7 @@ def _evaluate(argv: Sequence[str]) -> None:
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--max_rows", type=int, default=None, help="validation rows to read (default: all)")
     arguments = parser.parse_args(argv)
-    from pipeline.evaluation import evaluate_run
+    from pipeline.training.validation import evaluate_run
 
     print(evaluate_run(arguments.run_dir, arguments.max_rows))
 
@@ -113,7 +113,7 @@ def _report(argv: Sequence[str]) -> None:
     arguments = parser.parse_args(argv)
     if arguments.to_mlflow and arguments.output is None:
         raise UserError("--to_mlflow needs the page: give --output FILE.html as well")
-    from pipeline.report import report, write_report
+    from pipeline.reports.comparison import report, write_report
 
     print(report(arguments.run_dirs))
     if arguments.output is None:
@@ -121,7 +121,7 @@ def _report(argv: Sequence[str]) -> None:
     write_report(arguments.run_dirs, arguments.output)
     print(f"curves: {arguments.output}")
     if arguments.to_mlflow:
-        from pipeline.shipper import log_file
+        from pipeline.tracking.mlflow_client import log_file
 
         for run_dir in arguments.run_dirs:
             log_file(run_dir, arguments.output, "reports")
@@ -160,10 +160,11 @@ def _export(argv: Sequence[str]) -> None:
         parser.error("--register belongs to a run: what comes from elsewhere has none in MLflow")
     if arguments.source is None and (arguments.layout or arguments.tokenizer or arguments.allow):
         parser.error("--layout, --tokenizer and --allow belong to --from: a run knows its own")
-    from pipeline.export.run import export_pretrained, export_run
+    from pipeline.export.run import export_run
+    from pipeline.initialisation.pretrained import export_pretrained
 
     if arguments.register is not None:
-        from pipeline.shipper import connect_to_run
+        from pipeline.tracking.mlflow_client import connect_to_run
 
         connect_to_run(arguments.run_dir)  # refused before the export is written, not after
     if arguments.source is None:
@@ -216,7 +217,7 @@ def _encode(argv: Sequence[str]) -> None:
     parser.add_argument("--window", type=int, default=2048, help="lines that are sorted by length at a time")
     parser.add_argument("--precision", choices=["fp32", "bf16", "fp16"], default="fp32")
     arguments = parser.parse_args(argv)
-    from pipeline.encode import EncodeOptions, encode
+    from pipeline.inference.encode import EncodeOptions, encode
 
     cut = encode(_part(EncodeOptions, arguments), sys.stdin.buffer, sys.stdout)
     if cut:
@@ -235,7 +236,7 @@ def _checkpoints(argv: Sequence[str]) -> None:
     parser = Parser("narrowbert checkpoints", description=COMMANDS["checkpoints"])
     parser.add_argument("run_dir", type=Path)
     arguments = parser.parse_args(argv)
-    from pipeline.checkpoint import list_checkpoints
+    from pipeline.checkpoints.listing import list_checkpoints
 
     print(list_checkpoints(arguments.run_dir))
 
@@ -243,7 +244,7 @@ def _checkpoints(argv: Sequence[str]) -> None:
 def _sync(argv: Sequence[str]) -> None:
     parser = Parser("narrowbert sync", description=COMMANDS["sync"])
     parser.add_argument("run_dir", type=Path)
-    from pipeline.shipper import sync
+    from pipeline.tracking.shipping import sync
 
     run_dir = parser.parse_args(argv).run_dir
     sync(run_dir)

@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 from typing import Literal
 
-from data_prep.command_line import UserError
+from data_prep.contract.command_line import UserError
 from pipeline.layout import kv_projections, parse_layout
 
 

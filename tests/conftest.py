@@ -15,8 +15,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 
-from data_prep.shards import open_shards, write_manifest, write_shard
-from pipeline.mixture import Mixture, open_mixture
+from data_prep.contract.shard_writing import write_manifest, write_shard
+from data_prep.contract.shards import open_shards
+from pipeline.data.mixture import Mixture, open_mixture
 from tests.processes import run_command
 
 # What takes longest comes first, so that nothing long is left for one worker at the end.
@@ -27,16 +28,20 @@ FOLDERS = ("cluster", "distributed", "faults", "tracking", "end_to_end", "pipeli
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Generator[None]:
     """With several workers a file's tests share one, for its fixtures' sake; all of Slurm's share one Slurm."""
     places = {name: place for place, name in enumerate(FOLDERS)}
-    items.sort(key=lambda item: places.get(item.path.parent.name, len(FOLDERS)))
+    items.sort(key=lambda item: places.get(_place(item).parts[0], len(FOLDERS)))
     for item in items:
-        folder = item.path.parent.name
-        item.add_marker(pytest.mark.xdist_group(folder if folder == "cluster" else f"{folder}/{item.path.name}"))
+        place = _place(item)
+        item.add_marker(pytest.mark.xdist_group("cluster" if place.parts[0] == "cluster" else str(place)))
     yield
     is_worker_of_groups = getattr(config.option, "loadgroup", False)
     if is_worker_of_groups and not all("@" in item.nodeid for item in items):
         raise pytest.UsageError(
             "this pytest-xdist does not group the tests of this pytest: two Slurms would run at a time"
         )
+
+
+def _place(item: pytest.Item) -> Path:
+    return item.path.relative_to(Path(__file__).parent)
 
 
 TEXT = (

@@ -3,7 +3,8 @@
 import torch
 import torch.distributed as dist
 
-from pipeline.parallel import is_split, join_shards, tensor_parallel_group
+from pipeline.parallel.groups import tensor_parallel_group
+from pipeline.parallel.whole_tensors import is_split, join_shards
 
 
 def gather_shards(shard: torch.Tensor, parameter: torch.nn.Parameter) -> torch.Tensor:

@@ -17,8 +17,8 @@ import numpy as np
 from tokenizers import Encoding, Tokenizer
 from transformers import AutoConfig
 
-from data_prep.command_line import UserError
-from data_prep.vocabulary import load_tokenizer
+from data_prep.contract.command_line import UserError
+from data_prep.contract.tokenizer import load_tokenizer
 from pipeline.export.onnx_files import CLASSIFIER, ENCODER, FILL_MASK
 
 _MOST_TEXTS = 512

@@ -17,7 +17,7 @@ from torch import nn
 from transformers import AutoConfig
 
 import pipeline.export  # noqa: F401 - registers the classes
-from data_prep.command_line import UserError
+from data_prep.contract.command_line import UserError
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 TOLERANCE = 1e-4

@@ -3,7 +3,7 @@
 import importlib.metadata
 from pathlib import Path
 
-from pipeline.shipper import connect_to_run, mlflow_for_users
+from pipeline.tracking.mlflow_client import connect_to_run, mlflow_for_users
 
 _PACKAGES = ("mlflow", "torch", "transformers", "tokenizers", "safetensors")
 _EXAMPLE = "the [MASK] of this sentence is hidden ."

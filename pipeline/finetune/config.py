@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
-from data_prep.command_line import UserError
+from data_prep.contract.command_line import UserError
 
 SPLITS = ("train", "validation", "test")
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from data_prep.command_line import UserError
+from data_prep.contract.command_line import UserError
 from pipeline.finetune.config import SPLITS, FinetuneConfig, FinetuneData
 
 Row = dict[str, Any]

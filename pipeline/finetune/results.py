@@ -9,11 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data_prep.command_line import UserError, config_as_dict
+from data_prep.contract.command_line import UserError, config_as_dict
 from pipeline.finetune.config import FinetuneConfig
-from pipeline.redaction import redact
-from pipeline.run_directory import flatten, write_atomically
-from pipeline.shipper import mlflow_for_users
+from pipeline.runs.directory import flatten
+from pipeline.runs.files import write_atomically
+from pipeline.runs.redaction import redact
+from pipeline.tracking.mlflow_client import mlflow_for_users
 
 RESULTS = ("results.md", "results.json")
 

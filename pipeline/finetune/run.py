@@ -14,13 +14,14 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, Trainer, Traini
 from transformers.utils import logging as transformers_logging
 
 import pipeline.export  # noqa: F401 - registers the classes, so that folders load without remote code
-from data_prep.command_line import UserError, config_as_dict
-from pipeline.bf16_products import ensure_bf16_products
+from data_prep.contract.command_line import UserError, config_as_dict
+from pipeline.engine.bf16_products import ensure_bf16_products
 from pipeline.finetune.config import FinetuneConfig
 from pipeline.finetune.files import read_splits
 from pipeline.finetune.results import Result, log_to_mlflow, write_results
-from pipeline.finetune.tasks import Task, open_task
-from pipeline.run_directory import write_atomically
+from pipeline.finetune.tasks import open_task
+from pipeline.finetune.tasks.base import Task
+from pipeline.runs.files import write_atomically
 
 
 def finetune(config: FinetuneConfig) -> str:

@@ -12,13 +12,9 @@ from pipeline.config import ModelConfig
 from pipeline.model.position import Rotation
 from pipeline.model.sublayer import Sublayer
 from pipeline.model.visibility import Visibility, flex
-from pipeline.parallel import (
-    ColumnLinear,
-    Initializer,
-    RowLinear,
-    tensor_parallel_dropout,
-    tensor_parallel_group,
-)
+from pipeline.parallel.dropout_seeds import tensor_parallel_dropout
+from pipeline.parallel.groups import tensor_parallel_group
+from pipeline.parallel.layers import ColumnLinear, Initializer, RowLinear
 
 
 class _Attention(Sublayer):

@@ -18,7 +18,8 @@ from pipeline.model.feedforward import FeedForward
 from pipeline.model.position import Rotation, alibi_slopes
 from pipeline.model.sublayer import build_norm
 from pipeline.model.visibility import Visibility, visibility
-from pipeline.parallel import Initializer, tensor_parallel_group
+from pipeline.parallel.groups import tensor_parallel_group
+from pipeline.parallel.layers import Initializer
 
 
 class Encoder(nn.Module):

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 
 from pipeline.config import ModelConfig
 from pipeline.model.sublayer import Sublayer
-from pipeline.parallel import ColumnLinear, Initializer, RowLinear, tensor_parallel_group
+from pipeline.parallel.groups import tensor_parallel_group
+from pipeline.parallel.layers import ColumnLinear, Initializer, RowLinear
 
 
 class FeedForward(Sublayer):

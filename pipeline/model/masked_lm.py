@@ -15,7 +15,7 @@ from pipeline.config import ModelConfig
 from pipeline.model.encoder import Encoder
 from pipeline.model.position import positions_in_document
 from pipeline.model.sublayer import build_norm
-from pipeline.parallel import (
+from pipeline.parallel.layers import (
     ColumnLinear,
     Initializer,
     WordEmbedding,

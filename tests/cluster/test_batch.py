@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from cluster.batch import job_name_of, prep_script, train_script
 from cluster.config import ClusterConfig, PrepJobsConfig, check_cluster, seconds_of
-from data_prep.command_line import UserError, read_config
+from data_prep.contract.command_line import UserError, read_config
 
 GOLDEN = Path(__file__).parent / "golden" / "train.sh"
 PRESETS = sorted((Path(__file__).parents[2] / "configs" / "cluster").glob("*.yaml"))

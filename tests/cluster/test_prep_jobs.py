@@ -10,9 +10,9 @@ import pytest
 from cluster.__main__ import _dispatch
 from cluster.slurm import find_jobs
 from cluster.submission import submission_of_run, submission_of_shards
-from data_prep.command_line import run_command
-from data_prep.shards import open_shards
-from pipeline.checkpoint import newest_checkpoint
+from data_prep.contract.command_line import run_command
+from data_prep.contract.shards import open_shards
+from pipeline.checkpoints.reading import newest_checkpoint
 from tests.cluster.slurm_cluster import SlurmCluster
 from tests.conftest import write_corpus
 from tests.processes import TINY_RUN, losses

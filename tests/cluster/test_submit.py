@@ -13,7 +13,7 @@ import pytest
 from cluster.__main__ import _dispatch
 from cluster.slurm import Job, parse_scontrol, state_in_accounts, submission_environment
 from cluster.submission import submission_of_run
-from data_prep.command_line import run_command
+from data_prep.contract.command_line import run_command
 from tests.cluster.slurm_cluster import SlurmCluster
 from tests.processes import TINY_RUN, user_error
 
@@ -108,8 +108,8 @@ def test_lead_time_is_held_against_the_checkpoint(
     (tmp_path / "metrics.jsonl").rename(tmp_path / "run/metrics.jsonl")
     from cluster.config import ClusterConfig
     from cluster.submit import check_lead_time
-    from data_prep.command_line import UserError
-    from data_prep.shards import open_shards
+    from data_prep.contract.command_line import UserError
+    from data_prep.contract.shards import open_shards
     from pipeline.config import RunConfig
 
     config, shards = RunConfig(run_dir=str(tmp_path / "run")), open_shards(shard_folder)

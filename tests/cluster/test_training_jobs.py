@@ -14,8 +14,8 @@ import pytest
 from cluster.__main__ import _dispatch
 from cluster.status import status
 from cluster.submission import submission_of_run
-from data_prep.command_line import run_command
-from pipeline.checkpoint import newest_checkpoint
+from data_prep.contract.command_line import run_command
+from pipeline.checkpoints.reading import newest_checkpoint
 from tests.cluster.slurm_cluster import SlurmCluster
 from tests.faults import runs
 from tests.processes import losses

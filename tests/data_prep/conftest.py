@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from data_prep.config import CorpusConfig, MaskConfig, PrepConfig, VocabularyConfig
-from data_prep.corpus import find_sources
-from data_prep.stages import build_shards
-from data_prep.tasks import read_texts
-from data_prep.vocabulary import save_tokenizer, train_tokenizer
+from data_prep.contract.tokenizer import save_tokenizer
+from data_prep.corpus.sources import find_sources
+from data_prep.stages.run import build_shards
+from data_prep.stages.tasks import read_texts
+from data_prep.tokens.vocabulary import train_tokenizer
 
 PANGRAM = """the quick brown fox jumps over a lazy dog while seven small wizards quietly boil unusual potions
     near rivers forests mountains reading writing singing walked walking talked talking house houses green"""

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.config import MaskConfig, PackingConfig
-from data_prep.masking import mask_rows
-from data_prep.packing import Rows, fill_rows, plan_rows
-from data_prep.shards import SPLITS, TOKENIZER, Geometry, file_sha256, write_manifest, write_shard
+from data_prep.contract.shard_writing import write_manifest, write_shard
+from data_prep.contract.shards import SPLITS, TOKENIZER, Geometry, file_sha256
+from data_prep.rows.masking import mask_rows
+from data_prep.rows.packing import Rows, fill_rows, plan_rows
 
 SPECIAL = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
 GEOMETRY = Geometry(seq_length=32, masked_per_row=5, num_variants=3, vocab_size=200)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import data_prep.__main__ as command
-from data_prep.shards import open_shards
+from data_prep.contract.shards import open_shards
 
 NARROWBERT_PREP = str(Path(sys.executable).with_name("narrowbert-prep"))
 

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 
-from data_prep.command_line import UserError
 from data_prep.config import (
     CorpusConfig,
     MaskConfig,
@@ -15,6 +14,7 @@ from data_prep.config import (
     masked_per_row,
     tokenizer_path,
 )
+from data_prep.contract.command_line import UserError
 
 DEFAULT = PrepConfig(output="shards")
 

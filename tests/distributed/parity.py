@@ -22,19 +22,18 @@ from deepspeed.accelerator import get_accelerator
 from deepspeed.utils import groups as deepspeed_groups
 from megatron.core import parallel_state
 
-from pipeline import checkpoint, engine
-from pipeline.checkpoint_writer import CheckpointWriter
+from pipeline.checkpoints.format import KINDS, TrainerState
+from pipeline.checkpoints.reading import load_weights, read_tensors, read_trainer_state
+from pipeline.checkpoints.restore import load_optimizer, optimizer_steps
+from pipeline.checkpoints.writing import CheckpointWriter
 from pipeline.config import ModelConfig, OptimizerConfig, RunConfig, TrainingConfig
+from pipeline.engine import deepspeed_engine as engine
+from pipeline.engine.optimizer import learning_rate
 from pipeline.model.masked_lm import NarrowBertForPretraining
-from pipeline.optimizer import learning_rate
-from pipeline.parallel import (
-    data_parallel_group,
-    initialise_tensor_parallel,
-    is_split,
-    padded_vocab_size,
-    seed_dropout,
-    tensor_parallel_dropout,
-)
+from pipeline.parallel.dropout_seeds import seed_dropout, tensor_parallel_dropout
+from pipeline.parallel.groups import data_parallel_group, initialise_tensor_parallel
+from pipeline.parallel.layers import padded_vocab_size
+from pipeline.parallel.whole_tensors import is_split
 
 VOCAB, LENGTH, MASKED, ROWS, STEPS = 201, 16, 4, 8, 5
 LAYOUTS = ("6sf", "2sf:4sf", "2sf 4s:4f")
@@ -191,7 +190,7 @@ def fp16(world_size: int, folder: Path) -> dict[str, Any]:
             # The first overflow is forgiven, the second halves the scale, at the smallest it stays.
             engine.set_loss_scaler_state(built, {"cur_scale": 2.0**40})
             overflowing = [train_steps(built, config, 0, 1)[0] for _ in range(3)]
-            steps = checkpoint.optimizer_steps(built)
+            steps = optimizer_steps(built)
             state = engine.loss_scaler_state(built)
             built.optimizer.loss_scaler.cur_scale = built.optimizer.loss_scaler.min_scale = 2.0**40
             overflowing += [train_steps(built, config, 0, 1)[0] for _ in range(2)]
@@ -213,9 +212,9 @@ def checkpoints(world_size: int, folder: Path) -> dict[str, Any]:
             torch.manual_seed(99)  # other weights: what is right came from the file
             model = NarrowBertForPretraining(config.model, VOCAB, padded_vocab_size(VOCAB, tensor_parallel_size))
             if before is not None:
-                checkpoint.load_weights(model, before)
+                load_weights(model, before)
                 built = engine.build_engine(config, model, torch.device("cpu"))
-                checkpoint.load_optimizer(built, before, checkpoint.read_trainer_state(before))
+                load_optimizer(built, before, read_trainer_state(before))
                 again = save(built, folder / f"again{step}", step)
                 if dist.get_rank() == 0:
                     wrong += differences(before, again)
@@ -226,7 +225,7 @@ def checkpoints(world_size: int, folder: Path) -> dict[str, Any]:
             built.destroy()
     assert before is not None
     whole = NarrowBertForPretraining(config.model, VOCAB)
-    checkpoint.load_weights(whole, before)  # one process, without padding
+    load_weights(whole, before)  # one process, without padding
     return {"curve": curve, "wrong": wrong}
 
 
@@ -246,17 +245,17 @@ def saved_again(world_size: int, folder: Path) -> list[str]:
             (before,) = earlier[-1].glob("step-*")
             torch.manual_seed(99)
             model = NarrowBertForPretraining(config.model, VOCAB, padded_vocab_size(VOCAB, tensor_parallel_size))
-            checkpoint.load_weights(model, before)
+            load_weights(model, before)
             built = engine.build_engine(config, model, torch.device("cpu"))
-            checkpoint.load_optimizer(built, before, checkpoint.read_trainer_state(before))
+            load_optimizer(built, before, read_trainer_state(before))
         saved = save(built, folder.parent / f"saved-{len(earlier)}", 2)
         built.destroy()
     return differences(before, saved) if earlier else []
 
 
 def save(built: Any, folder: Path, step: int) -> Path:
-    state = checkpoint.TrainerState(
-        step=step, rows_consumed=step * ROWS, optimizer_steps=checkpoint.optimizer_steps(built), skipped_steps=0,
+    state = TrainerState(
+        step=step, rows_consumed=step * ROWS, optimizer_steps=optimizer_steps(built), skipped_steps=0,
         lineage_id="", attempt=1, data_root_hash="", vocab_size=VOCAB, config={},
     )  # fmt: skip
     writer = CheckpointWriter(built, folder)
@@ -270,11 +269,11 @@ def save(built: Any, folder: Path, step: int) -> Path:
 def differences(first: Path, second: Path) -> list[str]:
     """What two checkpoints do not have in common, to the bit."""
     found = []
-    for kind in checkpoint.KINDS:
-        a, b = checkpoint.read_tensors(first, kind), checkpoint.read_tensors(second, kind)
+    for kind in KINDS:
+        a, b = read_tensors(first, kind), read_tensors(second, kind)
         found += [f"{kind} {name}" for name in a.keys() ^ b.keys()]
         found += [f"{kind} {name}" for name in a.keys() & b.keys() if not torch.equal(a[name], b[name])]
-    a, b = checkpoint.read_trainer_state(first), checkpoint.read_trainer_state(second)
+    a, b = read_trainer_state(first), read_trainer_state(second)
     return [*found, *(["optimizer_steps"] if a.optimizer_steps != b.optimizer_steps else [])]
 
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.command_line import UserError
-from pipeline.communication import Collective, bytes_out_of_node, step_communication, step_seconds
+from data_prep.contract.command_line import UserError
 from pipeline.config import ModelConfig, RunConfig, TrainingConfig
-from pipeline.plan import PlanOptions, plan
-from pipeline.throughput import RowShape, count_parameters
+from pipeline.model.arithmetic import RowShape, count_parameters
+from pipeline.planning.communication import Collective, bytes_out_of_node, step_communication, step_seconds
+from pipeline.planning.plan import PlanOptions, plan
 from tests.processes import run_ranks
 
 

@@ -8,7 +8,8 @@ SCRIPT = textwrap.dedent(
     """
     import os, sys, functools, torch, torch.distributed as dist, torch.nn.functional as F
     from megatron.core import parallel_state
-    from pipeline.parallel import ColumnLinear, RowLinear, WordEmbedding, tensor_parallel_group
+    from pipeline.parallel.groups import tensor_parallel_group
+    from pipeline.parallel.layers import ColumnLinear, RowLinear, WordEmbedding
 
     rank = int(sys.argv[1])
     dist.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=rank, world_size=2)

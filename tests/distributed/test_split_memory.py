@@ -8,10 +8,11 @@ import torch
 import torch.distributed as dist
 
 from pipeline.config import ModelConfig, RunConfig, TrainingConfig
-from pipeline.memory import LiveBytes, activation_bytes
+from pipeline.model.arithmetic import RowShape
 from pipeline.model.masked_lm import NarrowBertForPretraining
-from pipeline.parallel import initialise_tensor_parallel, padded_vocab_size
-from pipeline.throughput import RowShape
+from pipeline.parallel.groups import initialise_tensor_parallel
+from pipeline.parallel.layers import padded_vocab_size
+from pipeline.planning.memory import LiveBytes, activation_bytes
 from tests.processes import run_ranks
 
 SHAPE = RowShape(seq_length=64, masked_per_row=10, vocab_size=512)

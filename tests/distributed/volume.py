@@ -18,11 +18,12 @@ from torch.utils._pytree import tree_leaves
 
 os.environ["DS_ACCELERATOR"] = "cpu"
 
-from pipeline import communication, engine, memory
 from pipeline.config import ModelConfig, RunConfig, TrainingConfig
+from pipeline.engine import deepspeed_engine as engine
+from pipeline.model.arithmetic import RowShape
 from pipeline.model.masked_lm import NarrowBertForPretraining
-from pipeline.parallel import padded_vocab_size
-from pipeline.throughput import RowShape
+from pipeline.parallel.layers import padded_vocab_size
+from pipeline.planning import communication, memory
 from tests.distributed.parity import groups_of
 
 SHAPE = RowShape(seq_length=32, masked_per_row=6, vocab_size=900)

@@ -12,10 +12,10 @@ import pytest
 import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-from data_prep.shards import open_shards
-from pipeline.checkpoint import load_run_model
-from pipeline.data import validation_batches
-from pipeline.mixture import open_mixture
+from data_prep.contract.shards import open_shards
+from pipeline.checkpoints.reading import load_run_model
+from pipeline.data.batches import validation_batches
+from pipeline.data.mixture import open_mixture
 from tests.conftest import write_corpus
 from tests.processes import run_command
 

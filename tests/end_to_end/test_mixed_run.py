@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.shards import open_shards
+from data_prep.contract.shards import open_shards
 from tests.processes import TINY_RUN, losses, run_command, user_error
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers import AutoModelForMaskedLM
 
-from pipeline.checkpoint import load_run_model
-from pipeline.data import validation_batches
-from pipeline.mixture import open_mixture
+from pipeline.checkpoints.reading import load_run_model
+from pipeline.data.batches import validation_batches
+from pipeline.data.mixture import open_mixture
 from tests.processes import TINY_RUN, losses, run_command
 
 OPTIONS = [

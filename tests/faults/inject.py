@@ -25,7 +25,7 @@ from pipeline import __main__ as command
 
 
 def record(fault: dict[str, Any]) -> None:
-    from pipeline.train import Run
+    from pipeline.training.loop import Run
 
     original, path = Run.train_step, Path(f"{fault['file']}-{os.environ['RANK']}")
 
@@ -40,7 +40,7 @@ def record(fault: dict[str, Any]) -> None:
 
 
 def at_place(fault: dict[str, Any], act: Any) -> None:
-    from pipeline.guards import Watchdog
+    from pipeline.processes.watchdog import Watchdog
 
     original = Watchdog.move
 
@@ -64,7 +64,7 @@ def send_signal(fault: dict[str, Any]) -> None:
 
 
 def slow(fault: dict[str, Any]) -> None:
-    from pipeline.data import Prefetcher
+    from pipeline.data.prefetch import Prefetcher
 
     original = Prefetcher.step
 
@@ -76,7 +76,7 @@ def slow(fault: dict[str, Any]) -> None:
 
 
 def poison(fault: dict[str, Any]) -> None:
-    from pipeline.train import Run
+    from pipeline.training.loop import Run
 
     original = Run.train_step
 
@@ -93,16 +93,16 @@ def poison(fault: dict[str, Any]) -> None:
 
 
 def fail_write(fault: dict[str, Any]) -> None:
-    from pipeline import checkpoint_writer
+    from pipeline.checkpoints.tensor_file import TensorFile
 
-    original = checkpoint_writer._TensorFile.write
+    original = TensorFile.write
 
     def write(file: Any, tensor: Any) -> None:
         if f"step-{fault['step']:08d}" in file._file.name:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         original(file, tensor)
 
-    checkpoint_writer._TensorFile.write = write
+    TensorFile.write = write
 
 
 def main() -> None:

@@ -24,10 +24,12 @@ import deepspeed  # noqa: F401 - imported once, before the forks
 import torch
 import torch.distributed as dist
 
-from pipeline.checkpoint import TrainerState, newest_checkpoint, optimizer_steps, read_trainer_state, remove_unfinished
-from pipeline.checkpoint_writer import CheckpointWriter
+from pipeline.checkpoints.format import TrainerState, remove_unfinished
+from pipeline.checkpoints.reading import newest_checkpoint, read_trainer_state
+from pipeline.checkpoints.restore import optimizer_steps
+from pipeline.checkpoints.writing import CheckpointWriter
 from pipeline.config import ModelConfig, RunConfig, TrainingConfig
-from pipeline.engine import build_engine
+from pipeline.engine.deepspeed_engine import build_engine
 from pipeline.model.masked_lm import NarrowBertForPretraining
 
 EVENTS = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.unlink"}

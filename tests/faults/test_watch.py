@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.checkpoint import read_tensors, read_trainer_state
-from pipeline.guards import Stragglers
+from pipeline.checkpoints.reading import read_tensors, read_trainer_state
+from pipeline.processes.stragglers import Stragglers
 from tests.faults.runs import LONG, argv, events
 from tests.processes import Ranks, kill_group, losses, run_command, start_command, wait_until
 

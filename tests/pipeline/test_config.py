@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from data_prep.command_line import UserError, config_as_dict, read_config
+from data_prep.contract.command_line import UserError, config_as_dict, read_config
 from pipeline.__main__ import TrainArguments
 from pipeline.config import (
     RESUMABLE_CHANGES,
@@ -14,7 +14,7 @@ from pipeline.config import (
     TrainingConfig,
     check_config,
 )
-from pipeline.run_directory import flatten
+from pipeline.runs.directory import flatten
 from tests.processes import run_command
 
 

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import sqlalchemy
 
-from pipeline.spool import Spool, append_event
-from pipeline.tracking import write_description
+from pipeline.runs.records import Spool, append_event
+from pipeline.tracking.description import write_description
 
 _START_S = 120
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.tracking import LAST_SHIPMENT_S
+from pipeline.tracking.description import LAST_SHIPMENT_S
 from tests.processes import TINY_RUN, kill_group, losses, run_command, start_command, user_error, wait_until
 from tests.tracking.servers import MlflowServer, broken_server, spooled_points, stored_points
 
@@ -56,7 +56,7 @@ class Training:
         """The shipper, once it has made its first contact with a store or failed to."""
         for child in psutil.Process(self.process.pid).children(recursive=True):
             with contextlib.suppress(psutil.Error):
-                if "pipeline.shipper" in child.cmdline():
+                if "pipeline.tracking.shipping" in child.cmdline():
                     return child
         return None
 

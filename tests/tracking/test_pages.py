@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer, pipeline
 
-from pipeline.metrics import METRICS
+from pipeline.runs.metric_names import METRICS
 from tests.processes import TINY_RUN, run_command, user_error
 from tests.tracking.browser import browser, chromium_binary
 from tests.tracking.servers import MlflowServer, spooled_points, stored_points

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.command_line import UserError
-from pipeline.shipper import sync
-from pipeline.spool import Spool, read_metrics
+from data_prep.contract.command_line import UserError
+from pipeline.runs.records import Spool, read_metrics
+from pipeline.tracking.shipping import sync
 from tests.tracking.servers import spooled_points, spooled_run, stored_points
 
 

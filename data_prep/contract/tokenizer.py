@@ -1,0 +1,232 @@
+"""Train, load and fingerprint a tokenizer, and tell which of its tokens continue a word.
+
+The trainers of `tokenizers` read words from a randomly seeded hash map, so their results need care to be the same
+on every run and for any number of threads:
+
+wordpiece  gives other ids on every run (the library's issue 1794): it numbers the `##x` pieces in the order of the
+           map, and ties between merges are decided by those numbers. Here every `##x` of a sorted alphabet is
+           registered first, as a special token, so that it has a fixed number before the map is met; the
+           registrations are stripped from the result.
+bpe        is the same as it is: the 256 bytes, sorted, are all its characters, and merges with equal counts go by
+           those numbers.
+unigram    adds up probabilities in the order of the map, so scores differ in their last digits, and with them the
+           order of equal pieces; characters it had pruned get scores in the order of the map. Here scores are
+           rounded and sorted, and those characters share one score. Which pieces are kept could in principle hang on
+           such a last digit still: it is trained twice, and two different results are refused.
+"""
+
+import hashlib
+import json
+import os
+import unicodedata
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+from data_prep.config import VocabularyConfig
+from data_prep.contract.command_line import UserError
+
+SPECIAL_TOKENS = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
+"""Role -> token, in the order of their ids in a vocabulary trained here (0 to 4)."""
+
+CONTINUATION = "##"
+"""What BERT puts before a piece that continues a word"""
+
+BLANK = "\u2581"
+"""What Unigram puts before a piece that begins a word"""
+
+
+def bert_normalizer(config: VocabularyConfig) -> normalizers.Normalizer:
+    return normalizers.BertNormalizer(lowercase=config.lowercase, strip_accents=config.strip_accents)
+
+
+def with_template(tokenizer: Tokenizer) -> Tokenizer:
+    """Let `encode` put [CLS] and [SEP] around a text."""
+    cls, sep = SPECIAL_TOKENS["cls"], SPECIAL_TOKENS["sep"]
+    ids = special_ids(tokenizer)
+    tokenizer.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
+        single=f"{cls} $A {sep}",
+        pair=f"{cls} $A {sep} $B:1 {sep}:1",
+        special_tokens=[(cls, ids["cls"]), (sep, ids["sep"])],
+    )
+    return tokenizer
+
+
+def save_tokenizer(tokenizer: Tokenizer, path: str | Path) -> bool:
+    """Write `tokenizer.json`; False when the very same file is there already.
+
+    Raises:
+        UserError: another tokenizer stands at `path`, or it cannot be written.
+    """
+    path = Path(path)
+    content = tokenizer.to_str(pretty=True).encode()
+    try:
+        if path.exists():
+            if path.read_bytes() == content:
+                return False
+            raise UserError(f"{path} holds another tokenizer: delete it or name another file with --tokenizer")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(path.name + ".partial")
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"cannot write the tokenizer {path}: {error.strerror}") from error
+    return True
+
+
+def load_tokenizer(path: str | Path, vocabulary: VocabularyConfig | None = None) -> Tokenizer:
+    """Read `tokenizer.json` or a BERT `vocab.txt` ready for corpus text: no truncation, no padding, and special tokens
+    written out in the text ("[MASK]") are ordinary characters, never the special ids.
+
+    Args:
+        vocabulary: whether text is lower-cased and stripped of accents for a vocab.txt, which does not say so itself.
+
+    Raises:
+        UserError: no such file, not a tokenizer, one without [PAD] [UNK] [CLS] [SEP] [MASK], or a vocab.txt of
+            the other case.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(
+            f"no tokenizer at {path}: make one with `narrowbert-prep vocab` and the same options, "
+            "or name your own tokenizer.json or vocab.txt with --tokenizer"
+        )
+    if path.suffix == ".txt":
+        tokenizer = _from_vocabulary_file(path, vocabulary or VocabularyConfig())
+    else:
+        try:
+            tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises a bare Exception for every kind of bad file
+            raise UserError(f"{path} is not a tokenizer.json: {error}") from error
+        _check_special_tokens(path, tokenizer.get_vocab(with_added_tokens=True))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+def _from_vocabulary_file(path: Path, config: VocabularyConfig) -> Tokenizer:
+    """The tokenizer that transformers' BertTokenizer makes of a vocab.txt: entry i of the file has id i."""
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not a vocab.txt: it is not UTF-8 text ({error.reason})") from error
+    vocabulary = {token: number for number, token in enumerate(lines if lines[-1] else lines[:-1])}
+    _check_special_tokens(path, vocabulary)
+    cased = "A" in vocabulary
+    if "a" in vocabulary and cased == config.lowercase:
+        raise UserError(
+            f"{path} has {'an' if cased else 'no'} entry 'A', but vocabulary.lowercase is "
+            f"{str(config.lowercase).lower()}: set it to {str(not cased).lower()}"
+        )
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=SPECIAL_TOKENS["unk"]))
+    tokenizer.normalizer = bert_normalizer(config)  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()  # type: ignore[assignment]
+    tokenizer.decoder = decoders.WordPiece(prefix=CONTINUATION)  # type: ignore[assignment]
+    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL_TOKENS.values()])
+    return with_template(tokenizer)
+
+
+def _check_special_tokens(path: Path, vocabulary: dict[str, int]) -> None:
+    missing = [token for token in SPECIAL_TOKENS.values() if token not in vocabulary]
+    if missing:
+        raise UserError(f"the tokenizer {path} lacks {' '.join(missing)}: a BERT tokenizer has all of them")
+
+
+def fingerprint(path: str | Path) -> str:
+    """sha256 of the file, in hexadecimal."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def special_ids(tokenizer: Tokenizer) -> dict[str, int]:
+    """{"pad": id, "unk": id, "cls": id, "sep": id, "mask": id}."""
+    return {role: tokenizer.token_to_id(token) for role, token in SPECIAL_TOKENS.items()}  # type: ignore[misc]
+
+
+def vocabulary_size(tokenizer: Tokenizer) -> int:
+    """One more than the largest id: a vocabulary may have holes."""
+    return max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+
+
+def ordinary_ids(tokenizer: Tokenizer) -> list[int]:
+    """Sorted ids that may stand in for a masked token: neither added tokens nor "[unusedN]"."""
+    return sorted(number for token, number in _plain_tokens(tokenizer) if not _unused(token))
+
+
+def continues_word(tokenizer: Tokenizer) -> np.ndarray:
+    """[vocabulary] bool, whether a token continues the word before it; added tokens never do.
+
+    For WordPiece that is what "##" says. Byte-level and Unigram vocabularies mark what follows a blank; of the rest a
+    token that begins with a letter or digit (or in the middle of a character) continues a word, one that begins with
+    punctuation, a symbol or an ideograph begins one. So "(word" is one word, and "word)" two.
+
+    Raises:
+        UserError: a vocabulary of another kind, which does not tell.
+    """
+    continues = _continuation_test(tokenizer)
+    flags = np.zeros(vocabulary_size(tokenizer), dtype=bool)
+    for token, number in _plain_tokens(tokenizer):
+        flags[number] = continues(token)
+    return flags
+
+
+def _plain_tokens(tokenizer: Tokenizer) -> Iterator[tuple[str, int]]:
+    """(token, id) of all but added and special tokens."""
+    added = set(tokenizer.get_added_tokens_decoder()) | set(special_ids(tokenizer).values())
+    for token, number in tokenizer.get_vocab(with_added_tokens=True).items():
+        if number not in added:
+            yield token, number
+
+
+def _unused(token: str) -> bool:
+    return token.startswith("[unused") and token.endswith("]")
+
+
+def _continuation_test(tokenizer: Tokenizer) -> Callable[[str], bool]:
+    content = json.loads(tokenizer.to_str())
+    model = content["model"]
+    prefix = model.get("continuing_subword_prefix")
+    if prefix:
+        return lambda token: token.startswith(prefix) and token != prefix
+    pre_tokenizer = content["pre_tokenizer"] or {}
+    kinds = {step["type"] for step in pre_tokenizer.get("pretokenizers", [pre_tokenizer]) if step}
+    if "ByteLevel" in kinds:
+        values = _byte_values()
+        return lambda token: _bytes_continue_word(bytes(values.get(c, ord("?")) for c in token))
+    if "Metaspace" in kinds:
+        return lambda token: _stands_in_word(token[:1])
+    raise UserError(
+        f"a tokenizer of the kind {model.get('type')} with the pre-tokenizer {pre_tokenizer.get('type')} does not tell "
+        "where words begin: set mask.unit to token, or use a WordPiece, byte-level or Metaspace tokenizer"
+    )
+
+
+def _byte_values() -> dict[str, int]:
+    """Character -> byte, GPT-2's alphabet: printable Latin-1 stands for itself, the other bytes for U+0100 and up."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = (byte for byte in range(0x100) if byte not in printable)
+    return {**{chr(byte): byte for byte in printable}, **{chr(0x100 + i): byte for i, byte in enumerate(others)}}
+
+
+def _bytes_continue_word(token: bytes) -> bool:
+    """Whether a piece of UTF-8 text, which may begin or end inside a character, continues a word."""
+    if not token:
+        return False
+    for size in range(1, 5):
+        try:
+            return _stands_in_word(token[:size].decode())
+        except UnicodeDecodeError:
+            continue
+    # Not a whole character: its end (below 0xC0), or the beginning of a letter, an ideograph (U+3000 to U+9FFF begin
+    # with 0xE3 to 0xE9) or an emoji (from 0xF0).
+    return not (0xE3 <= token[0] <= 0xE9 or token[0] >= 0xF0)
+
+
+def _stands_in_word(character: str) -> bool:
+    """Whether a character is a letter, mark or digit of a script that writes words apart."""
+    if not character or unicodedata.category(character)[0] not in "LMN":
+        return False
+    code = ord(character)
+    return not (0x2E80 <= code <= 0x9FFF or 0xF900 <= code <= 0xFAFF or 0x20000 <= code <= 0x3FFFF)

@@ -1,0 +1,197 @@
+"""Every byte of a shard folder checked against its manifest."""
+
+import hashlib
+import mmap
+import tarfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_prep.contract.shards import (
+    BLOCK,
+    CHUNK_EXTENSION,
+    REJECTS,
+    ShardFolder,
+    all_shards,
+    chunk_key,
+    count_problems,
+    file_sha256,
+    map_file,
+    member_header,
+    open_folder,
+    read_chunk,
+    tokenizer_problems,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verification:
+    """What `verify` found."""
+
+    problems: tuple[str, ...]
+    """One line each, naming file and chunk; empty when all is well"""
+    summary: str
+    """One line on what was checked"""
+
+
+def verify(folder: str | Path) -> Verification:
+    """Check every byte of a shard folder and the legality of every row.
+
+    Raises:
+        UserError: the manifest cannot be read, so that nothing further can be checked.
+    """
+    opened = open_folder(folder)
+    shards = list(all_shards(opened.manifest))
+    known = {shard["name"] for shard in shards}
+    problems = [*tokenizer_problems(opened), *_rejects_problems(opened)]
+    problems += [f"{p} is not in the manifest" for p in sorted(opened.path.glob("*.tar")) if p.name not in known]
+    sequence_ids: list[np.ndarray] = []
+    for shard in shards:
+        problems += _verify_shard(opened, shard, sequence_ids)
+    problems += count_problems(opened)
+    where = opened.path if opened.remote is None else opened.remote
+    every = np.concatenate(sequence_ids) if sequence_ids else np.empty(0, dtype=np.uint64)
+    if len(np.unique(every)) != len(every):
+        problems.append(f"{where}: sequence ids are not unique")
+    chunks = sum(len(shard["chunks"]) for shard in shards)
+    summary = (
+        f"{where}: {len(shards)} shards, {chunks} chunks, {len(every)} rows, "
+        f"{sum(shard['size'] for shard in shards)} bytes, root hash {opened.root_hash}"
+    )
+    return Verification(problems=tuple(problems), summary=summary)
+
+
+def _rejects_problems(folder: ShardFolder) -> Iterator[str]:
+    entry = folder.manifest.get("rejects")
+    if entry is None:
+        return
+    problem = folder.files.problem(entry)
+    if problem:
+        yield problem
+    elif file_sha256(folder.path / REJECTS) != entry["sha256"]:
+        yield f"{folder.files.name(REJECTS)} is damaged (its sha256 is not the manifest's)"
+
+
+def _verify_shard(folder: ShardFolder, shard: Mapping[str, Any], sequence_ids: list[np.ndarray]) -> Iterator[str]:
+    """Problems of one shard; appends the sequence ids of its sound chunks."""
+    name = folder.files.name(shard["name"])
+    problem = folder.files.problem(shard)
+    if problem:
+        yield f"shard {problem}"
+        return
+    path = folder.path / shard["name"]
+    data = map_file(path)
+    found: list[str] = []
+    for number in range(len(shard["chunks"])):
+        try:
+            arrays = read_chunk(data, shard, number, folder.geometry)
+        except ValueError as error:
+            found.append(f"chunk {number}: {error}")
+            continue
+        sequence_ids.append(np.array(arrays["sequence_ids"]))
+        for problem in _row_problems(arrays, folder):
+            yield f"shard {name}, chunk {number}: {problem}"
+    if hashlib.sha256(data).hexdigest() != shard["sha256"]:
+        found += [problem for problem in _frame_problems(data, shard) if problem not in found]
+        found = found or ["chunk 0: its sha256 is not the manifest's, though every chunk is sound"]
+    else:
+        found += _member_problems(path, shard)
+    yield from (f"shard {name}, {problem}" for problem in found)
+
+
+def _frame_problems(data: mmap.mmap, shard: Mapping[str, Any]) -> Iterator[str]:
+    """Where the bytes between the chunks (tar headers, padding, the end) are not as they were written."""
+    end = 0
+    for number, entry in enumerate(shard["chunks"]):
+        header = member_header(shard["name"], number, entry["length"]).tobuf(tarfile.USTAR_FORMAT)
+        if data[end : entry["offset"]] != header:
+            yield f"chunk {number}: its tar header is damaged"
+        end = entry["offset"] + -(-entry["length"] // BLOCK) * BLOCK
+        if any(data[entry["offset"] + entry["length"] : end]):
+            yield f"chunk {number}: the padding behind it is damaged"
+    if any(data[end:]):
+        yield f"chunk {len(shard['chunks']) - 1}: the end of the tar behind it is damaged"
+
+
+def _member_problems(path: Path, shard: Mapping[str, Any]) -> Iterator[str]:
+    """A plain walk of the tar: only the expected members, plain files, where the manifest says."""
+    try:
+        with tarfile.open(path, "r:") as tar:
+            members = tar.getmembers()
+    except tarfile.TarError as error:
+        yield f"chunk 0: not a tar: {error}"
+        return
+    if len(members) != len(shard["chunks"]):
+        yield f"chunk {len(members)}: {len(members)} members instead of {len(shard['chunks'])}"
+    for number, (member, entry) in enumerate(zip(members, shard["chunks"], strict=False)):
+        name = f"{chunk_key(shard['name'], number)}.{CHUNK_EXTENSION}"
+        if member.name != name or not member.isreg():
+            yield f"chunk {number}: member {member.name!r} instead of the plain file {name!r}"
+        if (member.offset_data, member.size) != (entry["offset"], entry["length"]):
+            yield f"chunk {number}: its place in the tar is not the manifest's"
+
+
+def _row_problems(arrays: Mapping[str, np.ndarray], folder: ShardFolder) -> Iterator[str]:
+    """What in a chunk's rows breaks the contract; one line a kind of problem, naming the first row."""
+    for problem, wrong in _row_checks(arrays, folder):
+        bad = wrong.reshape(len(wrong), -1).any(axis=1)
+        if bad.any():
+            yield f"row {int(np.argmax(bad))} {problem} ({int(bad.sum())} such rows)"
+    yield from _boundary_problems(arrays, folder)
+
+
+def _row_checks(arrays: Mapping[str, np.ndarray], folder: ShardFolder) -> Iterator[tuple[str, np.ndarray]]:
+    """(problem, [n, ...] true where a row has it)."""
+    special, vocab_size = folder.special_ids, folder.vocab_size
+    ids, lengths = arrays["input_ids"], arrays["lengths"].astype(np.int64)
+    positions, replacements = arrays["masked_positions"].astype(np.int64), arrays["replacement_ids"]
+    column = np.arange(folder.seq_length)
+    yield "has a length out of range", (lengths < 3) | (lengths > folder.seq_length)
+    yield "has a token id beyond the vocabulary", ids >= vocab_size
+    yield "has a replacement id beyond the vocabulary", replacements >= vocab_size
+    yield "does not begin with [CLS]", ids[:, 0] != special["cls"]
+    last = np.take_along_axis(ids, np.clip(lengths - 1, 0, folder.seq_length - 1)[:, None], axis=1)
+    yield "does not end with [SEP]", last != special["sep"]
+    yield "has a length that does not fit its padding", (ids == special["pad"]) != (column >= lengths[:, None])
+    yield "has a [MASK] among its original tokens", ids == special["mask"]
+    yield "has more masks than slots", arrays["num_masked"] > folder.masked_per_row
+    used = np.arange(folder.masked_per_row) < arrays["num_masked"][..., None]
+    yield "has a masked position outside its tokens", used & (positions >= lengths[:, None, None])
+    inside = np.clip(positions, 0, folder.seq_length - 1)
+    original = np.take_along_axis(ids[:, None, :], inside, axis=2)
+    frame = np.array([special[role] for role in ("pad", "cls", "sep")])
+    yield "has a special token or padding masked", used & np.isin(original, frame)
+    yield "has a special token as replacement", used & np.isin(replacements, frame)
+    yield "has masked positions that do not rise", used[..., 1:] & (np.diff(positions, axis=2) <= 0)
+    yield "has an unused slot that is not neutral", ~used & ((positions != 0) | (replacements != original))
+
+
+def _boundary_problems(arrays: Mapping[str, np.ndarray], folder: ShardFolder) -> Iterator[str]:
+    offsets, positions = arrays["boundary_offsets"].astype(np.int64), arrays["boundary_positions"]
+    counts = np.diff(offsets)
+    if offsets[0] != 0 or offsets[-1] != len(positions) or (counts < 0).any():
+        yield "its boundary offsets are not rising from 0 to the number of boundaries"
+        return
+    rows = np.repeat(np.arange(len(counts)), counts)
+    places = positions.astype(np.int64)
+    outside = (places < 2) | (places >= arrays["lengths"][rows].astype(np.int64) - 1)
+    if outside.any():
+        yield f"row {rows[np.argmax(outside)]} has a boundary outside its tokens"
+        return
+    if (np.diff(rows * folder.seq_length + places) <= 0).any():
+        yield "has boundaries that do not rise"
+    ids, special = arrays["input_ids"], folder.special_ids
+    if (ids[rows, places - 1] != special["sep"]).any():
+        yield "has a boundary that no [SEP] precedes"
+    # Rows of isolated pieces have a [CLS] at every boundary, all others at none.
+    framed = ids[rows, places] == special["cls"]
+    if framed.any() and not framed.all():
+        yield "has boundaries with and without a [CLS]"
+    if (ids[rows, places + 1] == special["sep"])[framed].any():
+        yield "has a piece without tokens"
+    inner = np.flatnonzero(ids[:, 1:] == special["cls"])
+    if not np.isin(inner, (rows * (folder.seq_length - 1) + places - 1)[framed]).all():
+        yield "has a [CLS] inside a row where no boundary is"

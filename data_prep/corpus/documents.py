@@ -1,0 +1,142 @@
+"""What reading a corpus gives: documents, and rejects with their reasons."""
+
+import codecs
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from data_prep.config import CleaningConfig
+from data_prep.corpus.cleaning import clean, split
+
+Kind = Literal["txt", "jsonl", "parquet", "csv", "tsv", "warc", "builtin"]
+
+Compression = Literal["gzip", "zstd"] | None
+
+SAMPLE_CHARACTERS = 1_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Document:
+    """One text of the corpus, or a piece of one, cleaned."""
+
+    id: str
+    """Stable and independent of where the corpus lies: name of the file, then line, row or record from 1"""
+    text: str
+    """The text: NFC, \\n line ends, no white space at its ends"""
+    part: int = 0
+    """Number of the piece, where the text is longer than a document may be"""
+
+    @property
+    def key(self) -> str:
+        """The id of the piece."""
+        return f"{self.id}#{self.part}" if self.part else self.id
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reject:
+    """A text that does not become a document, or a part of a file that cannot be read."""
+
+    id: str
+    """As of a document"""
+    reason: str
+    """One of a small number of words, for counting"""
+    detail: str
+    """What was found; names no path of this machine"""
+    sample: str
+    """At most 1,000 characters from its beginning"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """One file of the corpus, or the built-in corpus."""
+
+    name: str
+    """Relative to the folder or the fixed part of the glob that found it; 'builtin'. Where files from different
+    places share a name, the second is '2//name', the third '3//name'"""
+    path: str | None
+    """Where it is: a local path or a URL; None for the built-in corpus"""
+    weight: float
+    """How often its documents are taken"""
+    kind: Kind
+    """Format, as the suffix says"""
+    compression: Compression
+    """As the suffix says"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Partition:
+    """A share of one file. A text belongs to the partition that its first byte lies in."""
+
+    index: int
+    """Number among all partitions"""
+    source: int
+    """Number of the source"""
+    begin: int
+    """First unit: a byte of the decompressed text, a row group of .parquet; .txt files that are one document each and
+    the built-in corpus have one unit"""
+    end: int
+    """First unit behind it"""
+    lines_before: int | None = None
+    """Line ends before `begin`, if known; else they are counted"""
+
+
+def sample(content: str | bytes) -> str:
+    """The beginning of a rejected text, always encodable."""
+    if isinstance(content, bytes):
+        try:  # the last character may be cut
+            content = codecs.getincrementaldecoder("utf-8")().decode(content[: 4 * SAMPLE_CHARACTERS])
+        except UnicodeDecodeError:
+            content = content[:SAMPLE_CHARACTERS].decode("ascii", "backslashreplace")
+    content = content[:SAMPLE_CHARACTERS]
+    return content.encode("utf-8", "backslashreplace").decode()[:SAMPLE_CHARACTERS]
+
+
+def clean_documents(id: str, texts: Iterable[str | Reject], config: CleaningConfig) -> Iterator[Document | Reject]:
+    """The documents of one text that comes in consecutive stretches; a stretch may be a reject."""
+    first: str | None = None  # kept back until it is known whether there is more
+    raw_sample = ""
+    part = 0
+    rejected = False
+    for text in texts:
+        if isinstance(text, Reject):
+            rejected = True
+            yield text
+            continue
+        raw_sample = raw_sample or text[:SAMPLE_CHARACTERS]
+        for piece in _clean_pieces(text, config.max_characters):
+            if part == 0 and first is None:
+                first = piece
+                continue
+            if part == 0 and first is not None:
+                yield Document(id=id, text=first)
+            part += 1
+            yield Document(id=id, text=piece, part=part)
+    if part == 0 and first is not None:
+        if len(first) >= config.min_characters or rejected:
+            yield Document(id=id, text=first)
+        else:
+            detail = f"{len(first)} characters, cleaning.min_characters is {config.min_characters}"
+            yield Reject(id=id, reason="too_short", detail=detail, sample=sample(first))
+    elif first is None and not rejected:
+        yield Reject(id=id, reason="empty", detail="white space and control characters only", sample=sample(raw_sample))
+
+
+def whole_document(id: str, text: str, config: CleaningConfig) -> Iterator[Document | Reject]:
+    """The documents of one text."""
+    if len(text) <= config.max_characters:  # the same as below, faster
+        cleaned = clean(text).strip()
+        if config.min_characters <= len(cleaned) <= config.max_characters:
+            yield Document(id=id, text=cleaned)
+            return
+    yield from clean_documents(id, (text,), config)
+
+
+def _clean_pieces(text: str, max_characters: int) -> Iterator[str]:
+    """Cleaned pieces of a text, none of them empty or longer than `max_characters`."""
+    for piece in split(text, max_characters):
+        cleaned = clean(piece).strip()
+        if len(cleaned) <= max_characters:  # NFC can lengthen a text
+            if cleaned:
+                yield cleaned
+        else:
+            yield from filter(None, (part.strip() for part in split(cleaned, max_characters)))

@@ -1,0 +1,158 @@
+""".csv and .tsv -> documents, for any share of a file."""
+
+import csv
+from collections import deque
+from collections.abc import Iterator
+
+from data_prep.config import CleaningConfig, CorpusConfig
+from data_prep.corpus.character_sets import decode
+from data_prep.corpus.documents import Document, Kind, Partition, Reject, Source, sample
+from data_prep.corpus.formats.line_formats import LINE_BYTES, decoded, no_text_field
+from data_prep.corpus.streams import BLOCK_BYTES, DamagedFile, TextStream
+
+RECORD_LINES = 1 << 17
+"""A record that has more lines has a quote that is never closed"""
+
+_BEHIND_ALL = 1 << 62
+_DELIMITERS = {"csv": ",", "tsv": "\t"}
+
+_Line = tuple[int, int, bytes]  # where it starts, its number, itself
+
+
+class CsvRecords:
+    """The records of a .csv or .tsv file, with their places. Quotes as in RFC 4180, in both."""
+
+    def __init__(self, stream: TextStream, delimiter: str) -> None:
+        csv.field_size_limit(LINE_BYTES)
+        self.stream = stream
+        self.last_start = -1
+        """Where the record that was read last begins"""
+        self.cut = False
+        """Whether the file is damaged inside a record"""
+        self._delimiter = delimiter
+        self._record: list[_Line] = []
+        self._size = 0
+        self._ahead: deque[_Line] = deque()
+        self._parser = self._new_parser()
+
+    def _new_parser(self) -> Iterator[list[str]]:
+        # Strict: a stray quote at the beginning of a field would otherwise join it with the lines behind it.
+        return csv.reader(self._feed(), delimiter=self._delimiter, strict=True)
+
+    def _feed(self) -> Iterator[str]:
+        while (line := self._next_line()) is not None:
+            self._record.append(line)
+            self._size += len(line[2])
+            if self._size >= LINE_BYTES or len(self._record) > RECORD_LINES:
+                raise csv.Error(f"a record of more than {LINE_BYTES} bytes or {RECORD_LINES} lines")
+            # Bytes that are no UTF-8 come back as they were when the field is encoded again.
+            yield line[2].decode("utf-8", "surrogateescape")
+
+    def _next_line(self) -> _Line | None:
+        if self._ahead:
+            return self._ahead.popleft()
+        start, number = self.stream.position, self.stream.number
+        line = self.stream.read_line(LINE_BYTES)
+        return (start, number, line) if line else None
+
+    @property
+    def position(self) -> int:
+        """Where the next record starts."""
+        return self._ahead[0][0] if self._ahead else self.stream.position
+
+    def records(self, end: int) -> Iterator[tuple[_Line, list[bytes] | Exception]]:
+        """(first line, fields or what is wrong with it) of the records that start before `end`."""
+        while self.position < end and not self.cut:
+            self._record, self._size = [], 0
+            problem: Exception | None = None
+            fields: list[str] = []
+            try:
+                fields = next(self._parser, [])
+            except csv.Error as error:
+                problem = error
+            if not self._record:
+                return
+            first = self._record[0]
+            self.last_start = first[0]
+            damage = self.stream.damage
+            if damage and self.stream.at_end() and not self._ahead and (problem or self.stream.inside_line):
+                self.cut = True
+                problem = damage
+            elif problem is not None:
+                self._retry_behind(first)
+            if problem is not None:
+                yield first, problem
+            elif first[2].strip(b"\r\n"):
+                yield first, [field.encode("utf-8", "surrogateescape") for field in fields]
+
+    def _retry_behind(self, first: _Line) -> None:
+        """Give up one line, not all that an open quote swallowed."""
+        self._ahead.extendleft(reversed(self._record[1:]))
+        if not first[2].endswith(b"\n") and not self._ahead:
+            self.stream.skip_line()
+        self._parser = self._new_parser()
+
+
+class CsvReader:
+    """Documents of a .csv or .tsv file, partition after partition."""
+
+    def __init__(self, stream: TextStream, source: Source, config: CorpusConfig, cleaning: CleaningConfig) -> None:
+        self.stream = stream
+        self.records = CsvRecords(stream, _DELIMITERS[source.kind])
+        self.name = source.name
+        self.config = config
+        self.cleaning = cleaning
+        self.header: list[str] | None = None
+        self.column = -1
+
+    @property
+    def last_start(self) -> int:
+        """Where the record that was read last begins."""
+        return self.records.last_start
+
+    def read(self, partition: Partition) -> Iterator[Document | Reject]:
+        """The documents of the records that start in the partition."""
+        if self.header is None:
+            yield from (item for item in self._read_header() if partition.begin == 0)
+        if self.column < 0:
+            return
+        for _ in self.records.records(partition.begin):
+            continue
+        for (_, number, line), fields in self.records.records(partition.end):
+            yield from self._items(f"{self.name}:{number}", line, fields)
+
+    def _read_header(self) -> Iterator[Reject]:
+        self.header = []
+        first, fields = next(self.records.records(_BEHIND_ALL), (None, None))
+        if first is None or fields is None:
+            return
+        if isinstance(fields, Exception):
+            yield _no_csv(f"{self.name}:{first[1]}", first[2], fields)
+            return
+        self.header = [decode(field.removeprefix(b"\xef\xbb\xbf"), None) or "" for field in fields]
+        if self.config.text_field in self.header:
+            self.column = self.header.index(self.config.text_field)
+        else:
+            columns = dict.fromkeys(self.header)
+            yield no_text_field(self.name, self.config.text_field, columns, ",".join(columns))
+
+    def _items(self, id: str, line: bytes, fields: list[bytes] | Exception) -> Iterator[Document | Reject]:
+        if isinstance(fields, Exception):
+            yield _no_csv(id, line, fields)
+        elif len(fields) <= self.column:
+            detail = f"{len(fields)} fields instead of {len(self.header or ())}"
+            yield Reject(id=id, reason="no_text_field", detail=detail, sample=sample(line))
+        else:
+            yield from decoded(id, fields[self.column], self.records.stream.legacy, self.cleaning)
+
+
+def _no_csv(id: str, line: bytes, problem: Exception) -> Reject:
+    reason = "damaged_file" if isinstance(problem, DamagedFile) else "not_csv"
+    return Reject(id=id, reason=reason, detail=str(problem), sample=sample(line[:BLOCK_BYTES]))
+
+
+def holds_no_record(stream: TextStream, kind: Kind) -> bool:
+    """Whether there is nothing but, at most, a header."""
+    records = CsvRecords(stream, _DELIMITERS[kind]).records(_BEHIND_ALL)
+    next(records, None)
+    return next(records, None) is None

@@ -1,0 +1,137 @@
+""".parquet -> documents, row group by row group."""
+
+import tempfile
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+from data_prep.config import CleaningConfig, CorpusConfig
+from data_prep.corpus.character_sets import decode
+from data_prep.corpus.documents import Document, Partition, Reject, Source, whole_document
+from data_prep.corpus.formats.line_formats import no_text_field, undecodable
+from data_prep.corpus.streams import BLOCK_BYTES, DamagedFile, decompressed, open_raw, user_errors
+
+_BATCH_ROWS = 64
+
+
+class ParquetSource:
+    """One file, opened; a compressed one lies decompressed in a temporary file, since it is read from its end."""
+
+    def __init__(self, source: Source) -> None:
+        import pyarrow.parquet
+
+        assert source.path is not None
+        raw = open_raw(source.path)
+        self.handle: BinaryIO = raw if source.compression is None else _unpacked(raw, source)
+        self.path = source.path
+        try:
+            # Buffered: a row group may be larger than memory.
+            self.file = pyarrow.parquet.ParquetFile(
+                self.handle, pre_buffer=False, buffer_size=BLOCK_BYTES, page_checksum_verification=True
+            )
+        except Exception as error:
+            self.handle.close()
+            raise _as_damage(error, source.path) from error
+
+    def column(self, field: str) -> str | None:
+        """Why the column holds no text; None where it does."""
+        import pyarrow
+
+        schema = self.file.schema_arrow
+        if field not in schema.names:
+            return f"no column '{field}' among {', '.join(schema.names)[:200]}"
+        kind = schema.field(field).type
+        kind = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
+        texts = (pyarrow.string(), pyarrow.large_string(), pyarrow.binary(), pyarrow.large_binary(), pyarrow.null())
+        return None if kind in (*texts, pyarrow.string_view(), pyarrow.binary_view()) else f"the column is {kind}"
+
+    def text_bytes(self, field: str) -> int:
+        """Of the text column, decompressed, as the file says."""
+        metadata = self.file.metadata
+        total = 0
+        for group in range(metadata.num_row_groups):
+            columns = metadata.row_group(group)
+            for column in range(columns.num_columns):
+                if columns.column(column).path_in_schema == field:
+                    total += columns.column(column).total_uncompressed_size
+        return total
+
+    def close(self) -> None:
+        """Close the file too."""
+        self.file.close()
+        self.handle.close()
+
+
+def _unpacked(raw: BinaryIO, source: Source) -> BinaryIO:
+    assert source.path is not None
+    unpacked = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the reader
+    try:
+        with raw:
+            for block in decompressed(raw, source.path, source.compression):
+                unpacked.write(block)
+    except BaseException:
+        unpacked.close()
+        raise
+    unpacked.seek(0)
+    return unpacked  # pyright: ignore[reportReturnType]
+
+
+def _as_damage(error: Exception, path: str) -> Exception:
+    """pyarrow raises an OSError for most kinds of damage; only a real one has a number."""
+    if isinstance(error, OSError) and error.errno is not None:
+        with user_errors(path):
+            raise error
+    return DamagedFile(f"no readable parquet ({' '.join(str(error).split())[:300]})")
+
+
+def read_parquet(
+    opened: ParquetSource, source: Source, partition: Partition, config: CorpusConfig, cleaning: CleaningConfig
+) -> Iterator[Document | Reject]:
+    """The documents of the partition's row groups; a damaged row group is one reject behind the rows before it."""
+    metadata = opened.file.metadata
+    problem = opened.column(config.text_field)
+    if problem is not None:
+        if partition.begin == 0:
+            yield Reject(id=source.name, reason="no_text_field", detail=problem, sample="")
+        return
+    first = 1 + sum(metadata.row_group(group).num_rows for group in range(partition.begin))
+    for group in range(partition.begin, min(partition.end, metadata.num_row_groups)):
+        number = first
+        try:
+            for number, value in enumerate(_values(opened, group, config.text_field), start=first):
+                yield from _row_documents(f"{source.name}:{number}", value, config, cleaning)
+        except DamagedFile as damage:
+            detail = f"row group {group}: {damage}"
+            yield Reject(id=f"{source.name}:{number + 1}", reason="damaged_file", detail=detail, sample="")
+        first += metadata.row_group(group).num_rows
+
+
+def _row_documents(
+    id: str, value: bytes | None, config: CorpusConfig, cleaning: CleaningConfig
+) -> Iterator[Document | Reject]:
+    if value is None:
+        yield no_text_field(id, config.text_field, {config.text_field: None}, "")
+        return
+    text = decode(value, None)
+    if text is None:
+        yield undecodable(id, value)
+    else:
+        yield from whole_document(id, text, cleaning)
+
+
+def _values(opened: ParquetSource, group: int, field: str) -> Iterator[bytes | None]:
+    """The column's values, which need not be UTF-8 whatever their type says."""
+    import pyarrow
+
+    batches: Iterator[Any] = opened.file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=[field])
+    while True:
+        try:
+            batch = next(batches, None)
+            if batch is None:
+                return
+            column = batch.column(0)
+            if pyarrow.types.is_dictionary(column.type):
+                column = column.dictionary_decode()
+            values = column.cast(pyarrow.large_binary()).to_pylist()
+        except Exception as error:
+            raise _as_damage(error, opened.path) from error
+        yield from values

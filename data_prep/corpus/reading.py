@@ -1,0 +1,172 @@
+"""Files -> cleaned documents, in partitions that can be read one by one, in any order and by any process.
+
+    find_sources      what the configuration names
+    fingerprint       what is in a file: the only pass over all of it before it is used
+    plan_partitions   which share of which file is one piece of work
+    read_partition    the documents and rejects of one partition
+
+The formats are in line_formats (.txt, .jsonl), csv_format, parquet_format and warc_format.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from data_prep.config import CleaningConfig, CorpusConfig
+from data_prep.corpus.builtin_corpus import BUILTIN, builtin_documents
+from data_prep.corpus.documents import Document, Partition, Reject, Source, whole_document
+from data_prep.corpus.formats.line_formats import read_lines
+from data_prep.corpus.streams import DamagedFile, TextStream, file_state, open_text
+
+_resting: tuple[Any, Any] | None = None
+"""(what it reads, reader) of the partition that this process has read last: where the next one lies further on in the
+same file, its reader goes on instead of decompressing the file from its beginning again"""
+
+
+def read_partition(
+    source: Source, partition: Partition, config: CorpusConfig, cleaning: CleaningConfig
+) -> Iterator[Document | Reject]:
+    """The documents and rejects of one partition, in their order.
+
+    Raises:
+        UserError: the file cannot be read; damaged content is a Reject instead.
+    """
+    if source.kind == BUILTIN:
+        for id, text in builtin_documents(config.builtin_max_bytes)[partition.begin : partition.end]:
+            yield from whole_document(id, text, cleaning)
+        return
+    read = _read_parquet if source.kind == "parquet" else _read_text
+    found = False
+    for item in read(source, partition, config, cleaning):
+        found = True
+        yield item
+    if not found and partition.begin == 0 and _holds_nothing(source, config):
+        yield Reject(id=source.name, reason="empty", detail="the file holds no text", sample="")
+
+
+def _read_parquet(
+    source: Source, partition: Partition, config: CorpusConfig, cleaning: CleaningConfig
+) -> Iterator[Document | Reject]:
+    from data_prep.corpus.formats.parquet_format import ParquetSource, read_parquet
+
+    key = file_state(source)
+    opened = _take(key)
+    if opened is None:
+        try:
+            opened = ParquetSource(source)
+        except DamagedFile as damage:
+            if partition.begin == 0:
+                yield Reject(id=source.name, reason="damaged_file", detail=str(damage), sample="")
+            return
+    yield from read_parquet(opened, source, partition, config, cleaning)
+    _rest(key, opened)
+
+
+class _LineReader:
+    """Reads the partitions of a .txt or .jsonl file."""
+
+    def __init__(self, stream: TextStream, source: Source, config: CorpusConfig, cleaning: CleaningConfig) -> None:
+        self.stream = stream
+        self._arguments = (source, config, cleaning)
+
+    @property
+    def last_start(self) -> int:
+        return self.stream.last_start
+
+    def read(self, partition: Partition) -> Iterator[Document | Reject]:
+        source, config, cleaning = self._arguments
+        self.stream.skip_to(partition.begin)
+        yield from read_lines(self.stream, source, partition, config, cleaning)
+
+
+def _read_text(
+    source: Source, partition: Partition, config: CorpusConfig, cleaning: CleaningConfig
+) -> Iterator[Document | Reject]:
+    whole = source.kind == "txt" and config.txt_documents == "file"
+    if whole and partition.begin > 0:
+        return
+    key = (file_state(source), config.txt_documents, config.text_field, cleaning)
+    reader = _take(key, partition.begin)
+    if reader is None:
+        reader = _open_reader(source, partition, config, cleaning)
+    yield from reader.read(partition)
+    if whole:
+        reader.stream.close()
+        return
+    yield from _damage_behind(reader, source, partition, config)
+    _rest(key, reader)
+
+
+def _open_reader(source: Source, partition: Partition, config: CorpusConfig, cleaning: CleaningConfig) -> Any:
+    if source.kind == "warc":
+        from data_prep.corpus.formats.warc_format import WarcReader
+
+        return WarcReader(open_text(source), source, cleaning)
+    if source.kind in ("csv", "tsv"):
+        from data_prep.corpus.formats.csv_format import CsvReader
+
+        return CsvReader(open_text(source), source, config, cleaning)
+    stream = open_text(source, partition.begin, partition.lines_before)
+    return _LineReader(stream, source, config, cleaning)
+
+
+def _damage_behind(reader: Any, source: Source, partition: Partition, config: CorpusConfig) -> Iterator[Reject]:
+    """A reject if the file is damaged behind the partition's last text; inside one it was rejected with it."""
+    stream: TextStream = reader.stream
+    ended = reader.at_end() if source.kind == "warc" else stream.at_end()
+    if not ended or stream.damage is None:
+        return
+    if source.kind in ("csv", "tsv") and reader.records.cut:
+        return
+    if source.kind in ("txt", "jsonl") and stream.inside_line:
+        return
+    if source.kind == "txt" and config.txt_documents == "paragraph" and not stream.previous_blank:
+        return
+    if partition.begin < stream.fetched <= partition.end or stream.fetched == 0:
+        yield Reject(id=source.name, reason="damaged_file", detail=str(stream.damage), sample="")
+
+
+def _holds_nothing(source: Source, config: CorpusConfig) -> bool:
+    """Whether a file is whole and without any text, as an empty one."""
+    if source.kind == "parquet":
+        return True  # its first row group gave nothing, not even a reject
+    stream = open_text(source)
+    try:
+        if source.kind in ("csv", "tsv"):
+            from data_prep.corpus.formats.csv_format import holds_no_record
+
+            return holds_no_record(stream, source.kind) and stream.damage is None
+        if source.kind == "warc":
+            from data_prep.corpus.formats.warc_format import WarcReader
+
+            return WarcReader(stream, source, CleaningConfig()).at_end() and stream.damage is None
+        while not stream.at_end():
+            stream.skip_line()
+            if not stream.previous_blank:
+                return False
+        return stream.damage is None
+    finally:
+        stream.close()
+
+
+def _take(key: Any, begin: int | None = None) -> Any:
+    """The resting reader, if it reads this and has not passed `begin` yet."""
+    global _resting
+    resting, _resting = _resting, None
+    if resting is None:
+        return None
+    if resting[0] == key and (begin is None or resting[1].last_start < begin):
+        return resting[1]
+    _close(resting[1])
+    return None
+
+
+def _rest(key: Any, reader: Any) -> None:
+    """Keep a reader for the next partition."""
+    global _resting
+    if _resting is not None:
+        _close(_resting[1])
+    _resting = (key, reader)
+
+
+def _close(reader: Any) -> None:
+    getattr(reader, "stream", reader).close()

@@ -1,0 +1,218 @@
+"""Which documents repeat: exact duplicates, near-duplicates, and documents that share text with evaluation sets.
+
+A document's global index is its row plus the rows of all partitions before its own. Everything here follows from
+the documents in that order alone, whatever number of workers made the keys and signatures.
+"""
+
+import itertools
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import xxhash
+
+from data_prep.contract.command_line import UserError
+
+KEYS_A_PASS = 1 << 22
+"""Keys that `exact_survivors` sorts at once, in about 400 MB"""
+
+SHINGLE_WORDS = 5
+NUM_PERMUTATIONS = 128
+SIGNATURE_SEED = 1
+SHINGLES_AT_ONCE = 1 << 14
+LSH_RECALL = 0.99
+"""Least chance that a pair whose similarity is exactly the threshold becomes a candidate"""
+
+_CACHED_WORDS = 1 << 19
+_CACHED_WORD_LENGTH = 64
+TABLE_BITS = (16, 26)
+_WORD = re.compile(r"\w+")
+_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
+
+
+def text_key(text: str) -> bytes:
+    """16 bytes that are equal for texts that are equal but for white space (xxh3_128)."""
+    return xxhash.xxh3_128_digest(_as_bytes(" ".join(text.split())))
+
+
+def exact_survivors(keys: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Find the first of each group of equal keys.
+
+    Args:
+        keys: for each partition [n, 2] u64, the halves of `text_key`; may be memory maps.
+
+    Returns:
+        For each partition [n] i64: -1 where the document survives, else the global index of the survivor, the
+        smallest of those with the same key.
+
+    Keys are hashes, so equal ranges of their values hold about as many keys each; one range is sorted at a time,
+    which bounds the memory. Only copies of one text cannot be split.
+    """
+    starts = np.cumsum([0, *map(len, keys)])
+    found = np.full(starts[-1], -1, dtype=np.int64)
+    passes = -(-int(starts[-1]) // KEYS_A_PASS)
+    limits = [number * 2**64 // passes for number in range(passes)] + [2**64]
+    for low, high in itertools.pairwise(limits):
+        ids, inside = [], []
+        for part, start in zip(keys, starts, strict=False):
+            first = part[:, 0]
+            chosen = np.flatnonzero((first >= np.uint64(low)) & (first <= np.uint64(high - 1)))
+            ids.append(chosen + start)
+            inside.append(part[chosen])
+        repeated, survivors = _repeated(np.concatenate(ids), np.concatenate(inside))
+        found[repeated] = survivors
+    return np.split(found, starts[1:-1]) if len(keys) else []
+
+
+def _repeated(ids: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The ids with an equal key before them, and the first id of that key; ids [n] rise, keys are [n, 2]."""
+    order = np.argsort(keys[:, 0], kind="stable")
+    again = keys[order[1:], 0] == keys[order[:-1], 0]
+    # Few keys share even their first half: only those are sorted by both.
+    shared = np.zeros(len(ids), dtype=bool)
+    shared[1:] |= again
+    shared[:-1] |= again
+    order = order[shared]
+    order = order[np.lexsort((keys[order, 1], keys[order, 0]))]  # stable, so ids rise among equal keys
+    firsts = np.ones(len(order), dtype=bool)
+    firsts[1:] = (keys[order[1:]] != keys[order[:-1]]).any(axis=1)
+    survivors = ids[order[firsts]][np.cumsum(firsts) - 1]
+    return ids[order[~firsts]], survivors[~firsts]
+
+
+class _WordHashes(dict[str, int]):
+    """Word -> 64 bit hash, remembered for the words of everyday length."""
+
+    def __missing__(self, word: str) -> int:
+        value = xxhash.xxh3_64_intdigest(_as_bytes(word))
+        if len(word) <= _CACHED_WORD_LENGTH:
+            if len(self) >= _CACHED_WORDS:
+                self.clear()
+            self[word] = value
+        return value
+
+
+_word_hashes = _WordHashes()
+
+
+def _as_bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
+
+
+def words_of(text: str) -> list[str]:
+    return _WORD.findall(text.lower())
+
+
+def ngram_hashes(words: Sequence[str], n: int) -> np.ndarray:
+    """[max(0, words - n + 1)] u64, a hash of every run of n words."""
+    count = len(words) - n + 1
+    if count < 1:
+        return np.empty(0, dtype=np.uint64)
+    hashes = np.fromiter(map(_word_hashes.__getitem__, words), dtype=np.uint64, count=len(words))
+    combined = hashes[:count].copy()
+    for offset in range(1, n):
+        combined *= _MULTIPLIER  # a polynomial modulo 2**64, by Horner's rule
+        combined += hashes[offset : offset + count]
+    return combined
+
+
+def near_signature(text: str) -> np.ndarray:
+    """[128] u32, the MinHash of the text's shingles of 5 lower-cased words (Broder 1997).
+
+    A text of fewer words is one shingle, and so is one without any word.
+
+    Raises:
+        UserError: the library datasketch is not installed.
+    """
+    try:
+        from datasketch import MinHash  # brings scipy along
+    except ImportError as error:
+        raise UserError(
+            "duplicates.near_threshold needs the library datasketch: pip install 'narrowbert[dedup]'"
+        ) from error
+    words = words_of(text) or [" ".join(text.split())]
+    hashes = np.unique(ngram_hashes(words, min(SHINGLE_WORDS, len(words))) >> np.uint64(32))
+    minhash = MinHash(num_perm=NUM_PERMUTATIONS, seed=SIGNATURE_SEED, scheme="affine32", hashfunc=int)
+    for start in range(0, len(hashes), SHINGLES_AT_ONCE):
+        minhash.update_batch(hashes[start : start + SHINGLES_AT_ONCE].tolist())
+    return np.asarray(minhash.hashvalues, dtype=np.uint32)
+
+
+def near_survivors(signatures: Sequence[np.ndarray], alive: Sequence[np.ndarray], threshold: float) -> list[np.ndarray]:
+    """Drop documents, in their order, that are near-duplicates of an earlier document that was not dropped.
+
+    Two documents are compared when their signatures agree on a whole band (locality-sensitive hashing: Leskovec,
+    Rajaraman, Ullman, "Mining of Massive Datasets", section 3.4); they are near-duplicates when the share of equal
+    entries, which estimates the Jaccard similarity, reaches the threshold.
+
+    Args:
+        signatures: for each partition [n, 128], of `near_signature`; may be memory maps.
+        alive: for each partition [n] bool; the others are not looked at.
+        threshold: 0 to 1.
+
+    Returns:
+        For each partition [n] i64: -1 where the document survives or was not alive, else the global index of the
+        survivor, the smallest of those that it is near to.
+    """
+    starts = np.cumsum([0, *map(len, alive)])
+    found = np.full(starts[-1], -1, dtype=np.int64)
+    survivors: dict[tuple[int, int], list[int]] = defaultdict(list)  # (band, its hash) -> global indices, rising
+
+    def signature(index: int) -> np.ndarray:
+        group = int(np.searchsorted(starts, index, side="right")) - 1
+        return signatures[group][index - starts[group]]
+
+    for index, bands in _shared_bands(signatures, alive, threshold):
+        candidates = sorted({candidate for band in bands for candidate in survivors[band]})
+        own = signature(index)
+        near = (c for c in candidates if np.count_nonzero(signature(c) == own) >= threshold * NUM_PERMUTATIONS)
+        found[index] = next(near, -1)
+        if found[index] < 0:
+            for band in bands:
+                survivors[band].append(index)
+    return np.split(found, starts[1:-1]) if len(alive) else []
+
+
+def _shared_bands(
+    signatures: Sequence[np.ndarray], alive: Sequence[np.ndarray], threshold: float
+) -> Iterator[tuple[int, list[tuple[int, int]]]]:
+    """(global index, its (band, hash)s that another document has too), index rising, of alive documents.
+
+    Almost no document of a clean corpus shares a band with any other, so the tables of near_survivors stay small.
+    """
+    ids = np.flatnonzero(np.concatenate([np.empty(0, dtype=bool), *alive]))
+    entries: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    for band, columns in enumerate(_bands(threshold)):
+        hashes = np.concatenate(
+            [_band_hashes(part[:, columns][live]) for part, live in zip(signatures, alive, strict=True) if live.any()]
+            or [np.empty(0, dtype=np.uint64)]
+        )
+        _, inverse, counts = np.unique(hashes, return_inverse=True, return_counts=True)
+        shared = np.flatnonzero(counts[inverse] > 1)
+        entries.append((ids[shared], np.full(len(shared), band), hashes[shared]))
+    owners, bands, hashes = (np.concatenate(column) for column in zip(*entries, strict=True))
+    order = np.argsort(owners, kind="stable")
+    rows = zip(owners[order].tolist(), bands[order].tolist(), hashes[order].tolist(), strict=True)
+    for index, group in itertools.groupby(rows, key=lambda row: row[0]):
+        yield index, [(band, value) for _, band, value in group]
+
+
+def _bands(threshold: float) -> list[slice]:
+    """The columns of each band: the longest bands that still reach LSH_RECALL at the threshold."""
+    fitting = (
+        rows
+        for rows in range(NUM_PERMUTATIONS, 1, -1)
+        if 1 - (1 - threshold**rows) ** (NUM_PERMUTATIONS // rows) >= LSH_RECALL
+    )
+    rows = next(fitting, 1)
+    return [slice(start, start + rows) for start in range(0, NUM_PERMUTATIONS - rows + 1, rows)]
+
+
+def _band_hashes(columns: np.ndarray) -> np.ndarray:
+    """[n] u64 from [n, rows of a band]."""
+    combined = np.zeros(len(columns), dtype=np.uint64)
+    for column in columns.T:
+        combined = (combined + column.astype(np.uint64)) * _MULTIPLIER
+        combined ^= combined >> np.uint64(32)
+    return combined

@@ -1,0 +1,364 @@
+"""What went into a shard folder, as numbers for its manifest and as a page for people (`report.html`).
+
+The page is one file without scripts or network: inline style, inline SVG. The same manifest gives the same bytes.
+"""
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from data_prep.report.statistics import ROW_LENGTH_BINS
+
+REPORT = "report.html"
+SHOWN_FILES = 10
+SAMPLE_CHARACTERS = 300
+_STYLE = """
+:root { color-scheme: light dark; --text: #1d2530; --soft: #5d6878; --line: #d9dee6; --page: #f6f7f9;
+  --card: #ffffff; --bar: #3b6fb6; --mask: #1f5fae; --random: #b3530a; --kept: #2b7a3d;
+  --mask-back: #dbe8fa; --random-back: #fde3cd; --kept-back: #d8f0dc; }
+@media (prefers-color-scheme: dark) { :root { --text: #e3e7ed; --soft: #9aa5b5; --line: #343c48; --page: #14181e;
+  --card: #1c222b; --bar: #6c9fe0; --mask: #9cc3f7; --random: #f5b27c; --kept: #8fd6a0;
+  --mask-back: #1f3a5f; --random-back: #553014; --kept-back: #1d4527; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 2rem 1.25rem 4rem; max-width: 68rem; background: var(--page); color: var(--text);
+  font: 15px/1.5 system-ui, sans-serif; }
+h1 { margin: 0 0 .25rem; font-size: 1.6rem; }
+h2 { margin: 2.25rem 0 .75rem; font-size: 1.15rem; }
+p { margin: .4rem 0; }
+.soft, figcaption, th { color: var(--soft); }
+code, pre, .row, .sample { font-family: ui-monospace, monospace; font-size: .84rem; overflow-wrap: anywhere; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .75rem; margin: 1.25rem 0; }
+.tile, figure, pre, .row, .scroll, details { background: var(--card); border: 1px solid var(--line);
+  border-radius: .5rem; }
+.tile { padding: .7rem .9rem; }
+.tile b { display: block; font-size: 1.1rem; font-weight: 600; font-variant-numeric: tabular-nums; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+th, td { padding: .35rem .9rem; text-align: left; border-bottom: 1px solid var(--line); vertical-align: top; }
+tr:last-child td { border-bottom: 0; }
+th { font-weight: 500; }
+.number { text-align: right; white-space: nowrap; }
+.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(24rem, 100%), 1fr)); gap: .75rem; }
+figure { margin: 0; padding: .8rem .9rem; }
+figcaption { font-size: .85rem; margin-bottom: .4rem; }
+svg { display: block; width: 100%; height: auto; }
+svg rect { fill: var(--bar); }
+svg text { fill: var(--soft); font: 10px system-ui, sans-serif; text-anchor: middle; }
+.meters { display: block; width: 16rem; }
+.meter { display: block; height: .55rem; min-width: 1px; margin-top: .45rem;
+  border-radius: 2px; background: var(--bar); }
+details { padding: .5rem .9rem; margin-top: .75rem; }
+summary { cursor: pointer; }
+.sample { margin: .1rem 0 .8rem; white-space: pre-wrap; unicode-bidi: isolate; }
+pre, .row { padding: .8rem .9rem; margin: .75rem 0; white-space: pre-wrap; }
+.row p { font-family: system-ui, sans-serif; }
+mark { padding: 0 .25em; border-radius: .25em; }
+mark s { text-decoration-thickness: 1px; opacity: .75; }
+.mask { background: var(--mask-back); color: var(--mask); }
+.random { background: var(--random-back); color: var(--random); }
+.kept { background: var(--kept-back); color: var(--kept); }
+"""
+
+# What would act on the page around it instead of being seen: control characters, zero-width ones, directions.
+_UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
+_MASKED = re.compile(r"\{(\S+?)(?:->(\S+?)|=)\}")
+
+
+def write_report(
+    folder: Path, manifest: Mapping[str, Any], rejects: Sequence[Mapping[str, Any]], rows: Sequence[str]
+) -> None:
+    """Write report.html; the same arguments give the same bytes.
+
+    Args:
+        manifest: of the folder, with `statistics`: read, not_sampled, rejects (reason -> documents),
+            dropped_tokens, documents (see `document_statistics`) and rows (see `mask_statistics`).
+        rejects: a few of each reason, as {id, reason, detail, sample}.
+        rows: a few rows as `rows_as_text` gives them: a line of numbers, then the words, {house->[MASK]} masked,
+            {house->tree} replaced, {house=} kept.
+    """
+    sections = (
+        _summary(manifest),
+        _inputs(manifest),
+        _rejected(manifest["statistics"], rejects),
+        _documents(manifest["statistics"]["documents"]),
+        _packed(manifest),
+        _masks(manifest),
+        _sample_rows(rows),
+        _shards(manifest),
+        _configuration(manifest),
+    )
+    page = f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Shards {escape(manifest["root_hash"][:12])}</title>
+<style>{_STYLE}</style>
+</head>
+<body>
+{"".join(sections)}</body>
+</html>
+"""
+    partial = folder / f"{REPORT}.partial"
+    partial.write_bytes(page.encode())
+    os.replace(partial, folder / REPORT)
+
+
+def _text(value: object) -> str:
+    """Any text, however nasty, as HTML that shows it and does nothing else."""
+    return escape(_UNSEEN.sub(lambda found: f"<U+{ord(found[0]):04X}>", str(value)))
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part / whole:.2%}" if whole else "-"
+
+
+def _size(count: int) -> str:
+    for unit, size in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count} bytes"
+
+
+def _table(head: Sequence[str], lines: Sequence[Sequence[int | str]]) -> str:
+    """A table of ready HTML cells; integers and shares stand at the right."""
+
+    def cell(tag: str, content: int | str, like: int | str) -> str:
+        right = ' class="number"' if isinstance(like, int) or like.endswith("%") or like == "-" else ""
+        return f"<{tag}{right}>{f'{content:,}' if isinstance(content, int) else content}</{tag}>"
+
+    titles = "".join(cell("th", title, like) for title, like in zip(head, lines[0], strict=True))
+    body = "".join(f"<tr>{''.join(cell('td', value, value) for value in line)}</tr>\n" for line in lines)
+    return f'<div class="scroll"><table>\n<tr>{titles}</tr>\n{body}</table></div>\n'
+
+
+def _chart(title: str, names: Sequence[str], counts: Sequence[int]) -> str:
+    """A bar chart as inline SVG; every bar tells its count when pointed at."""
+    width, height, top, bottom, side = 460, 170, 16, 18, 16
+    step = (width - 2 * side) / max(len(counts), 1)
+    every = -(-len(counts) // 12)
+    highest = max(counts, default=0) or 1
+    drawn = []
+    for number, (name, count) in enumerate(zip(names, counts, strict=True)):
+        tall = max(1.0, (height - top - bottom) * count / highest) if count else 0.0
+        left, middle, base = side + step * number, side + step * (number + 0.5), height - bottom
+        drawn.append(
+            f'<rect x="{left + step * 0.08:.1f}" y="{base - tall:.1f}" width="{step * 0.84:.1f}" height="{tall:.1f}">'
+            f"<title>{_text(name)}: {count:,}</title></rect>"
+        )
+        if number % every == 0:
+            drawn.append(f'<text x="{middle:.1f}" y="{height - 5}">{_text(name)}</text>')
+        if count == highest:
+            drawn.append(f'<text x="{min(max(middle, 28), width - 28):.1f}" y="{base - tall - 4:.1f}">{count:,}</text>')
+    return (
+        f'<figure><figcaption>{title}</figcaption><svg viewBox="0 0 {width} {height}" role="img" '
+        f'aria-label="{title}">{"".join(drawn)}</svg></figure>\n'
+    )
+
+
+def _summary(manifest: Mapping[str, Any]) -> str:
+    statistics, splits = manifest["statistics"], manifest["splits"]
+    documents, rows = statistics["documents"], statistics["rows"]
+    size = sum(shard["size"] for split in splits.values() for shard in split["shards"])
+    tiles = (
+        ("documents", f"{documents['documents']:,}"),
+        ("tokens", f"{documents['tokens']:,}"),
+        (f"rows of {manifest['seq_length']}", f"{rows['rows']:,}"),
+        ("in the shards", _size(size)),
+        ("[UNK]", _share(documents["unknown_tokens"], documents["tokens"])),
+        ("padding", _share(rows["padding_tokens"], rows["padding_tokens"] + rows["real_tokens"])),
+    )
+    shown = "".join(
+        f'<div class="tile"><b>{value}</b><span class="soft">{name}</span></div>\n' for name, value in tiles
+    )
+    lines = [
+        (
+            name,
+            split["documents"],
+            split["tokens"],
+            split["rows"],
+            len(split["shards"]),
+            sum(shard["size"] for shard in split["shards"]),
+        )
+        for name, split in splits.items()
+    ]
+    return (
+        f'<h1>Shards</h1>\n<p class="soft">root hash <code>{_text(manifest["root_hash"])}</code></p>\n'
+        f'<div class="tiles">\n{shown}</div>\n'
+        + _table(("split", "documents", "tokens", "rows", "shards", "bytes"), lines)
+    )
+
+
+def _inputs(manifest: Mapping[str, Any]) -> str:
+    inputs = manifest.get("inputs", [])
+    lines = [(_text(entry["name"]), entry["bytes"], f"<code>{_text(entry['sha256'][:16])}</code>") for entry in inputs]
+    more = lines[SHOWN_FILES:]
+    if more:
+        lines = [*lines[:SHOWN_FILES], (f"and {len(more)} more", sum(int(line[1]) for line in more), "")]
+    if not lines:
+        return ""
+    total = sum(entry["bytes"] for entry in inputs)
+    return (
+        f"<h2>What went in: {len(inputs):,} {'file' if len(inputs) == 1 else 'files'}, {_size(total)}</h2>\n"
+        + _table(("file", "bytes of text", "sha256"), lines)
+    )
+
+
+def _rejected(statistics: Mapping[str, Any], rejects: Sequence[Mapping[str, Any]]) -> str:
+    """Where the documents went, and samples of those that are not in the shards."""
+    read, kept, counts = statistics["read"], statistics["documents"]["documents"], statistics["rejects"]
+    parts = [("kept", kept), ("not sampled", statistics["not_sampled"]), *sorted(counts.items())]
+    lines = []
+    for name, count in parts:
+        if count or name == "kept":
+            meter = f'<span class="meter" style="width: {100 * min(count / max(read, 1), 1):.2f}%"></span>'
+            shown = f'<span class="meters">{meter}</span>'
+            lines.append((_text(name.replace("_", " ")), count, _share(count, read), shown))
+    table = _table((f"of {read:,} documents read", "documents", "share", ""), lines)
+    samples = []
+    for reason in sorted({str(reject["reason"]) for reject in rejects}):
+        entries = "".join(
+            f"<p><code>{_text(reject['id'])}</code> {_text(reject['detail'])}</p>\n"
+            f'<div class="sample soft">{_text(str(reject["sample"])[:SAMPLE_CHARACTERS])}</div>\n'
+            for reject in rejects
+            if reject["reason"] == reason
+        )
+        heading = f"{_text(reason.replace('_', ' '))}: samples"
+        samples.append(f"<details><summary>{heading}</summary>\n{entries}</details>\n")
+    where = "<p>All that were left out are in <code>rejects.jsonl.gz</code>, each with its reason.</p>\n"
+    return "<h2>What stayed and what was left out</h2>\n" + table + (where if counts else "") + "".join(samples)
+
+
+def _documents(documents: Mapping[str, Any]) -> str:
+    lengths = {int(key): count for key, count in documents["document_length"].items()}
+    exponents = range(min(lengths, default=1).bit_length() - 1, max(lengths, default=1).bit_length())
+    powers = [1 << exponent for exponent in exponents]
+    tenths = {round(10 * float(key)): count for key, count in documents["fertility"].items()}
+    bins = range(min(tenths, default=0), max(tenths, default=-1) + 1)
+    mean = documents["tokens"] / max(documents["words"], 1)
+    return (
+        "<h2>Documents</h2>\n"
+        f"<p>{documents['characters']:,} characters, {documents['words']:,} words, {documents['tokens']:,} tokens: "
+        f"{mean:.3f} tokens a word. {documents['unknown_tokens']:,} tokens are [UNK].</p>\n"
+        '<div class="charts">\n'
+        + _chart(
+            "Documents by tokens, from this power of two on",
+            [f"{power:,}" for power in powers],
+            [lengths.get(power, 0) for power in powers],
+        )
+        + _chart(
+            "Documents by fertility, tokens a word",
+            [f"{tenth // 10}.{tenth % 10}" for tenth in bins],
+            [tenths.get(tenth, 0) for tenth in bins],
+        )
+        + "</div>\n"
+    )
+
+
+def _packed(manifest: Mapping[str, Any]) -> str:
+    rows, seq_length = manifest["statistics"]["rows"], manifest["seq_length"]
+    dropped = manifest["statistics"]["dropped_tokens"]
+    width = -(-seq_length // ROW_LENGTH_BINS)
+    starts = range(1, seq_length + 1, width)
+    cells = rows["real_tokens"] + rows["padding_tokens"]
+    lost = f" {dropped:,} tokens of documents' ends were dropped." if dropped else ""
+    return (
+        "<h2>Rows</h2>\n"
+        f"<p>{rows['rows']:,} rows, {rows['short_rows']:,} of them shorter than {seq_length}; "
+        f"{rows['padding_tokens']:,} of {cells:,} places ({_share(rows['padding_tokens'], cells)}) are padding.{lost}"
+        '</p>\n<div class="charts">\n'
+        + _chart(
+            "Rows by real tokens, from this length on",
+            [f"{start:,}" for start in starts],
+            [rows["row_length"].get(str(start), 0) for start in starts],
+        )
+        + "</div>\n"
+    )
+
+
+def _masks(manifest: Mapping[str, Any]) -> str:
+    rows, variants = manifest["statistics"]["rows"], manifest["num_variants"]
+    mask = manifest.get("configuration", {}).get("mask", {})
+    wanted = {}
+    if mask:
+        rest = 1 - mask["mask_fraction"] - mask["random_fraction"]
+        wanted = {"became_mask": mask["mask_fraction"], "random": mask["random_fraction"], "kept": rest}
+    kinds = (
+        ("became_mask", "mask", "[MASK]"),
+        ("random", "random", "another token"),
+        ("kept", "kept", "kept as it was"),
+    )
+    lines = [
+        (
+            f'<mark class="{colour}">{name}</mark>',
+            rows[kind],
+            _share(rows[kind], rows["masked"]),
+            f"{wanted[kind]:.2%}" if wanted else "-",
+        )
+        for kind, colour, name in kinds
+    ]
+    return (
+        "<h2>Masks</h2>\n"
+        f"<p>{variants} maskings of every row, up to {manifest['masked_per_row']} tokens each: {rows['masked']:,} of "
+        f"{rows['slots']:,} slots are in use, {_share(rows['masked'], variants * rows['real_tokens'])} of the tokens "
+        "([CLS] and [SEP] counted). A random token that happens to be the original counts as kept.</p>\n"
+        + _table(("what stands there", "masks", "share", "asked for"), lines)
+    )
+
+
+def _sample_rows(rows: Sequence[str]) -> str:
+    if not rows:
+        return ""
+    shown = []
+    for row in rows:
+        head, _, words = row.strip("\n").partition("\n")
+        shown.append(f'<div class="row"><p class="soft">{_text(head)}</p>{_marked(words)}</div>\n')
+    legend = (
+        '<p><mark class="mask"><s>house</s> [MASK]</mark> masked, <mark class="random"><s>house</s> tree</mark> '
+        'replaced, <mark class="kept">house</mark> chosen but kept; | stands before the start of a document.</p>\n'
+    )
+    return "<h2>The first rows, with one of their maskings</h2>\n" + legend + "".join(shown)
+
+
+def _marked(words: str) -> str:
+    """The words of a row as HTML, masked ones coloured."""
+    pieces, end = [], 0
+    for found in _MASKED.finditer(words):
+        was, now = found.groups()
+        pieces.append(_text(words[end : found.start()]))
+        if now is None:
+            pieces.append(f'<mark class="kept">{_text(was)}</mark>')
+        else:
+            kind = "mask" if now == "[MASK]" else "random"
+            pieces.append(f'<mark class="{kind}"><s>{_text(was)}</s> {_text(now)}</mark>')
+        end = found.end()
+    return "".join([*pieces, _text(words[end:])])
+
+
+def _shards(manifest: Mapping[str, Any]) -> str:
+    lines = [
+        (shard["name"], shard["rows"], len(shard["chunks"]), shard["size"], f"<code>{shard['sha256']}</code>")
+        for split in manifest["splits"].values()
+        for shard in split["shards"]
+    ]
+    table = _table(("file", "rows", "chunks", "bytes", "sha256"), lines)
+    return f"<h2>Files</h2>\n<details><summary>{len(lines):,} shards</summary>\n{table}</details>\n" if lines else ""
+
+
+def _configuration(manifest: Mapping[str, Any]) -> str:
+    def listing(title: str, content: object) -> str:
+        text = _text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False))
+        return f"<details><summary>{title}</summary>\n<pre>{text}</pre></details>\n"
+
+    tokenizer = {key: manifest[key] for key in ("tokenizer", "vocab_size", "special_ids") if key in manifest}
+    return (
+        "<h2>How it was made</h2>\n"
+        + listing("Configuration", manifest.get("configuration", {}))
+        + listing("Tokenizer", tokenizer)
+        + listing("Library versions", manifest.get("libraries", {}))
+    )

@@ -1,0 +1,88 @@
+"""Counts and histograms of documents, rows and masks."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+FERTILITY_LIMIT = 5
+"""Tokens a word from which documents share the last bin; text without white space gets there"""
+
+ROW_LENGTH_BINS = 16
+
+
+def document_statistics(
+    *, characters: np.ndarray, words: np.ndarray, tokens: np.ndarray, unknown: int
+) -> dict[str, Any]:
+    """Counts and histograms of documents.
+
+    Args:
+        characters, words, tokens: [n] of each document; words are runs without white space.
+        unknown: tokens that are [UNK], in all documents together.
+
+    Returns:
+        Counts, and documents by `document_length` (key: the power of two at or below their tokens) and by
+        `fertility` (key: tokens a word, rounded down to a tenth; the last bin, 5.0, takes all above).
+    """
+    lengths = tokens[tokens > 0].astype(np.int64)
+    powers = np.frexp(lengths.astype(np.float64))[1] - 1  # floor(log2) without rounding at the powers
+    spoken = words > 0
+    tenths = np.minimum(10 * tokens[spoken].astype(np.int64) // words[spoken].astype(np.int64), 10 * FERTILITY_LIMIT)
+    return {
+        "documents": len(tokens),
+        "characters": int(characters.sum()),
+        "words": int(words.sum()),
+        "tokens": int(tokens.sum()),
+        "unknown_tokens": int(unknown),
+        "document_length": _histogram(powers, lambda power: str(1 << power)),
+        "fertility": _histogram(tenths, lambda tenth: f"{tenth // 10}.{tenth % 10}"),
+    }
+
+
+def mask_statistics(arrays: Mapping[str, np.ndarray], mask_id: int) -> dict[str, Any]:
+    """Counts of one chunk's rows and masks; `arrays` are the chunk's fields (see `shards`).
+
+    Returns:
+        rows, real and padding tokens, short rows; over all variants the slots (n x k x P), those in use (`masked`)
+        and what stands in them: [MASK] (`became_mask`), another token (`random`) or the original (`kept`); and rows
+        by `row_length` (key: the shortest length of the bin).
+    """
+    ids, lengths = arrays["input_ids"], arrays["lengths"].astype(np.int64)
+    rows, seq_length = ids.shape
+    replacements = arrays["replacement_ids"]
+    slots = np.arange(replacements.shape[2])
+    used = slots < arrays["num_masked"][..., None]
+    original = np.take_along_axis(ids[:, None, :], arrays["masked_positions"].astype(np.int64), axis=2)
+    masked = int(used.sum())
+    became_mask = int((used & (replacements == mask_id)).sum())
+    kept = int((used & (replacements == original)).sum())
+    width = -(-seq_length // ROW_LENGTH_BINS)
+    return {
+        "rows": rows,
+        "short_rows": int((lengths < seq_length).sum()),
+        "real_tokens": int(lengths.sum()),
+        "padding_tokens": int(rows * seq_length - lengths.sum()),
+        "slots": int(used.size),
+        "masked": masked,
+        "became_mask": became_mask,
+        "random": masked - became_mask - kept,
+        "kept": kept,
+        "row_length": _histogram((lengths - 1) // width, lambda number: str(number * width + 1)),
+    }
+
+
+def merge(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """The sum of nested dictionaries of numbers, key by key; a key that is missing counts as 0."""
+    total: dict[str, Any] = {}
+    for part in parts:
+        for key, value in part.items():
+            if isinstance(value, Mapping):
+                total[key] = merge([total.get(key, {}), value])
+            else:
+                total[key] = total.get(key, 0) + value
+    return total
+
+
+def _histogram(bins: np.ndarray, name: Callable[[int], str]) -> dict[str, int]:
+    values, counts = np.unique(bins, return_counts=True)
+    return {name(int(value)): int(count) for value, count in zip(values, counts, strict=True)}

@@ -1,0 +1,163 @@
+"""Vocabularies trained deterministically: WordPiece, byte-level BPE, Unigram."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+from data_prep.config import VocabularyConfig
+from data_prep.contract.command_line import UserError
+from data_prep.contract.tokenizer import BLANK, CONTINUATION, SPECIAL_TOKENS, bert_normalizer, with_template
+
+PUNCTUATION_OR_WORD = rf"{BLANK}?[\p{{P}}\p{{S}}&&[^{BLANK}]]|{BLANK}?[^\p{{P}}\p{{S}}]+"
+"""No Unigram piece holds punctuation beside letters, as in SentencePiece, which parts scripts"""
+
+SCORE_DIGITS = 4
+"""Digits kept of a Unigram piece's log-probability; a training's noise is about 1e-13"""
+
+Texts = Callable[[], Iterable[str]]
+
+
+def train_tokenizer(texts: Texts, config: VocabularyConfig) -> Tokenizer:
+    """Train a tokenizer; the same text gives the same ids, whatever the threads.
+
+    Args:
+        texts: called several times, must give the same texts each time.
+
+    Raises:
+        UserError: the text holds no character, the size has no room for its alphabet, or two Unigram trainings
+            differ.
+    """
+    train = {"wordpiece": _train_wordpiece, "bpe": _train_bpe, "unigram": _train_unigram}[config.model]
+    return with_template(train(texts, config))
+
+
+def _train_wordpiece(texts: Texts, config: VocabularyConfig) -> Tokenizer:
+    tokenizer = Tokenizer(models.WordPiece(unk_token=SPECIAL_TOKENS["unk"]))
+    tokenizer.normalizer = bert_normalizer(config)  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()  # type: ignore[assignment]
+    tokenizer.decoder = decoders.WordPiece(prefix=CONTINUATION)  # type: ignore[assignment]
+    alphabet, _ = _alphabet(texts(), tokenizer.normalizer, config.alphabet_size)
+    _check_size(config, 2 * len(alphabet), f"the corpus's {len(alphabet)} characters (each needs two entries)")
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=config.size,
+        min_frequency=config.min_frequency,
+        show_progress=False,
+        special_tokens=[*SPECIAL_TOKENS.values(), *(CONTINUATION + c for c in alphabet)],  # type: ignore[arg-type]
+        limit_alphabet=len(alphabet),
+        initial_alphabet=alphabet,
+        continuing_subword_prefix=CONTINUATION,
+    )
+    tokenizer.train_from_iterator(iter(texts()), trainer=trainer)
+    content = json.loads(tokenizer.to_str())
+    content["added_tokens"] = [t for t in content["added_tokens"] if t["content"] in SPECIAL_TOKENS.values()]
+    return Tokenizer.from_str(json.dumps(content))
+
+
+def _train_bpe(texts: Texts, config: VocabularyConfig) -> Tokenizer:
+    """Byte-level BPE (GPT-2, Radford et al. 2019): its alphabet is the 256 bytes, so nothing is [UNK]."""
+    if not any(text.strip() for text in texts()):
+        raise _no_text()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    _check_size(config, len(alphabet), f"the {len(alphabet)} bytes", adjustable=False)
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = _unicode_normalizer(config)  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
+    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    trainer = trainers.BpeTrainer(
+        vocab_size=config.size,
+        min_frequency=config.min_frequency,
+        show_progress=False,
+        special_tokens=list(SPECIAL_TOKENS.values()),
+        initial_alphabet=alphabet,
+    )
+    tokenizer.train_from_iterator(iter(texts()), trainer=trainer)
+    return tokenizer
+
+
+def _train_unigram(texts: Texts, config: VocabularyConfig) -> Tokenizer:
+    """Unigram (Kudo 2018) over words at white space and punctuation, as in ALBERT."""
+    normalizer = _unicode_normalizer(config)
+    alphabet, rare = _alphabet(texts(), normalizer, config.alphabet_size)
+    _check_size(config, len(alphabet) + 1, f"the corpus's {len(alphabet)} characters")
+    # The trainer keeps every character it meets, so it must not meet the rare ones.
+    blanks = str.maketrans(dict.fromkeys(rare, " "))
+    trainings = []
+    for _ in range(2):
+        known = (normalizer.normalize_str(text).translate(blanks) for text in texts())
+        trainings.append(_unigram_training(known, config.size))
+    first, second = (dict(content["model"]["vocab"]) for content in trainings)
+    if first != second:
+        raise UserError(
+            f"two trainings of the unigram vocabulary differ in {len(first.items() ^ second.items())} entries, since "
+            "some of its pieces are equally good: change vocabulary.size a little, or set vocabulary.model to "
+            "wordpiece or bpe"
+        )
+    tokenizer = Tokenizer.from_str(json.dumps(trainings[0]))
+    tokenizer.normalizer = normalizer  # type: ignore[assignment]
+    tokenizer.decoder = decoders.Metaspace(replacement=BLANK)  # type: ignore[assignment]
+    return tokenizer
+
+
+def _unigram_training(texts: Iterable[str], size: int) -> dict[str, Any]:
+    """tokenizer.json of one training on normalised texts, without the noise in scores and order."""
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(  # type: ignore[assignment]
+        [
+            pre_tokenizers.WhitespaceSplit(),
+            pre_tokenizers.Metaspace(replacement=BLANK, prepend_scheme="always"),
+            pre_tokenizers.Split(Regex(PUNCTUATION_OR_WORD), behavior="isolated"),
+        ]
+    )
+    trainer = trainers.UnigramTrainer(
+        vocab_size=size,
+        show_progress=False,
+        special_tokens=list(SPECIAL_TOKENS.values()),
+        unk_token=SPECIAL_TOKENS["unk"],
+    )
+    tokenizer.train_from_iterator(iter(texts), trainer=trainer)
+    content = json.loads(tokenizer.to_str())
+    vocabulary = content["model"]["vocab"]
+    special, pieces = vocabulary[: len(SPECIAL_TOKENS)], vocabulary[len(SPECIAL_TOKENS) :]
+    # A character that was pruned comes back with the lowest score plus 0.0001 for each one before it.
+    lowest = min(score for _, score in pieces)
+    highest = lowest + 1e-4 * sum(len(piece) == 1 for piece, _ in pieces)
+    rounded = [
+        (piece, round(lowest if len(piece) == 1 and score <= highest else score, SCORE_DIGITS))
+        for piece, score in pieces
+    ]
+    content["model"]["vocab"] = [*special, *sorted(rounded, key=lambda item: (-item[1], item[0]))]
+    return content
+
+
+def _unicode_normalizer(config: VocabularyConfig) -> normalizers.Normalizer:
+    strip_accents = config.lowercase if config.strip_accents is None else config.strip_accents
+    steps: list[normalizers.Normalizer] = [normalizers.Lowercase()] if config.lowercase else []
+    steps += [normalizers.NFD(), normalizers.StripAccents()] if strip_accents else []
+    return normalizers.Sequence([*steps, normalizers.NFC()])
+
+
+def _alphabet(texts: Iterable[str], normalizer: Any, limit: int) -> tuple[list[str], list[str]]:
+    """The `limit` most frequent characters of the normalised text, sorted; and the others."""
+    counts: Counter[str] = Counter()
+    for text in texts:
+        counts.update(normalizer.normalize_str(text))
+    by_frequency = sorted((c for c in counts if not c.isspace()), key=lambda c: (-counts[c], c))
+    if not by_frequency:
+        raise _no_text()
+    return sorted(by_frequency[:limit]), by_frequency[limit:]
+
+
+def _no_text() -> UserError:
+    return UserError("the corpus holds no text to train a vocabulary on: check --corpus.paths")
+
+
+def _check_size(config: VocabularyConfig, alphabet: int, what: str, adjustable: bool = True) -> None:
+    needed = len(SPECIAL_TOKENS) + alphabet
+    if config.size < needed:
+        raise UserError(
+            f"vocabulary.size {config.size} has no room for {what} and the {len(SPECIAL_TOKENS)} special tokens: "
+            f"raise it to {needed} or more" + (", or lower vocabulary.alphabet_size" if adjustable else "")
+        )

@@ -1,0 +1,118 @@
+"""Finding, verifying and reading checkpoints."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import nn
+
+from data_prep.contract.command_line import UserError
+from pipeline.checkpoints.format import (
+    FORMAT_VERSION,
+    CheckpointError,
+    TrainerState,
+    fingerprint,
+    manifest_text,
+    step_of,
+)
+from pipeline.config import ModelConfig
+from pipeline.model.masked_lm import NarrowBertForPretraining
+from pipeline.parallel.whole_tensors import full_shape, shard_of
+
+
+def newest_checkpoint(checkpoints: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that verifies, and a line for every newer one that does not."""
+    problems = []
+    for folder in checkpoint_folders(checkpoints):
+        try:
+            verify_checkpoint(folder)
+            return folder, problems
+        except CheckpointError as error:
+            problems.append(str(error))
+    return None, problems
+
+
+def checkpoint_folders(checkpoints: Path) -> list[Path]:
+    """A run's checkpoints, the newest first."""
+    found = [folder for folder in checkpoints.glob("step-*") if step_of(folder) is not None]
+    return sorted(found, key=lambda folder: (step_of(folder), folder.name), reverse=True)
+
+
+def verify_checkpoint(folder: Path) -> None:
+    """Check every file of a checkpoint against its manifest.
+
+    Raises:
+        CheckpointError: naming the first file that is missing, cut or changed.
+    """
+    try:
+        text = (folder / "manifest.json").read_text(encoding="utf-8")
+        manifest = json.loads(text)
+        version, files = manifest["format_version"], dict(manifest["files"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder / 'manifest.json'} is missing or damaged ({error})") from error
+    if version != FORMAT_VERSION:
+        raise CheckpointError(f"{folder} has checkpoint format {version}, this version reads {FORMAT_VERSION}")
+    if text != manifest_text(files):
+        raise CheckpointError(f"{folder / 'manifest.json'} is damaged: it does not match the hash that it holds")
+    for name, recorded in files.items():
+        path = folder / name
+        if Path(name).name != name or not path.is_file():
+            raise CheckpointError(f"{path} is missing")
+        if path.stat().st_size != recorded["size"]:
+            raise CheckpointError(f"{path} has {path.stat().st_size} bytes instead of {recorded['size']}")
+        if fingerprint(path) != recorded:
+            raise CheckpointError(f"{path} does not match its sha256: it was changed after it was written")
+
+
+def read_trainer_state(folder: Path) -> TrainerState:
+    """Read ``trainer.json`` of a verified checkpoint."""
+    return TrainerState(**json.loads((folder / "trainer.json").read_text(encoding="utf-8")))
+
+
+def read_tensors(folder: Path, kind: str) -> dict[str, torch.Tensor]:
+    """All tensors of one of ``KINDS`` by full parameter name (fp32, memory-mapped, on CPU)."""
+    tensors: dict[str, torch.Tensor] = {}
+    for path in sorted(folder.glob(f"{kind}-*-of-*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 - a safetensors handle is no dictionary
+                tensors[name] = file.get_tensor(name)
+    return tensors
+
+
+def load_run_model(run_dir: Path) -> tuple[NarrowBertForPretraining, TrainerState]:
+    """The model of a run's newest intact checkpoint, in fp32 on CPU, and that checkpoint's state.
+
+    Raises:
+        UserError: there is no intact checkpoint.
+    """
+    folder, problems = newest_checkpoint(run_dir / "checkpoints")
+    if folder is None:
+        raise UserError(f"{run_dir} has no intact checkpoint: {'; '.join(problems) or 'nothing is saved there yet'}")
+    for problem in problems:
+        print(f"checkpoint passed over: {problem}", file=sys.stderr)
+    state = read_trainer_state(folder)
+    model = NarrowBertForPretraining(ModelConfig(**state.config["model"]), state.vocab_size)
+    load_weights(model, folder)
+    return model.eval(), state
+
+
+def load_weights(model: nn.Module, folder: Path) -> None:
+    """Put a checkpoint's weights into the bare model. Call before DeepSpeed wraps it.
+
+    Raises:
+        CheckpointError: parameters are missing, unexpected or of another shape.
+    """
+    tensors = read_tensors(folder, "weights")
+    wanted = {name: full_shape(p) for name, p in model.named_parameters()}
+    found = {name: tuple(t.shape) for name, t in tensors.items()}
+    if wanted != found:
+        wrong = sorted(k for k in wanted.keys() | found.keys() if wanted.get(k) != found.get(k))
+        raise CheckpointError(
+            f"{folder} does not fit this model: {len(wrong)} parameters are missing, unexpected or of another "
+            f"shape, such as {wrong[0]} ({found.get(wrong[0])} there, {wanted.get(wrong[0])} here)"
+        )
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(shard_of(tensors[name], parameter))

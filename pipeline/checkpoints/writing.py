@@ -1,0 +1,337 @@
+"""Writes checkpoints beside the training, which stands still for a copy to host memory alone.
+
+A save goes like this:
+
+1. every rank copies what it holds of weights and moments (its part of ZeRO's partition) to host memory;
+2. a thread sends the pieces of each parameter to the rank that writes it, over a gloo group of its own;
+3. that rank writes whole tensors into safetensors files of a temporary folder, hashing as it writes;
+4. rank 0 collects sizes and hashes, writes ``trainer.json`` and ``manifest.json``, and renames the folder.
+
+Until the rename nothing counts, so a kill at any point leaves the checkpoints before it as they were.
+Before it, rank 0 makes sure that no newer start of the run has taken over. A save that fails (a full
+disk) leaves a line, and the next one begins anew.
+"""
+
+import contextlib
+import dataclasses
+import math
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from pipeline.checkpoints.format import KINDS, TEMPORARY, TrainerState, as_json, fingerprint, manifest_text, step_of
+from pipeline.checkpoints.tensor_file import TensorFile
+from pipeline.engine.deepspeed_engine import held_part, link_optimizer_state
+from pipeline.parallel.groups import data_parallel_group, tensor_parallel_group
+from pipeline.parallel.whole_tensors import full_shape, is_split, join_shards, shard_shape
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Saved:
+    """How a save ended."""
+
+    step: int
+    """Whose state it was."""
+    folder: Path
+    """Where it is, if ``problem`` is empty."""
+    seconds: float
+    """From the copy to the rename."""
+    problem: str
+    """What went wrong, on one line; empty for a good end."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Piece:
+    """A run of elements of one tensor-parallel shard of a parameter, flattened."""
+
+    rank: int
+    """Who holds it."""
+    tensor_rank: int
+    """Of which shard it is."""
+    start: int
+    """Its first element there."""
+    numel: int
+    """How many."""
+
+
+class CheckpointWriter:
+    """One a process. Every rank makes it, and calls ``save``, at the same points of the run.
+
+    Args:
+        engine: its weights and moments are saved.
+        checkpoints: folder of the run's checkpoints.
+        keep_last: committed checkpoints to keep; 0 keeps all.
+        keep_every: keep those of steps that are multiples of this, whatever their age; 0 keeps none for that.
+        may_commit: asked on rank 0 before the rename; False where a newer start of the run has taken over.
+        on_progress: called now and then by the thread while it works.
+    """
+
+    def __init__(
+        self,
+        engine: Any,
+        checkpoints: Path,
+        *,
+        keep_last: int = 0,
+        keep_every: int = 0,
+        may_commit: Callable[[], bool] = lambda: True,
+        on_progress: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._engine, self._checkpoints = engine, checkpoints
+        self._keep_last, self._keep_every = keep_last, keep_every
+        self._may_commit, self._on_progress = may_commit, on_progress
+        # Its own group: the thread's messages never mix with those of the training.
+        self._group: Any = dist.new_group(backend="gloo")
+        self._parameters: dict[str, nn.Parameter] = dict(engine.module.named_parameters())
+        self._owner = _owners(self._parameters, dist.get_world_size())
+        self._pieces = self._exchange_pieces()
+        self._copies = self._host_memory()
+        self._thread: threading.Thread | None = None
+        self._finished: list[Saved] = []
+
+    # ------------------------------------------------------------------------- what the trainer calls
+
+    def save(self, state: TrainerState) -> float:
+        """Begin to save the state of this moment; an unfinished save is waited for.
+
+        Returns:
+            Seconds that the caller stood still.
+        """
+        started = time.perf_counter()
+        self.wait()
+        self._copy()
+        self._thread = threading.Thread(target=self._run, args=(state, started), name="checkpoint", daemon=True)
+        self._thread.start()
+        return time.perf_counter() - started
+
+    def wait(self) -> None:
+        """Until nothing is being written any more."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def finished(self) -> list[Saved]:
+        """The saves that have ended since this was asked last; the same on every rank after ``wait``."""
+        found, self._finished = self._finished, []
+        return found
+
+    # -------------------------------------------------------------------------------------- the copy
+
+    def _copy(self) -> None:
+        """Copy this rank's pieces into the host memory that is kept for them."""
+        link_optimizer_state(self._engine)
+        on_device = False
+        for kind in KINDS:
+            for name in self._mine:
+                held = held_part(self._engine, self._parameters[name], kind)
+                assert held is not None
+                part = held[1].detach().reshape(-1)
+                self._copies[kind, name].copy_(part, non_blocking=True)
+                on_device |= part.is_cuda
+        if on_device:
+            torch.cuda.synchronize()
+
+    def _host_memory(self) -> dict[tuple[str, str], torch.Tensor]:
+        """Room for the copies; written to once, so that the first save need not wait for the kernel to give it."""
+        on_cuda = next(iter(self._parameters.values())).is_cuda
+        rank = dist.get_rank()
+        return {
+            (kind, name): torch.empty(piece.numel, dtype=torch.float32, pin_memory=on_cuda).zero_()
+            for name in self._mine
+            for piece in self._pieces[name]
+            if piece.rank == rank
+            for kind in KINDS
+        }
+
+    def _exchange_pieces(self) -> dict[str, list[_Piece]]:
+        """Who holds what of every parameter; remembers the names of what this rank gives."""
+        link_optimizer_state(self._engine)
+        stage, tensor_rank = self._engine.zero_optimization_stage(), tensor_parallel_group().rank()
+        mine: dict[str, tuple[int, int]] = {}
+        for name, parameter in self._parameters.items():
+            held = held_part(self._engine, parameter, "weights")
+            # What several ranks hold alike, the first of them gives.
+            repeated = (stage == 0 and dist.get_rank(data_parallel_group()) > 0) or (
+                tensor_rank > 0 and not is_split(parameter)
+            )
+            if held is not None and held[1].numel() and not repeated:
+                mine[name] = (held[0], held[1].numel())
+        self._mine = list(mine)
+        tables: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(tables, (tensor_rank, mine), group=self._group)
+        return {
+            name: [
+                _Piece(rank=rank, tensor_rank=its_tensor_rank, start=held[name][0], numel=held[name][1])
+                for rank, (its_tensor_rank, held) in enumerate(tables)
+                if name in held
+            ]
+            for name in self._parameters
+        }
+
+    # ------------------------------------------------------------------------------------ the thread
+
+    def _run(self, state: TrainerState, started: float) -> None:
+        try:
+            problem = self._write(state)
+        except Exception as error:  # whatever it was, the training goes on, and the save counts as failed
+            problem = f"rank {dist.get_rank()}: {type(error).__name__}: {error}"
+        self._finished.append(
+            Saved(
+                step=state.step, folder=self._final(state), seconds=time.perf_counter() - started, problem=problem
+            )
+        )  # fmt: skip
+
+    def _final(self, state: TrainerState) -> Path:
+        return self._checkpoints / f"step-{state.step:08d}"
+
+    def _write(self, state: TrainerState) -> str:
+        """All of the save after the copy; what went wrong anywhere, the same text on every rank."""
+        temporary = self._checkpoints / f"{TEMPORARY}step-{state.step:08d}-attempt-{state.attempt}"
+        files: dict[str, Any] = {}
+        problem = ""
+        for kind in KINDS:
+            written, new_problem = self._write_kind(temporary, kind)
+            files |= written
+            problem = problem or new_problem
+        reports: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(reports, (files, problem), group=self._group)
+        problems = [text for _, text in reports if text]
+        if not problems and dist.get_rank() == 0:
+            try:
+                self._commit(temporary, state, {k: v for written, _ in reports for k, v in written.items()})
+            except Exception as error:  # whatever it was, the other ranks wait for the outcome
+                problems = [f"rank 0: {error}"]
+        outcome = ["; ".join(problems)]
+        dist.broadcast_object_list(outcome, src=0, group=self._group)
+        if outcome[0] and dist.get_rank() == 0:
+            shutil.rmtree(temporary, ignore_errors=True)
+        return outcome[0]
+
+    def _write_kind(self, folder: Path, kind: str) -> tuple[dict[str, Any], str]:
+        """Write the tensors of a kind that are this rank's to write. Returns (size and hash by file name, problem).
+
+        What cannot be written stops no rank: the others wait for our pieces.
+        """
+        rank, size = dist.get_rank(), dist.get_world_size()
+        shapes = {name: full_shape(p) for name, p in self._parameters.items() if self._owner[name] == rank}
+        name = f"{kind}-{rank:05d}-of-{size:05d}.safetensors"
+        file, problem = None, ""
+        try:
+            if shapes:
+                folder.mkdir(parents=True, exist_ok=True)
+                file = TensorFile(folder / name, shapes)
+        except OSError as error:
+            problem = f"rank {rank}: {error}"
+        for parameter_name in self._parameters:
+            tensor = self._assemble(kind, parameter_name)
+            self._on_progress()
+            try:
+                if tensor is not None and file is not None and not problem:
+                    file.write(tensor)
+            except OSError as error:
+                problem = f"rank {rank}: {folder / name}: {error}"
+        written = {}
+        try:
+            if file is not None:
+                written = {name: file.close()}
+        except OSError as error:
+            problem = problem or f"rank {rank}: {folder / name}: {error}"
+        return written, problem
+
+    def _assemble(self, kind: str, name: str) -> torch.Tensor | None:
+        """Send our pieces of a parameter to its owner; there, the whole tensor."""
+        rank, owner = dist.get_rank(), self._owner[name]
+        if rank != owner:
+            for piece in self._pieces[name]:
+                if piece.rank == rank:
+                    dist.send(self._copies[kind, name], owner, group=self._group)
+            return None
+        parameter = self._parameters[name]
+        shape = shard_shape(parameter)
+        shards = [
+            torch.empty(math.prod(shape), dtype=torch.float32)
+            for _ in range(1 + max(piece.tensor_rank for piece in self._pieces[name]))
+        ]
+        for piece in self._pieces[name]:
+            place = shards[piece.tensor_rank][piece.start : piece.start + piece.numel]
+            if piece.rank == rank:
+                place.copy_(self._copies[kind, name])
+            else:
+                dist.recv(place, piece.rank, group=self._group)
+        return join_shards([shard.view(shape) for shard in shards], parameter)
+
+    # ------------------------------------------------------------------------------------ the commit
+
+    def _commit(self, temporary: Path, state: TrainerState, files: dict[str, Any]) -> None:
+        _write_text(temporary / "trainer.json", as_json(dataclasses.asdict(state)))
+        files["trainer.json"] = fingerprint(temporary / "trainer.json")
+        _write_text(temporary / "manifest.json", manifest_text(files))
+        _flush(temporary)
+        if not self._may_commit():
+            raise OSError("a newer start of this run has taken over: nothing is saved by this one any more")
+        final = self._final(state)
+        if final.exists():  # the same step, saved before a resume from an earlier checkpoint
+            _remove(final)
+        temporary.rename(final)
+        _flush(final.parent)
+        replacement = final.parent / f"{TEMPORARY}latest"
+        _write_text(replacement, final.name + "\n")
+        replacement.replace(final.parent / "latest")
+        _flush(final.parent)
+        for step in superseded(_steps(self._checkpoints), state.step, self._keep_last, self._keep_every):
+            with contextlib.suppress(OSError):  # the next save tries again
+                _remove(self._checkpoints / f"step-{step:08d}")
+
+
+def superseded(steps: Sequence[int], newest: int, keep_last: int, keep_every: int) -> list[int]:
+    """The steps whose checkpoints are not kept once that of ``newest`` is committed.
+
+    Steps after ``newest`` are those of a future that a resume has left, mostly because they are damaged:
+    they neither count nor go.
+    """
+    if not keep_last:
+        return []
+    before = sorted(step for step in steps if step <= newest)[:-keep_last]
+    return [step for step in before if not (keep_every and step % keep_every == 0)]
+
+
+def _steps(checkpoints: Path) -> list[int]:
+    return [step for folder in checkpoints.glob("step-*") if (step := step_of(folder)) is not None]
+
+
+def _owners(parameters: Mapping[str, nn.Parameter], world_size: int) -> dict[str, int]:
+    """Which rank writes which parameter: largest first, each to the rank with the least to write."""
+    sizes = {name: math.prod(full_shape(parameter)) for name, parameter in parameters.items()}
+    load = [0] * world_size
+    owner: dict[str, int] = {}
+    for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
+        owner[name] = load.index(min(load))
+        load[owner[name]] += sizes[name]
+    return owner
+
+
+def _remove(folder: Path) -> None:
+    """Remove a checkpoint so that no half of it is ever seen under its name."""
+    aside = folder.with_name(f"{TEMPORARY}removed-{folder.name}-{time.time_ns()}")
+    folder.rename(aside)
+    shutil.rmtree(aside)
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+    _flush(path)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,264 @@
+"""One shard folder or several, mixed by weight, as the one source of rows that a run reads. Imports no torch.
+
+Which folder a position of the endless row stream comes from is a pure function of (root hash of the mixture, data
+seed, position):
+
+1. weights are read as the decimal fractions that they are written as, and reduced to whole *shares*: 0.75 and 0.25
+   are 3 and 1;
+2. the stream is cut into periods, a multiple of the sum of the shares and at least ``MIN_PERIOD`` rows long;
+3. in every period each folder has exactly its share of the rows, in an order shuffled by a generator that is keyed on
+   the period;
+4. the n-th row that a folder is dealt is the n-th of its own endless stream, with epochs of its own (`data.RowOrder`).
+
+Any position is found without those before it. A single folder is dealt every position: its order is its own.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_prep.contract.command_line import UserError
+from data_prep.contract.shards import ShardFolder, ShardSplit, open_shards
+
+MIN_PERIOD = 1000
+MAX_PERIOD = 1_000_000
+"""Rows; a period's order is laid out in memory"""
+
+
+def paths_of(path: str | Sequence[str]) -> tuple[str, ...]:
+    """``data.path``, one folder or a list, as a tuple."""
+    return (path,) if isinstance(path, str) else tuple(path)
+
+
+def generator(*key: object) -> np.random.Generator:
+    """Random numbers that depend on nothing but the key."""
+    digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
+    # Philox is counter-based and its stream is pinned by numpy's compatibility policy.
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
+
+
+class Deal:
+    """Deals the positions of the row stream to the folders of a mixture.
+
+    Args:
+        shares: rows of each folder in sum(shares) rows.
+        root_hash: of the mixture.
+        seed: data seed.
+    """
+
+    def __init__(self, shares: Sequence[int], root_hash: str, seed: int) -> None:
+        self.counts = np.array(shares, dtype=np.int64) * -(-MIN_PERIOD // sum(shares))
+        self.period = int(self.counts.sum())
+        self._key = (root_hash, seed)
+        self._order = functools.lru_cache(maxsize=4)(self._shuffle)
+
+    def locate(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Positions [n] -> (folder, how many rows that folder was dealt before), each [n] int64."""
+        periods, offsets = np.divmod(np.asarray(positions, dtype=np.int64), self.period)
+        folders, places = np.empty_like(offsets), np.empty_like(offsets)
+        for period in np.unique(periods):
+            here = periods == period
+            order, before = self._order(int(period))
+            folders[here] = order[offsets[here]]
+            places[here] = period * self.counts[folders[here]] + before[offsets[here]]
+        return folders, places
+
+    def dealt(self, position: int) -> np.ndarray:
+        """[folders] rows that each folder was dealt before ``position``."""
+        period, offset = divmod(position, self.period)
+        order, _ = self._order(period)
+        return period * self.counts + np.bincount(order[:offset], minlength=len(self.counts))
+
+    def _shuffle(self, period: int) -> tuple[np.ndarray, np.ndarray]:
+        """For each row of a period: its folder, and that folder's rows before it in the period."""
+        folders = np.repeat(np.arange(len(self.counts), dtype=np.uint16), self.counts)
+        order = generator(*self._key, "deal", period).permutation(folders)
+        before = np.empty(self.period, dtype=np.int32)
+        before[np.argsort(order, kind="stable")] = np.concatenate([np.arange(count) for count in self.counts])
+        return order, before
+
+
+class MixedSplit:
+    """The same split of all folders of a mixture: their chunks in one numbering, folder after folder."""
+
+    def __init__(self, parts: Sequence[ShardSplit]) -> None:
+        self.parts = tuple(parts)
+        self.num_rows = sum(part.num_rows for part in parts)
+        self.chunk_rows = np.concatenate([part.chunk_rows for part in parts])
+        """[chunks] rows of each chunk"""
+        self.first_chunks = np.cumsum([0, *(len(part.chunk_rows) for part in parts)])[:-1]
+        """[folders] number of each folder's first chunk"""
+
+    def chunk(self, index: int) -> Mapping[str, np.ndarray]:
+        """The fields of a chunk; see ``ShardSplit.chunk``.
+
+        Raises:
+            UserError: the bytes are not those that were written; names shard and chunk.
+        """
+        folder = int(np.searchsorted(self.first_chunks, index, side="right")) - 1
+        return self.parts[folder].chunk(index - int(self.first_chunks[folder]))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mixture:
+    """Opened shard folders that agree in everything a model sees, and their shares; see ``open_mixture``."""
+
+    folders: tuple[ShardFolder, ...]
+    """In the order of ``data.path``"""
+    shares: tuple[int, ...]
+    """Rows of each folder in sum(shares) rows"""
+
+    @property
+    def root_hash(self) -> str:
+        """The folder's own, or sha256 over the (root hash, share) list of several."""
+        if len(self.folders) == 1:
+            return self.folders[0].root_hash
+        parts = [[folder.root_hash, share] for folder, share in zip(self.folders, self.shares, strict=True)]
+        return hashlib.sha256(json.dumps(parts, separators=(",", ":")).encode()).hexdigest()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What to call each folder; of a URL without its user, password and query."""
+        return tuple(_name(folder) for folder in self.folders)
+
+    @property
+    def locations(self) -> tuple[str, ...]:
+        """The names, valid in any working folder."""
+        return tuple(str(folder.remote or folder.path.resolve()) for folder in self.folders)
+
+    @property
+    def train_rows(self) -> tuple[int, ...]:
+        """Training rows of each folder."""
+        return tuple(_rows(folder, "train") for folder in self.folders)
+
+    @property
+    def num_variants(self) -> tuple[int, ...]:
+        """Maskings of each row, by folder."""
+        return tuple(folder.num_variants for folder in self.folders)
+
+    @property
+    def seq_length(self) -> int:
+        """Tokens a row."""
+        return self.folders[0].seq_length
+
+    @property
+    def masked_per_row(self) -> int:
+        """Mask slots of a row."""
+        return self.folders[0].masked_per_row
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest token id of the tokenizer."""
+        return self.folders[0].vocab_size
+
+    @property
+    def special_ids(self) -> dict[str, int]:
+        """{"pad": id, "unk": id, "cls": id, "sep": id, "mask": id}."""
+        return self.folders[0].special_ids
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """The tokenizer.json the rows were made with."""
+        return self.folders[0].tokenizer_path
+
+    def split(self, name: str) -> MixedSplit:
+        """The split ``train`` or ``validation`` of all folders."""
+        return MixedSplit([folder.split(name) for folder in self.folders])
+
+    def deal(self, seed: int) -> Deal:
+        """Which folder each position comes from, with this data seed."""
+        return Deal(self.shares, self.root_hash, seed)
+
+    def validation_rows(self, max_rows: int) -> np.ndarray:
+        """[n] numbers of the rows of the validation split to evaluate, n at most ``max_rows``; each once.
+
+        Folders take turns by their shares; one that has no more rows leaves its turns to the others.
+        """
+        rows = [_rows(folder, "validation") for folder in self.folders]
+        # In a stream of such shares the i-th row of a folder is due at about (i + 1/2) / share.
+        due = [(np.arange(n) + 0.5) / share for n, share in zip(rows, self.shares, strict=True)]
+        return np.argsort(np.concatenate(due), kind="stable")[:max_rows]
+
+
+def open_mixture(path: str | Sequence[str], weights: Sequence[float] | None) -> Mixture:
+    """Open one shard folder, or several to be mixed.
+
+    Args:
+        path: as in ``data.path``.
+        weights: one positive number for each folder; may be None where there is one.
+
+    Raises:
+        UserError: a folder cannot be opened or has no rows, they do not agree, or the weights do not fit them.
+    """
+    paths = paths_of(path)
+    if not paths:
+        raise UserError("data.path is an empty list: give a folder made by narrowbert-prep shards, or several")
+    shares = (1,) if weights is None else _whole_shares(weights, len(paths))
+    folders = tuple(open_shards(path) for path in paths)
+    rows = [_rows(folder, "train") for folder in folders]
+    for number, folder in enumerate(folders):
+        if rows[number] == 0:
+            raise UserError(f"{_name(folder)} has no training rows: name other shards")
+        for earlier in folders[:number]:
+            _check_fit(earlier, folder)
+    if len(shares) != len(folders):
+        raise UserError(
+            f"data.path names {len(paths)} folders and data.weights is not given: give one number above 0 for each, "
+            f"such as their shares of the rows, --data.weights '{_rounded(rows)}'"
+        )
+    return Mixture(folders=folders, shares=shares)
+
+
+def _whole_shares(weights: Sequence[float], num_folders: int) -> tuple[int, ...]:
+    given = f"data.weights {list(weights)}"
+    if len(weights) != num_folders or not all(0 < weight < math.inf for weight in weights):
+        raise UserError(f"{given} for {num_folders} folders in data.path: give one number above 0 for each")
+    exact = [Fraction(str(weight)) for weight in weights]
+    unit = math.lcm(*(weight.denominator for weight in exact))
+    whole = [int(weight * unit) for weight in exact]
+    divisor = math.gcd(*whole)
+    if sum(whole) // divisor > MAX_PERIOD:
+        raise UserError(
+            f"{given} come out even only after more than {MAX_PERIOD:,} rows: give rounder numbers, such as "
+            f"{_rounded(exact)}"
+        )
+    return tuple(weight // divisor for weight in whole)
+
+
+def _rounded(weights: Sequence[Fraction | int]) -> list[float]:
+    """Weights of about the same ratios that ``_whole_shares`` takes."""
+    return [float(max(round(Fraction(weight) / sum(weights), 3), Fraction(1, 1000))) for weight in weights]
+
+
+def _check_fit(one: ShardFolder, other: ShardFolder) -> None:
+    """Raise UserError where two folders cannot be in one mixture."""
+    names = f"{_name(one)} and {_name(other)}"
+    if one.root_hash == other.root_hash:
+        raise UserError(f"{names} in data.path hold the same rows: name one of them, with the sum of their weights")
+    for what in ("tokenizer", "vocab_size", "special_ids", "seq_length", "masked_per_row"):
+        first, second = (_shown(folder.manifest[what]) for folder in (one, other))
+        if first != second:
+            raise UserError(
+                f"{names} in data.path cannot be mixed: {what} is {first} in the first, {second} in the second; "
+                f"prepare both with the same {what}"
+            )
+
+
+def _shown(value: Any) -> str:
+    return f"sha256 {value['sha256']}" if isinstance(value, Mapping) and "sha256" in value else str(value)
+
+
+def _rows(folder: ShardFolder, split: str) -> int:
+    return folder.manifest["splits"][split]["rows"]
+
+
+def _name(folder: ShardFolder) -> str:
+    return str(folder.remote or folder.path)

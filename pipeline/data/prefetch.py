@@ -1,0 +1,59 @@
+"""Batches read ahead of the training by threads."""
+
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import torch
+
+from pipeline.data.batches import Batch, Loaded, TrainingData
+
+
+class Prefetcher:
+    """Reads the batches of the next steps in threads, and copies them to the device, during this one.
+
+    A thread reads whole steps, and what a step reads follows from its position alone: the number of threads and how
+    far they are ahead change nothing. On CUDA the copies run on a stream of their own beside the computation.
+
+    Args:
+        data: what to read.
+        device: where the batches go.
+        num_workers: threads.
+        prefetch_factor: steps that each of them may be ahead.
+    """
+
+    def __init__(self, data: TrainingData, device: torch.device, *, num_workers: int, prefetch_factor: int) -> None:
+        self._data, self._device = data, device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._threads = ThreadPoolExecutor(max_workers=num_workers, thread_name_prefix="prefetch")
+        self._steps_ahead = num_workers * prefetch_factor
+        self._reading: dict[int, Future[Loaded]] = {}
+
+    def step(self, rows_consumed: int) -> list[Batch]:
+        """``TrainingData.step`` on the device. What goes wrong in reading is raised when it is asked for."""
+        size = self._data.global_batch_size
+        wanted = [rows_consumed + ahead * size for ahead in range(self._steps_ahead + 1)]
+        for position in self._reading.keys() - set(wanted):
+            self._reading.pop(position).cancel()
+        for position in wanted:  # the nearest first: threads take them in this order
+            if position not in self._reading:
+                self._reading[position] = self._threads.submit(self._load, position)
+        batches, copied = self._reading.pop(rows_consumed).result()
+        if copied is not None:
+            current = torch.cuda.current_stream(self._device)
+            current.wait_event(copied)
+            for tensor in (tensor for batch in batches for tensor in batch.tensors.values()):
+                tensor.record_stream(current)  # its memory is not free before the computation is done with it
+        return batches
+
+    def close(self) -> None:
+        """Drop what is not being read yet, so that the end of the process does not wait for it."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _load(self, rows_consumed: int) -> Loaded:
+        batches = self._data.step(rows_consumed)
+        if self._stream is None:
+            return [batch.to(self._device) for batch in batches], None
+        with torch.cuda.stream(self._stream):
+            batches = [batch.to(self._device) for batch in batches]
+        copied = torch.cuda.Event()
+        copied.record(self._stream)
+        return batches, copied

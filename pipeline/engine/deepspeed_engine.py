@@ -1,0 +1,279 @@
+"""RunConfig -> DeepSpeed engine. The only DeepSpeed dictionary of the project is made here."""
+
+import contextlib
+import datetime
+import gc
+import logging
+import os
+import socket
+import sys
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from data_prep.contract.command_line import UserError
+from pipeline.config import RunConfig
+from pipeline.engine.bf16_products import ensure_bf16_products
+from pipeline.engine.optimizer import build_optimizer, clip_gradients
+from pipeline.parallel.groups import (
+    data_parallel_group,
+    initialise_tensor_parallel,
+    model_parallel_unit,
+    tensor_parallel_group,
+)
+from pipeline.processes.launch import World
+
+# Collectives give up later than the watchdog, which says more.
+_AFTER_WATCHDOG = datetime.timedelta(minutes=10)
+
+# Elements that DeepSpeed's buffers hold while it sums gradients.
+_BUCKET_ELEMENTS = 50_000_000
+
+# Weights that ZeRO 3 keeps fetched at once; DeepSpeed's own limit of 10^9 would keep all of most encoders.
+LIVE_ELEMENTS = 50_000_000
+
+
+def initialise_process_group(
+    world: World, tensor_parallel_size: int = 1, hang_timeout_s: float = 1800.0
+) -> torch.device:
+    """Join the other processes (gloo on CPU, NCCL on CUDA), form the groups, return this process's device.
+
+    Raises:
+        UserError: more processes than GPUs on this machine.
+    """
+    if tensor_parallel_size > 1:
+        # One hardware queue, so that a backward pass's sums start before the products issued after them (Megatron).
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+    use_cuda = torch.cuda.is_available()
+    index = _cuda_index(world) if use_cuda else world.local_rank
+    device = torch.device("cuda", index) if use_cuda else torch.device("cpu")
+    if use_cuda:
+        torch.cuda.set_device(device)
+    else:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    # DeepSpeed reads these, and srun sets none of them.
+    os.environ.update(RANK=str(world.rank), LOCAL_RANK=str(index), WORLD_SIZE=str(world.size))
+    backend = "nccl" if use_cuda else "gloo"
+    if world.size == 1:
+        # DeepSpeed wants a group even for one process; this one needs no port.
+        _set_rendezvous_of_one()
+        dist.init_process_group(
+            backend,
+            store=dist.HashStore(),  # pyright: ignore[reportPrivateImportUsage]
+            rank=0,
+            world_size=1,
+        )
+    else:
+        timeout = datetime.timedelta(seconds=hang_timeout_s) + _AFTER_WATCHDOG
+        dist.init_process_group(backend, rank=world.rank, world_size=world.size, timeout=timeout)
+    initialise_tensor_parallel(tensor_parallel_size)
+    return device
+
+
+def _cuda_index(world: World) -> int:
+    visible = torch.cuda.device_count()
+    if visible == 1 and "SLURM_STEP_ID" in os.environ:
+        return 0  # srun --gpus-per-task=1 shows every process its own GPU alone
+    if world.local_rank >= visible:
+        raise UserError(f"process {world.local_rank} of this machine has no GPU: start at most {visible} here")
+    return world.local_rank
+
+
+def _set_rendezvous_of_one() -> None:
+    # DeepSpeed looks at these variables even when the group exists already.
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    if "MASTER_PORT" not in os.environ:
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            os.environ["MASTER_PORT"] = str(listener.getsockname()[1])
+
+
+def deepspeed_config(config: RunConfig, data_parallel_size: int) -> dict[str, Any]:
+    """The engine's dictionary. DeepSpeed ignores unknown keys without a word, so none comes from a user."""
+    training = config.training
+    accumulation = training.global_batch_size // (training.micro_batch_size * data_parallel_size)
+    zero: dict[str, Any] = {
+        "stage": training.zero_stage,
+        "overlap_comm": False,
+        "reduce_bucket_size": _BUCKET_ELEMENTS,
+        "allgather_bucket_size": _BUCKET_ELEMENTS,
+        "stage3_max_live_parameters": LIVE_ELEMENTS,
+        "stage3_max_reuse_distance": LIVE_ELEMENTS,
+    }
+    if training.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    return {
+        "train_batch_size": training.global_batch_size,
+        "train_micro_batch_size_per_gpu": training.micro_batch_size,
+        "gradient_accumulation_steps": accumulation,
+        # Without ZeRO the gradients are clipped here (update_weights): DeepSpeed would not tell their norm.
+        "gradient_clipping": config.optimizer.clip_grad if training.zero_stage else 0.0,
+        "zero_optimization": zero,
+        # Steps whose gradients are not finite are skipped and counted in bf16 as well.
+        "bf16": {"enabled": training.precision == "bf16", "check_grad_overflow": True},
+        "fp16": {"enabled": training.precision == "fp16", "loss_scale": 0, "initial_scale_power": 16},
+        # torch's own AdamW: nothing to compile, the same on CPU and CUDA, offloaded or not.
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 2**31,
+        "wall_clock_breakdown": False,
+    }
+
+
+def build_engine(config: RunConfig, model: nn.Module, device: torch.device) -> Any:
+    """Wrap ``model`` (fp32, weights already in place) in a DeepSpeed engine on ``device``.
+
+    Raises:
+        UserError: the device cannot compute in the configured precision.
+    """
+    with _without_mlflow():
+        import deepspeed
+        import deepspeed.ops
+        from deepspeed.accelerator import get_accelerator
+
+    accelerator: Any = get_accelerator()
+    if config.training.precision == "fp16" and not accelerator.is_fp16_supported():
+        raise UserError("training.precision fp16 is not supported by this processor: take bf16 or fp32")
+    if config.training.precision == "bf16":
+        ensure_bf16_products(device)
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    # DeepSpeed calls collectives that torch has renamed; nothing a user can mend.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    # An inference-only shared-memory operator that would be compiled (25 s) and never used.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    engine: Any = deepspeed.initialize(
+        model=model.to(device),
+        optimizer=build_optimizer(model.named_parameters(), config.optimizer),
+        config=deepspeed_config(config, dist.get_world_size(data_parallel_group())),
+        mpu=model_parallel_unit(),
+        dist_init_required=False,
+    )[0]
+    set_optimizer_state(engine, 0)  # there from the start: a run whose every step was skipped can be saved
+    if config.training.precision == "fp16":
+        # At the smallest scale go on skipping: training.max_skipped_steps says when to stop.
+        engine.optimizer.loss_scaler.raise_error_at_min_scale = False
+    if device.type == "cuda" and config.training.zero_stage < 3 and tensor_parallel_group().size() == 1:
+        # Shapes never change. Collectives inside the forward pass (split layers, ZeRO 3) stay uncompiled.
+        engine.compile(compile_kwargs={"dynamic": False})
+    return engine
+
+
+@contextlib.contextmanager
+def _without_mlflow() -> Iterator[None]:
+    """DeepSpeed's autotuner, imported with it and not used here, wants MLflow if it is there: seconds in every rank."""
+    modules: dict[str, Any] = sys.modules
+    if "mlflow" in modules:
+        yield
+        return
+    modules["mlflow"] = None  # an ImportError for whoever asks, which the autotuner expects
+    try:
+        yield
+    finally:
+        del modules["mlflow"]
+
+
+def update_weights(engine: Any, clip_grad: float) -> Any:
+    """End a micro-batch; after the last of a step, update the weights.
+
+    Returns:
+        The gradient norm of all ranks before clipping (a number or a tensor on the device). It is not
+        finite where the update was skipped. Without meaning before the step's last micro-batch.
+    """
+    if engine.zero_optimization_stage() > 0:
+        engine.step()
+        return engine.get_global_grad_norm()
+    norm = None
+    if engine.is_gradient_accumulation_boundary():
+        norm = clip_gradients(engine.module.parameters(), clip_grad)
+        # The fused AdamW reads this on the device, and leaves weights and state alone where it is 1.
+        engine.optimizer.found_inf = (~norm.isfinite()).float()
+    engine.step()
+    return norm
+
+
+def inner_optimizer(engine: Any) -> torch.optim.AdamW:
+    """The AdamW inside of DeepSpeed's wrapping."""
+    return engine.optimizer if engine.zero_optimization_stage() == 0 else engine.optimizer.optimizer
+
+
+def set_optimizer_state(engine: Any, steps: int) -> None:
+    """Give the optimizer zero moments after ``steps`` updates, whatever it had before."""
+    optimizer = inner_optimizer(engine)
+    if engine.zero_optimization_stage() == 3:
+        partitions = engine.optimizer.fp32_partitioned_groups_flat
+    else:
+        partitions = [tensor for group in optimizer.param_groups for tensor in group["params"]]
+    optimizer.state.clear()
+    for partition in partitions:
+        optimizer.state[partition] = {
+            "step": torch.tensor(float(steps), device=partition.device),
+            "exp_avg": torch.zeros_like(partition, requires_grad=False),
+            "exp_avg_sq": torch.zeros_like(partition, requires_grad=False),
+        }
+    link_optimizer_state(engine)
+
+
+def link_optimizer_state(engine: Any) -> None:
+    """Let DeepSpeed find every parameter's moments in the flat partitions of ZeRO 1 and 2."""
+    if engine.zero_optimization_stage() in (1, 2):
+        # It links parameters to their state after the first group's first update, when the second
+        # group has none yet; linked again here, both are found.
+        engine.optimizer._hp_optimizer_states_linked = False
+        engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+
+def held_part(engine: Any, parameter: nn.Parameter, kind: str) -> tuple[int, torch.Tensor] | None:
+    """What this rank holds in fp32 of a parameter's weight or moment, without asking another rank.
+
+    Args:
+        engine: after ``link_optimizer_state``.
+        parameter: of its module.
+        kind: weights, exp_avg or exp_avg_sq.
+
+    Returns:
+        (start, part): elements of this tensor-parallel rank's shard, flattened, from ``start`` on; with ZeRO 0
+        the whole shard. None if ZeRO has given this rank nothing of it.
+    """
+    from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
+
+    stage, is_weight = engine.zero_optimization_stage(), kind == "weights"
+    if stage == 0:
+        return 0, (parameter.detach() if is_weight else engine.optimizer.state[parameter][kind]).view(-1)
+    if stage == 3:
+        part = safe_get_local_fp32_param(parameter) if is_weight else safe_get_local_optimizer_state(parameter, kind)
+        start = dist.get_rank(data_parallel_group()) * part.numel()
+        # The parts are equally long: the last ones may reach over the end.
+        return start, part[: max(0, getattr(parameter, "ds_numel") - start)]  # noqa: B009 - DeepSpeed's
+    mapping: Any = getattr(parameter, "_hp_mapping")  # noqa: B009 - DeepSpeed's
+    if mapping is None:
+        return None
+    return mapping.lp_fragment_address.start, mapping.get_hp_fragment(None if is_weight else kind)
+
+
+_LOSS_SCALER_FIELDS = ("cur_scale", "cur_hysteresis", "cur_iter", "last_overflow_iter")
+
+
+def loss_scaler_state(engine: Any) -> dict[str, float] | None:
+    """What fp16's dynamic loss scaling remembers; None in other precisions."""
+    if not engine.fp16_enabled():
+        return None
+    return {name: getattr(engine.optimizer.loss_scaler, name) for name in _LOSS_SCALER_FIELDS}
+
+
+def set_loss_scaler_state(engine: Any, state: dict[str, float] | None) -> None:
+    """Go on with the loss scale of a checkpoint."""
+    for name, value in (state or {}).items():
+        setattr(engine.optimizer.loss_scaler, name, value)
+
+
+def destroy_engine(engine: Any) -> None:
+    """End DeepSpeed and the process group in the order that never aborts."""
+    engine.destroy()
+    del engine
+    gc.collect()
+    dist.barrier()
+    dist.destroy_process_group()

@@ -1,0 +1,69 @@
+"""Parameter groups and the learning rate as one pure function of the step."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as dist
+
+from pipeline.config import OptimizerConfig
+from pipeline.parallel.groups import tensor_parallel_group
+from pipeline.parallel.whole_tensors import is_split
+
+
+def learning_rate(step: int, train_steps: int, config: OptimizerConfig) -> float:
+    """Learning rate of optimizer step ``step`` (the first is 0).
+
+    Rises linearly over the first ``lr_warmup_fraction`` of the steps, then falls to ``min_lr``
+    at ``train_steps``, on a straight line or a half cosine.
+    """
+    warmup_steps = math.ceil(config.lr_warmup_fraction * train_steps)
+    if step < warmup_steps:
+        # Step 0 already learns: a rate of exactly 0 would waste the first batch.
+        return config.lr * (step + 1) / warmup_steps
+    progress = min(1.0, (step - warmup_steps) / max(1, train_steps - warmup_steps))
+    left = 1.0 - progress if config.lr_decay_style == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
+    return config.min_lr + (config.lr - config.min_lr) * left
+
+
+def build_optimizer(
+    named_parameters: Iterable[tuple[str, torch.nn.Parameter]], config: OptimizerConfig
+) -> torch.optim.AdamW:
+    """AdamW with two groups: matrices and embeddings decay, biases and norms do not."""
+    decayed, plain = [], []
+    for _, parameter in named_parameters:
+        # Biases and norm weights are exactly the parameters of one dimension.
+        (decayed if parameter.ndim > 1 else plain).append(parameter)
+    return torch.optim.AdamW(
+        [
+            {"params": decayed, "weight_decay": config.weight_decay},
+            {"params": plain, "weight_decay": 0.0},
+        ],
+        lr=config.lr,
+        betas=(config.adam_beta1, config.adam_beta2),
+        eps=config.adam_eps,
+        fused=True,
+    )
+
+
+def clip_gradients(parameters: Iterable[torch.nn.Parameter], max_norm: float) -> torch.Tensor:
+    """Scale all gradients down to a global 2-norm of ``max_norm`` (0: leave them); return the norm before.
+
+    The norm is that of the whole model: parts of tensor-parallel ranks are added up, what every rank
+    holds counts once. Nothing is read from the device.
+    """
+    gradients = {p: p.grad for p in parameters if p.grad is not None}
+    squares = {p: torch.linalg.vector_norm(g, dtype=torch.float32).square() for p, g in gradients.items()}
+    split = [square for p, square in squares.items() if is_split(p)]
+    whole = [square for p, square in squares.items() if not is_split(p)]
+    total = torch.stack(whole).sum()
+    if split:
+        of_all_ranks = torch.stack(split).sum()
+        dist.all_reduce(of_all_ranks, group=tensor_parallel_group())  # type: ignore[arg-type]
+        total = total + of_all_ranks
+    norm = total.sqrt()
+    if max_norm > 0:
+        factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+        for gradient in gradients.values():
+            gradient.mul_(factor)
+    return norm

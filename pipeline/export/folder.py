@@ -1,0 +1,197 @@
+"""Between the training model's parameters and the exported transformers model's, and the export itself.
+
+The training model follows Megatron: sublayers numbered one by one on each side of the narrowing
+point, query, key and value rows packed per head into one matrix. The export follows BERT: an
+attention and the feed-forward after it are one layer, query, key and value are separate, and so are the
+two halves of a gated unit. Keys and values of the frozen state, one matrix in training, are spread over
+the narrow layers that first read them.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from transformers import AutoModelForMaskedLM
+from transformers.utils import logging as transformers_logging
+
+from data_prep.contract.command_line import UserError
+from pipeline.export import configuration_narrowbert, modeling_narrowbert
+from pipeline.export.configuration_narrowbert import NarrowBertConfig
+from pipeline.export.model_card import model_card
+from pipeline.export.modeling_narrowbert import NarrowBertForMaskedLM
+from pipeline.export.names import CONFIG_NAMES, TIED, TRAINING_ONLY, State, to_transformers
+
+AUTO_MAP = {
+    "AutoConfig": "configuration_narrowbert.NarrowBertConfig",
+    "AutoModel": "modeling_narrowbert.NarrowBertModel",
+    "AutoModelForMaskedLM": "modeling_narrowbert.NarrowBertForMaskedLM",
+    "AutoModelForQuestionAnswering": "modeling_narrowbert.NarrowBertForQuestionAnswering",
+    "AutoModelForSequenceClassification": "modeling_narrowbert.NarrowBertForSequenceClassification",
+    "AutoModelForTokenClassification": "modeling_narrowbert.NarrowBertForTokenClassification",
+}
+
+SPECIAL_TOKEN_ROLES = ("pad", "unk", "cls", "sep", "mask")
+
+
+def write_export(
+    state: Mapping[str, torch.Tensor],
+    *,
+    model_config: Mapping[str, Any],
+    tokenizer_path: Path,
+    special_ids: Mapping[str, int],
+    facts: Mapping[str, Any],
+    output: Path,
+    pooling: str | None = None,
+) -> None:
+    """Write a folder that transformers loads: weights (fp32), code, tokenizer, model card.
+
+    The folder appears whole or not at all, and only after it has been loaded back through the
+    registered classes with every parameter equal.
+
+    Args:
+        state: the training model's full parameters, of any floating type.
+        model_config: the training model's configuration with its ``vocab_size``: the keys of CONFIG_NAMES
+            and TRAINING_ONLY.
+        tokenizer_path: the ``tokenizer.json`` of the shards; copied as it is.
+        special_ids: the ids of pad, unk, cls, sep and mask in it.
+        facts: names and values of the run for the model card.
+        output: the folder to make; it may exist if it is empty.
+        pooling: ``cls`` or ``mean``: sentence-transformers shall make embeddings of texts this way.
+
+    Raises:
+        UserError: `output` exists with something in it or cannot be written, or the tokenizer does
+            not belong to the model.
+        ValueError: parameters or configuration that do not make the exported model.
+    """
+    output = Path(output).resolve()
+    if output.is_file() or (output.is_dir() and any(output.iterdir())):
+        raise UserError(f"{output} exists and is not an empty folder: name another or remove it")
+    config = export_config(model_config, special_ids)
+    config.default_positions = "cls" if pooling == "cls" else "all"
+    tokenizer_config = _tokenizer_config(tokenizer_path, config, special_ids)
+    weights = to_transformers(state, config)
+    weights = {n: w.detach().cpu().float().contiguous() for n, w in weights.items()}
+    partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
+    try:
+        partial.mkdir(parents=True)
+        config.save_pretrained(partial)
+        for module in (configuration_narrowbert, modeling_narrowbert):
+            assert module.__file__ is not None
+            shutil.copyfile(module.__file__, partial / Path(module.__file__).name)
+        save_file(weights, partial / "model.safetensors", metadata={"format": "pt"})
+        shutil.copyfile(tokenizer_path, partial / "tokenizer.json")
+        (partial / "tokenizer_config.json").write_text(json.dumps(tokenizer_config, indent=2) + "\n", encoding="utf-8")
+        card = model_card(output.name, config.layout, tokenizer_config["mask_token"], facts)
+        if pooling is not None:
+            write_pooling(partial, config, pooling)
+        (partial / "README.md").write_text(card, encoding="utf-8")
+        _load_back(partial, weights)
+        os.replace(partial, output)
+    except OSError as error:
+        raise UserError(f"cannot write the export {output}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def export_config(model_config: Mapping[str, Any], special_ids: Mapping[str, int]) -> NarrowBertConfig:
+    """The export's configuration of a training model (arguments as in ``write_export``).
+
+    Raises:
+        ValueError: fields that are missing or unknown.
+    """
+    # A field that the exported classes do not know would change what they compute: never drop it.
+    wrong = set(model_config) ^ (set(CONFIG_NAMES) | TRAINING_ONLY)
+    if wrong:
+        raise ValueError(f"model configuration fields missing or unknown to the export: {', '.join(sorted(wrong))}")
+    if set(special_ids) != set(SPECIAL_TOKEN_ROLES):
+        raise ValueError(f"special_ids are {sorted(special_ids)}, expected {sorted(SPECIAL_TOKEN_ROLES)}")
+    named: dict[str, Any] = {theirs: model_config[ours] for ours, theirs in CONFIG_NAMES.items()}
+    named |= {f"{role}_token_id": special_ids[role] for role in ("pad", "cls", "sep", "mask")}
+    return NarrowBertConfig(
+        **named,
+        architectures=[NarrowBertForMaskedLM.__name__],
+        auto_map=dict(AUTO_MAP),
+        dtype="float32",
+    )
+
+
+def _tokenizer_config(path: Path, config: NarrowBertConfig, special_ids: Mapping[str, int]) -> dict[str, Any]:
+    """What AutoTokenizer needs beside tokenizer.json, which says everything else."""
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises a bare Exception for every kind of bad file
+        raise UserError(f"{path} is not a tokenizer.json: {error}") from error
+    largest = max(tokenizer.get_vocab(with_added_tokens=True).values())
+    if largest >= config.vocab_size:
+        raise UserError(f"{path} has ids up to {largest}, the model only {config.vocab_size} words: it is another's")
+    tokens = {role: tokenizer.id_to_token(special_ids[role]) for role in SPECIAL_TOKEN_ROLES}
+    absent = [f"{role} ({special_ids[role]})" for role, token in tokens.items() if token is None]
+    if absent:
+        raise UserError(f"{path} has no token with the id of {', '.join(absent)}: it is another model's")
+    if tokenizer.encode("").ids != [special_ids["cls"], special_ids["sep"]]:
+        raise UserError(f"{path} does not put {tokens['cls']} before and {tokens['sep']} after a text")
+    lowercases = tokenizer.normalizer is not None and tokenizer.normalizer.normalize_str("A") == "a"
+    return {
+        # The class that takes tokenizer.json as it stands; BertTokenizer would rebuild its parts.
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": config.max_position_embeddings,
+        "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
+        "do_lower_case": lowercases,
+        **{f"{role}_token": token for role, token in tokens.items()},
+    }
+
+
+def write_pooling(folder: Path, config: NarrowBertConfig, pooling: str) -> None:
+    """What sentence-transformers reads beside a model: ``SentenceTransformer(folder)`` pools by ``cls`` or ``mean``.
+
+    With ``cls``, ``config.default_positions`` is to be ``"cls"`` too, so that no other row is computed.
+    """
+    modules = [
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+        {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+    ]
+    modes = {"pooling_mode_cls_token": pooling == "cls", "pooling_mode_mean_tokens": pooling == "mean"}
+    files = {
+        "modules.json": modules,
+        "sentence_bert_config.json": {"max_seq_length": config.max_position_embeddings, "do_lower_case": False},
+        "1_Pooling/config.json": {"word_embedding_dimension": config.hidden_size, **modes},
+    }
+    (folder / "1_Pooling").mkdir(exist_ok=True)
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _load_back(folder: Path, weights: State) -> None:
+    """Load what was written as a user would, and compare.
+
+    Raises:
+        ValueError: a parameter that is missing, unexpected or different after loading.
+    """
+    with _no_progress_bars():
+        model, info = AutoModelForMaskedLM.from_pretrained(
+            folder, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
+        )
+    problems = [f"{kind}: {name}" for kind, names in info.items() for name in sorted(map(str, names))]
+    loaded = model.state_dict()
+    problems += [f"missing: {name}" for name in loaded if name not in weights and name not in TIED]
+    problems += [f"different: {n}" for n, w in weights.items() if n in loaded and not loaded[n].equal(w)]
+    if problems:
+        raise ValueError("the export does not load back as written: " + "; ".join(problems))
+
+
+@contextlib.contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()

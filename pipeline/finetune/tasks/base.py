@@ -1,0 +1,89 @@
+"""What each task makes of its examples: the model's inputs, and figures from its outputs.
+
+Metrics are shares of 1, by scikit-learn, scipy, seqeval and torchmetrics.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from tokenizers import Encoding
+
+from data_prep.contract.command_line import UserError
+from pipeline.finetune.files import Row
+
+Feature = dict[str, Any]
+
+Splits = Mapping[str, list[Row]]
+
+
+class Task(Protocol):
+    """What ``run.py`` needs of a task."""
+
+    auto_class: str
+    """The class of transformers that loads its model."""
+    primary_metric: str
+    """The figure that the task is judged by."""
+    model_options: dict[str, Any]
+    """Further settings of the model's configuration: labels, kind of problem."""
+    collator: Any
+    """Makes a batch of features."""
+
+    def features(self, split: str) -> list[Feature]:
+        """The model's inputs, in order."""
+        ...
+
+    def cut(self, split: str) -> int:
+        """How many examples were longer than max_length and were cut."""
+        ...
+
+    def metrics(self, split: str, predictions: Any) -> dict[str, float]:
+        """Figures of the model's outputs for ``features(split)``."""
+        ...
+
+    def wrap(self, model: Any) -> Any:
+        """What is trained, around the loaded model."""
+        return model
+
+    def finish(self, folder: Path) -> None:
+        """Add to the folder of a trained model."""
+
+
+def number_labels(labels: Mapping[str, Sequence[str]]) -> dict[str, int]:
+    """Numbers of the training split's labels, in alphabetical order.
+
+    Args:
+        labels: those of all examples of each split.
+
+    Raises:
+        UserError: another split has labels of its own, or there is but one label.
+    """
+    numbers = {label: number for number, label in enumerate(sorted(set(labels["train"])))}
+    for split, found in labels.items():
+        unknown = sorted(set(found) - set(numbers))
+        if unknown:
+            raise UserError(
+                f"the {split} split has labels that the training split has not: {', '.join(unknown[:5])} "
+                f"(it has {', '.join(list(numbers)[:10])})"
+            )
+    if len(numbers) < 2:
+        raise UserError(f"the training split has one label only: {next(iter(numbers), 'none at all')}")
+    return numbers
+
+
+def named_labels(numbers: Mapping[str, int]) -> dict[str, Any]:
+    """Labels for a model's configuration."""
+    return {
+        "num_labels": len(numbers),
+        "label2id": dict(numbers),
+        "id2label": {number: label for label, number in numbers.items()},
+    }
+
+
+def inputs_of(encoding: Encoding) -> Feature:
+    """A model's inputs of one example, without padding."""
+    return {
+        "input_ids": encoding.ids,
+        "token_type_ids": encoding.type_ids,
+        "attention_mask": encoding.attention_mask,
+    }

@@ -1,0 +1,128 @@
+"""Question answering: the span of a context that answers a question, after BERT's SQuAD recipe (Devlin et al. 2019).
+
+A context that does not fit is read in windows that overlap; the best span of all windows is the answer. Where [CLS]
+scores above every span of every window, the answer is that there is none (SQuAD 2.0).
+"""
+
+from typing import Any
+
+import numpy as np
+from tokenizers import Encoding
+from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
+
+from data_prep.contract.command_line import UserError
+from pipeline.finetune.config import FinetuneConfig
+from pipeline.finetune.files import Row
+from pipeline.finetune.tasks.base import Feature, Splits, Task, inputs_of
+
+LONGEST_ANSWER = 30
+"""Tokens."""
+
+BEST = 20
+"""Starts, and ends, that are tried together."""
+
+
+class QuestionTask(Task):
+    """SQuAD's task."""
+
+    auto_class = "AutoModelForQuestionAnswering"
+    primary_metric = "f1"
+
+    def __init__(self, config: FinetuneConfig, splits: Splits, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.config = config
+        self.splits = splits
+        self.context = config.data.second_text or "context"
+        self.collator = DataCollatorWithPadding(tokenizer)
+        self.model_options: dict[str, Any] = {}
+        for split, rows in splits.items():
+            for number, row in enumerate(rows, 1):
+                self._check(row, f"{split} example {number}")
+        self.has_unanswerable = any(not self._answers(row)["text"] for rows in splits.values() for row in rows)
+        self.windows = {split: self._windows(tokenizer, rows) for split, rows in splits.items()}
+
+    def _answers(self, row: Row) -> dict[str, list[Any]]:
+        return row[self.config.data.label]
+
+    def _check(self, row: Row, place: str) -> None:
+        answers = row[self.config.data.label]
+        if self.context not in row:
+            raise UserError(f"{place} has no field '{self.context}': see --data.second_text")
+        if not isinstance(answers, dict) or not {"text", "answer_start"} <= set(answers):
+            raise UserError(f"{place}: '{self.config.data.label}' is not SQuAD's answers, with text and answer_start")
+        for text, start in zip(answers["text"], answers["answer_start"], strict=True):
+            if row[self.context][start : start + len(text)] != text:
+                raise UserError(f"{place}: the answer '{text}' is not at character {start} of its context")
+
+    def _windows(self, tokenizer: PreTrainedTokenizerBase, rows: list[Row]) -> list[list[Encoding]]:
+        """The windows of each row."""
+        training = self.config.training
+        found = []
+        for row in rows:
+            encoding = tokenizer(
+                [str(row[self.config.data.text]).strip()],
+                [row[self.context]],
+                truncation="only_second",
+                max_length=training.max_length,
+                stride=training.window_stride,
+                return_overflowing_tokens=True,
+            ).encodings
+            found.append(encoding or [])
+        return found
+
+    def features(self, split: str) -> list[Feature]:
+        features = []
+        for row, windows in zip(self.splits[split], self.windows[split], strict=True):
+            for window in windows:
+                start, end = self._span(window, self._answers(row))
+                features.append({**inputs_of(window), "start_positions": start, "end_positions": end})
+        return features
+
+    @staticmethod
+    def _span(window: Encoding, answers: dict[str, list[Any]]) -> tuple[int, int]:
+        """First and last token of the first answer; [CLS] where the window does not hold it."""
+        if not answers["text"]:
+            return 0, 0
+        first = answers["answer_start"][0]
+        last = first + len(answers["text"][0]) - 1
+        start, end = window.char_to_token(first, 1), window.char_to_token(last, 1)
+        return (0, 0) if start is None or end is None else (start, end)
+
+    def cut(self, split: str) -> int:
+        return 0
+
+    def metrics(self, split: str, predictions: tuple[np.ndarray, np.ndarray]) -> dict[str, float]:
+        from torchmetrics.functional.text import squad
+
+        starts, ends = predictions
+        answers, targets, window = [], [], 0
+        for number, (row, windows) in enumerate(zip(self.splits[split], self.windows[split], strict=True)):
+            several = slice(window, window + len(windows))
+            answer = self.answer(row[self.context], windows, starts[several], ends[several])
+            answers.append({"id": str(number), "prediction_text": answer})
+            truth = self._answers(row)["text"] or [""]
+            targets.append({"id": str(number), "answers": {"text": truth, "answer_start": [0] * len(truth)}})
+            window += len(windows)
+        return {name: float(value) / 100 for name, value in squad(answers, targets).items()}
+
+    def answer(self, context: str, windows: list[Encoding], starts: np.ndarray, ends: np.ndarray) -> str:
+        """The best span of a context, or "" where that there is none scores higher.
+
+        Args:
+            starts, ends: scores of the tokens, [windows, positions].
+        """
+        best, text, nothing = -np.inf, "", np.inf
+        for window, start_scores, end_scores in zip(windows, starts, ends, strict=True):
+            nothing = min(nothing, start_scores[0] + end_scores[0])
+            inside = np.array([i for i, sequence in enumerate(window.sequence_ids) if sequence == 1])
+            if not len(inside):
+                continue
+            first = inside[np.argsort(-start_scores[inside])[:BEST]]
+            last = inside[np.argsort(-end_scores[inside])[:BEST]]
+            totals = start_scores[first][:, None] + end_scores[last][None]
+            lengths = last[None] - first[:, None]
+            totals = np.where((lengths >= 0) & (lengths < LONGEST_ANSWER), totals, -np.inf)
+            row, column = np.unravel_index(totals.argmax(), totals.shape)
+            if totals[row, column] > best:
+                best = totals[row, column]
+                text = context[window.offsets[first[row]][0] : window.offsets[last[column]][1]]
+        return "" if self.has_unanswerable and nothing > best else text

@@ -1,0 +1,237 @@
+"""``narrowbert encode``: lines of text -> one JSON object a line, in the same order.
+
+Lines are read in windows; inside a window they are sorted by length, so that a batch holds texts of about the
+same length. What stands in the JSON depends on the model: ``embedding``; ``label`` and ``scores``; ``labels``
+and ``scores`` where several may hold at once; ``score`` of a regression; ``tags`` of the words.
+
+Shapes: B texts of a batch, S longest of them in tokens, N most words of them, H hidden, L labels.
+"""
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+import transformers
+from tokenizers import Encoding
+from transformers import AutoConfig, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from data_prep.contract.command_line import UserError
+from pipeline.engine.bf16_products import ensure_bf16_products
+from pipeline.export import NarrowBertConfig
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+POOLINGS = ("cls", "mean")
+_PREDICTORS = {
+    "NarrowBertForSequenceClassification": "AutoModelForSequenceClassification",
+    "NarrowBertForTokenClassification": "AutoModelForTokenClassification",
+}
+
+Texts = tuple[str, ...]
+
+Answer = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EncodeOptions:
+    """What ``narrowbert encode`` does with its lines."""
+
+    model: Path
+    """Exported or fine-tuned folder."""
+    pooling: str | None = None
+    """``cls`` or ``mean``: embeddings. None: what the model predicts, or its own pooling (``mean`` if it has none)."""
+    pairs: bool = False
+    """A line is two texts with a tab between them."""
+    max_length: int | None = None
+    """Tokens of a text (of both texts of a pair) that are read; the rest is cut off. Default: the model's limit."""
+    batch_tokens: int = 8192
+    """Tokens of a batch, padding included."""
+    window: int = 2048
+    """Lines that are read, and sorted by length, before the first of them is answered."""
+    precision: str = "fp32"
+    """``fp32``, ``bf16`` or ``fp16``."""
+
+
+def encode(options: EncodeOptions, lines: Iterable[bytes], output: TextIO) -> int:
+    """Write one JSON object for each of ``lines``.
+
+    Returns:
+        How many texts were longer than ``max_length`` and were cut.
+
+    Raises:
+        UserError: no such model, a model that answers no single text, options that do not fit it, a line that is
+            not UTF-8 or, with ``pairs``, not two texts.
+    """
+    encoder = _open_encoder(options)
+    cut, texts = 0, _read_texts(lines, options.pairs)
+    while window := list(itertools.islice(texts, options.window)):
+        encodings = encoder.tokenize(window)
+        cut += sum(bool(encoding.overflowing) for encoding in encodings)
+        answers: list[Answer] = [{}] * len(window)
+        for batch in batches_by_length([len(encoding.ids) for encoding in encodings], options.batch_tokens):
+            found = encoder.answer([window[i] for i in batch], [encodings[i] for i in batch])
+            for index, answer in zip(batch, found, strict=True):
+                answers[index] = answer
+        output.writelines(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
+        output.flush()
+    return cut
+
+
+def batches_by_length(lengths: list[int], batch_tokens: int) -> Iterator[list[int]]:
+    """Indices in batches, shortest first; rows x longest is at most ``batch_tokens``, except for a single long row."""
+    batch: list[int] = []
+    for index in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if batch and (len(batch) + 1) * lengths[index] > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+def _read_texts(lines: Iterable[bytes], pairs: bool) -> Iterator[Texts]:
+    """One text, or two, of each line."""
+    for number, line in enumerate(lines, 1):
+        try:
+            text = line.decode("utf-8").rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            raise UserError(f"line {number} is not UTF-8 (byte {error.start + 1}): convert it, with iconv") from error
+        texts = tuple(text.split("\t")) if pairs else (text,)
+        if pairs and len(texts) != 2:
+            raise UserError(f"line {number} has {len(texts) - 1} tabs: --pairs needs one, between two texts")
+        yield texts
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Encoder:
+    """A loaded model and how it answers."""
+
+    tokenize: Callable[[list[Texts]], list[Encoding]]
+    answer: Callable[[list[Texts], list[Encoding]], list[Answer]]
+
+
+def _open_encoder(options: EncodeOptions) -> _Encoder:
+    config = _read_config(options)
+    architecture = (config.architectures or [""])[0]
+    auto_class = "AutoModel" if options.pooling else _PREDICTORS.get(architecture, "AutoModel")
+    if architecture == "NarrowBertForQuestionAnswering" and options.pooling is None:
+        raise UserError(f"{options.model} answers questions about a text: give --pooling cls or mean for embeddings")
+    is_tagger = auto_class == "AutoModelForTokenClassification"
+    if is_tagger and options.pairs:
+        raise UserError(f"{options.model} tags the words of one text: leave out --pairs, or give --pooling")
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(options.model, local_files_only=True)
+        model = getattr(transformers, auto_class).from_pretrained(
+            options.model, local_files_only=True, dtype=PRECISIONS[options.precision]
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"cannot load the model {options.model}: {error}") from error
+    finally:
+        transformers_logging.set_verbosity(level)
+    model = model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    if options.precision == "bf16":
+        ensure_bf16_products(model.device)
+    pooling = options.pooling or ("cls" if config.default_positions == "cls" else "mean")
+    limit = options.max_length or config.max_position_embeddings
+
+    def tokenize(texts: list[Texts]) -> list[Encoding]:
+        columns = [list(column) for column in zip(*texts, strict=True)]
+        if is_tagger:
+            columns = [[text.split() for text in columns[0]]]
+        return tokenizer(*columns, truncation=True, max_length=limit, is_split_into_words=is_tagger).encodings
+
+    answer = {
+        "AutoModel": lambda _, encodings: _embed(model, encodings, pooling),
+        "AutoModelForSequenceClassification": lambda _, encodings: _classify(model, encodings),
+        "AutoModelForTokenClassification": lambda texts, encodings: _tag(model, texts, encodings),
+    }[auto_class]
+    return _Encoder(tokenize=tokenize, answer=answer)
+
+
+def _read_config(options: EncodeOptions) -> NarrowBertConfig:
+    if not (options.model / "config.json").is_file():
+        raise UserError(f"{options.model} is no model folder: it has no config.json (narrowbert export writes one)")
+    try:
+        config = AutoConfig.from_pretrained(options.model, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"cannot read {options.model / 'config.json'}: {error}") from error
+    if not isinstance(config, NarrowBertConfig):
+        raise UserError(
+            f"{options.model} is a {config.model_type}: narrowbert export --from makes a NarrowBERT of a BERT"
+        )
+    if options.batch_tokens < 1 or options.window < 1:
+        raise UserError("--batch_tokens and --window are at least 1")
+    if options.max_length is not None and not 3 <= options.max_length <= config.max_position_embeddings:
+        raise UserError(f"--max_length is 3 to the model's {config.max_position_embeddings}, not {options.max_length}")
+    return config
+
+
+def pad_batch(encodings: list[Encoding], pad_id: int, device: torch.device) -> dict[str, torch.Tensor]:
+    """``input_ids``, ``token_type_ids`` and ``attention_mask``, each [B, S]."""
+    longest = max(len(encoding.ids) for encoding in encodings)
+
+    def rectangle(rows: list[list[int]], filler: int) -> torch.Tensor:
+        return torch.tensor([row + [filler] * (longest - len(row)) for row in rows], device=device)
+
+    return {
+        "input_ids": rectangle([e.ids for e in encodings], pad_id),
+        "token_type_ids": rectangle([e.type_ids for e in encodings], 0),
+        "attention_mask": rectangle([e.attention_mask for e in encodings], 0),
+    }
+
+
+@torch.inference_mode()
+def _embed(model: Any, encodings: list[Encoding], pooling: str) -> list[Answer]:
+    inputs = pad_batch(encodings, model.config.pad_token_id, model.device)
+    model.default_positions = "cls" if pooling == "cls" else "all"
+    if pooling == "cls":
+        vectors_BH = model(**inputs).last_hidden_state[:, 0]
+    else:
+        hidden_BSH = model(**inputs).last_hidden_state.float()
+        real_BS1 = inputs["attention_mask"].unsqueeze(-1)
+        vectors_BH = (hidden_BSH * real_BS1).sum(1) / real_BS1.sum(1)
+    # Nine digits give a 32-bit number back exactly.
+    return [{"embedding": [float(f"{x:.9g}") for x in vector]} for vector in vectors_BH.float().tolist()]
+
+
+@torch.inference_mode()
+def _classify(model: Any, encodings: list[Encoding]) -> list[Answer]:
+    logits_BL = model(**pad_batch(encodings, model.config.pad_token_id, model.device)).logits.float()
+    kind, names = model.config.problem_type, model.config.id2label
+    if kind == "regression" or len(names) == 1:
+        return [{"score": row[0] if len(row) == 1 else row} for row in logits_BL.tolist()]
+    is_multi_label = kind == "multi_label_classification"
+    scores = (logits_BL.sigmoid() if is_multi_label else logits_BL.softmax(-1)).tolist()
+    named = [{names[number]: score for number, score in enumerate(row)} for row in scores]
+    if is_multi_label:
+        return [{"labels": [name for name, score in row.items() if score > 0.5], "scores": row} for row in named]
+    return [{"label": max(row, key=row.__getitem__), "scores": row} for row in named]
+
+
+@torch.inference_mode()
+def _tag(model: Any, texts: list[Texts], encodings: list[Encoding]) -> list[Answer]:
+    """Tags of words split at white space, None for those that were cut off. Only first sub-words are computed."""
+    firsts = [first_subwords(encoding.word_ids) for encoding in encodings]
+    most = max(1, *map(len, firsts))
+    positions_BN = torch.tensor([[*row, *[0] * (most - len(row))] for row in firsts], device=model.device)
+    inputs = pad_batch(encodings, model.config.pad_token_id, model.device)
+    tags_BN = model(**inputs, narrow_positions=positions_BN).logits.argmax(-1).tolist()
+    answers = []
+    for (text, *_), encoding, positions, tags in zip(texts, encodings, firsts, tags_BN, strict=True):
+        named: list[str | None] = [None] * len(text.split())
+        for position, tag in zip(positions, tags, strict=False):
+            named[encoding.word_ids[position]] = model.config.id2label[tag]  # pyright: ignore[reportArgumentType, reportCallIssue]
+        answers.append({"tags": named})
+    return answers
+
+
+def first_subwords(word_ids: list[int | None]) -> list[int]:
+    """Positions of the first sub-word of every word: the narrow positions of tagging."""
+    return [i for i, word in enumerate(word_ids) if word is not None and (i == 0 or word != word_ids[i - 1])]

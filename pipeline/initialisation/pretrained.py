@@ -1,0 +1,82 @@
+"""A pretrained BERT or NarrowBERT written in the exported form, without training."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers.activations import ACT2FN
+
+from data_prep.contract.command_line import UserError
+from data_prep.contract.tokenizer import load_tokenizer, special_ids
+from pipeline.config import ModelConfig
+from pipeline.export.folder import export_config, write_export
+from pipeline.export.modeling_narrowbert import GATED
+from pipeline.export.names import CONFIG_NAMES, from_transformers
+from pipeline.initialisation.match import match
+from pipeline.initialisation.source import Source, open_source
+from pipeline.layout import parse_layout
+
+
+def export_pretrained(
+    folder: Path,
+    output: Path,
+    *,
+    layout: str | None,
+    tokenizer_path: Path | None,
+    allow: Sequence[str],
+    pooling: str | None = None,
+) -> None:
+    """Export a BERT of transformers or a NarrowBERT of its authors, as it is.
+
+    Args:
+        folder: holds config.json and model.safetensors.
+        layout: of the export; the checkpoint's own where it is None.
+        tokenizer_path: a tokenizer.json; ``folder/tokenizer.json`` where it is None.
+        allow: names or patterns of tensors to leave out, and of what else may differ.
+        pooling: as in ``write_export``.
+
+    Raises:
+        UserError: no such checkpoint, one that does not fit, or ``output`` exists already.
+    """
+    source = open_source(folder)
+    tokenizer_path = tokenizer_path or folder / "tokenizer.json"
+    if not tokenizer_path.is_file():
+        raise UserError(
+            f"no tokenizer at {tokenizer_path}: name a tokenizer.json with --tokenizer, or make one of a "
+            f"vocab.txt with python -c \"from transformers import AutoTokenizer as A; A.from_pretrained('{folder}')"
+            f".save_pretrained('{folder}')\""
+        )
+    ids = special_ids(load_tokenizer(tokenizer_path))
+    model_config = _model_config(source, layout)
+    matched = match(source, export_config(model_config, ids), allow, tokenizer_path)
+    if matched.kept:
+        raise UserError(f"{folder} lacks what a masked-LM model needs: {', '.join(matched.kept)}")
+    state, _ = matched.read()
+    write_export(
+        from_transformers(state, matched.config),
+        model_config=model_config,
+        tokenizer_path=tokenizer_path,
+        special_ids=ids,
+        facts={
+            "layout": model_config["layout"],
+            "weights": f"{folder.resolve().name} (layout {source.layout}), as they are",
+        },
+        output=output,
+        pooling=pooling,
+    )
+    for line in matched.describe():
+        print(line)
+
+
+def _model_config(source: Source, layout: str | None) -> dict[str, Any]:
+    """A checkpoint's configuration as the training model's."""
+    config: dict[str, Any] = dataclasses.asdict(ModelConfig())
+    config |= {ours: source.setting(theirs) for ours, theirs in CONFIG_NAMES.items() if ours != "layout"}
+    try:
+        config["layout"] = str(source.layout if layout is None else parse_layout(layout))
+    except ValueError as error:
+        raise UserError(f"--layout: {error}") from error
+    if config["activation"] not in {*ACT2FN, *GATED}:
+        raise UserError(f"{source.folder / 'config.json'}: transformers has no hidden_act {config['activation']}")
+    return config

@@ -1,0 +1,206 @@
+"""Everything that comes from Megatron-core, and the random seeds of each rank.
+
+The model is built from Megatron's tensor-parallel parts. A tensor-parallel size of 1 needs no
+process group and no ``initialize_model_parallel``.
+
+Processes number themselves so that the ranks of one tensor-parallel group are neighbours (on one
+machine, where there are several): rank = data rank * tensor-parallel size + tensor rank.
+"""
+
+import functools
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+
+from pipeline.parallel.groups import SingleRankGroup, tensor_parallel_group
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # core tells at import which optional CUDA packages are missing
+    from megatron.core import ModelParallelConfig
+    from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding
+    from megatron.core.tensor_parallel.cross_entropy import vocab_parallel_cross_entropy
+    from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
+    from megatron.core.tensor_parallel.mappings import copy_to_tensor_model_parallel_region
+
+Initializer = Callable[[torch.Tensor], torch.Tensor]
+
+VOCAB_MULTIPLE = 128
+"""Every rank's share of the vocabulary is a multiple of this: matrix products like round sizes (Megatron's choice)."""
+
+
+@functools.cache
+def _megatron_config() -> ModelParallelConfig:
+    # CPU initialisation slices one master weight: the same model at every tensor-parallel size.
+    return ModelParallelConfig(use_cpu_initialization=True, gradient_accumulation_fusion=False)
+
+
+class ColumnLinear(ColumnParallelLinear):
+    """Linear layer whose output features are split over the tensor-parallel group."""
+
+    # Core adds an empty ``_extra_state`` to every state dict; a checkpoint holds tensors only.
+    get_extra_state = torch.nn.Module.get_extra_state
+
+    def __init__(self, input_size: int, output_size: int, init_method: Initializer, *, bias: bool = True) -> None:
+        self._group = tensor_parallel_group()
+        super().__init__(
+            input_size,
+            output_size,
+            config=_megatron_config(),
+            init_method=init_method,
+            bias=bias,
+            tp_group=self._group,  # type: ignore[arg-type]
+        )
+
+    def forward(self, input_: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        """[..., input_size] -> [..., output_size / group size]."""
+        return _local_linear(self, input_) if self._group.size() == 1 else super().forward(input_)[0]
+
+
+class RowLinear(RowParallelLinear):
+    """Linear layer whose input features are split over the tensor-parallel group."""
+
+    get_extra_state = torch.nn.Module.get_extra_state
+
+    def __init__(self, input_size: int, output_size: int, init_method: Initializer, *, bias: bool = True) -> None:
+        self._group = tensor_parallel_group()
+        super().__init__(
+            input_size,
+            output_size,
+            config=_megatron_config(),
+            init_method=init_method,
+            bias=bias,
+            input_is_parallel=True,
+            skip_bias_add=False,
+            tp_group=self._group,  # type: ignore[arg-type]
+        )
+
+    def forward(self, input_: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        """[..., input_size / group size] -> [..., output_size]."""
+        return _local_linear(self, input_) if self._group.size() == 1 else super().forward(input_)[0]
+
+
+def _local_linear(layer: ColumnLinear | RowLinear, input_: torch.Tensor) -> torch.Tensor:
+    # Core's forward wants a process group even where there is nobody to talk to, and adds the bias
+    # in a second pass over the output.
+    assert layer.weight is not None
+    return F.linear(input_, layer.weight, layer.bias)
+
+
+def padded_vocab_size(vocab_size: int, tensor_parallel_size: int) -> int:
+    """The next size that gives each tensor-parallel rank an equal, round share of the vocabulary."""
+    multiple = VOCAB_MULTIPLE * tensor_parallel_size
+    return -(-vocab_size // multiple) * multiple
+
+
+class WordEmbedding(VocabParallelEmbedding):
+    """Embedding whose rows (the vocabulary) are split over the tensor-parallel group.
+
+    Args:
+        vocab_size: tokens there are.
+        hidden_size: width of a row.
+        init_method: draws the rows of those tokens, the same ones at every group size.
+        padded_size: rows to allocate; those above ``vocab_size`` are zero and never looked up.
+    """
+
+    def __init__(self, vocab_size: int, hidden_size: int, init_method: Initializer, padded_size: int) -> None:
+        self._group = tensor_parallel_group()
+
+        def initialise(weight: torch.Tensor) -> torch.Tensor:
+            init_method(weight[:vocab_size])
+            return weight[vocab_size:].zero_()
+
+        super().__init__(
+            padded_size,
+            hidden_size,
+            init_method=initialise,
+            config=_megatron_config(),
+            tp_group=self._group,  # type: ignore[arg-type]
+        )
+        self.weight.unpadded_size = vocab_size  # type: ignore[attr-defined]
+
+    def forward(self, input_: torch.Tensor) -> torch.Tensor:
+        """Token ids [...] -> [..., hidden_size]."""
+        return F.embedding(input_, self.weight) if self._group.size() == 1 else super().forward(input_)
+
+
+def vocab_parallel_bias(vocab_size: int, padded_size: int) -> torch.nn.Parameter:
+    """This rank's share of one zero for every token."""
+    bias = torch.nn.Parameter(torch.zeros(padded_size // tensor_parallel_group().size()))
+    # By this DeepSpeed's gradient norm knows that every rank holds another part.
+    set_tensor_model_parallel_attributes(bias, True, 0, 1)
+    bias.unpadded_size = vocab_size  # type: ignore[attr-defined]
+    return bias
+
+
+def is_padding_of_vocabulary(vocab_size: int, padded_size: int) -> torch.Tensor | None:
+    """Which of this rank's share of the vocabulary are no tokens: bool, [share]; None if all are."""
+    if padded_size == vocab_size:
+        return None
+    group = tensor_parallel_group()
+    share = padded_size // group.size()
+    return torch.arange(share) + group.rank() * share >= vocab_size
+
+
+def copy_to_tensor_parallel(replicated: torch.Tensor) -> torch.Tensor:
+    """Before a product that is split by output features: the ranks' gradients are added up on the way back."""
+    group = tensor_parallel_group()
+    return replicated if group.size() == 1 else copy_to_tensor_model_parallel_region(replicated, group=group)
+
+
+class _GatherFeatures(torch.autograd.Function):
+    # Core's own allocates on CUDA whatever its input's device.
+    @staticmethod
+    def forward(ctx: Any, split: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:  # type: ignore[override]
+        ctx.group = group
+        return _all_gather(split, group, -1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
+        return gradient.chunk(ctx.group.size(), -1)[ctx.group.rank()], None
+
+
+def _all_gather(part: torch.Tensor, group: dist.ProcessGroup, dimension: int) -> torch.Tensor:
+    parts = [torch.empty_like(part, memory_format=torch.contiguous_format) for _ in range(group.size())]
+    dist.all_gather(parts, part.contiguous(), group=group)
+    return torch.cat(parts, dimension)
+
+
+def gather_from_tensor_parallel(split: torch.Tensor) -> torch.Tensor:
+    """[..., features / group size] of each rank -> [..., features] on every rank."""
+    group = tensor_parallel_group()
+    if group.size() == 1:
+        return split
+    gathered = _GatherFeatures.apply(split, group)
+    assert isinstance(gathered, torch.Tensor)
+    return gathered
+
+
+def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy in nats of each row: fp32 [n, vocabulary / group size], int64 [n] -> [n].
+
+    May overwrite ``logits``.
+    """
+    if tensor_parallel_group().size() == 1:
+        return F.cross_entropy(logits, labels, reduction="none")
+    losses = vocab_parallel_cross_entropy(logits, labels)
+    assert isinstance(losses, torch.Tensor)
+    return losses
+
+
+def argmax(logits: torch.Tensor) -> torch.Tensor:
+    """The most probable token of each row: [n, vocabulary / group size] -> [n]."""
+    group = tensor_parallel_group()
+    if isinstance(group, SingleRankGroup) or group.size() == 1:
+        return logits.argmax(-1)
+    best, token = logits.max(-1)
+    token += group.rank() * logits.shape[-1]
+    overall = best.clone()
+    dist.all_reduce(overall, op=dist.ReduceOp.MAX, group=group)
+    # Of equal maxima the first counts.
+    token[best < overall] = torch.iinfo(token.dtype).max
+    dist.all_reduce(token, op=dist.ReduceOp.MIN, group=group)
+    return token

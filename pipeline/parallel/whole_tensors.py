@@ -1,0 +1,52 @@
+"""Whole parameters and the parts of them that tensor-parallel ranks hold."""
+
+import torch
+
+from pipeline.parallel.groups import tensor_parallel_group
+
+
+def is_split(parameter: torch.nn.Parameter) -> bool:
+    """Whether each tensor-parallel rank holds another part of the parameter."""
+    return _split_dimension(parameter) is not None
+
+
+def full_shape(parameter: torch.nn.Parameter) -> tuple[int, ...]:
+    """Shape of the parameter over all tensor-parallel ranks, without padding."""
+    shape = _padded_shape(parameter)
+    return (getattr(parameter, "unpadded_size", shape[0]), *shape[1:])
+
+
+def shard_of(full: torch.Tensor, parameter: torch.nn.Parameter) -> torch.Tensor:
+    """The part of ``full`` (shape ``full_shape``) that this rank's ``parameter`` holds, padded with zeros."""
+    padding = _padded_shape(parameter)[0] - full.shape[0]
+    if padding:
+        full = torch.cat([full, full.new_zeros(padding, *full.shape[1:])])
+    group, dimension = tensor_parallel_group(), _split_dimension(parameter)
+    return full if dimension is None else full.chunk(group.size(), dimension)[group.rank()]
+
+
+def shard_shape(parameter: torch.nn.Parameter) -> tuple[int, ...]:
+    """Shape of what each tensor-parallel rank holds, padding included; under ZeRO, of what it would hold whole."""
+    # ZeRO 3 leaves an empty tensor in a parameter's place and keeps its shape beside it.
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def join_shards(shards: list[torch.Tensor], parameter: torch.nn.Parameter) -> torch.Tensor:
+    """The inverse of ``shard_of``: the shards of all tensor-parallel ranks (of one, where they are equal) -> whole."""
+    dimension = _split_dimension(parameter)
+    whole = shards[0] if dimension is None else torch.cat(shards, dimension)
+    return whole[: full_shape(parameter)[0]]
+
+
+def _padded_shape(parameter: torch.nn.Parameter) -> tuple[int, ...]:
+    shape = list(shard_shape(parameter))
+    dimension = _split_dimension(parameter)
+    if dimension is not None:
+        shape[dimension] *= tensor_parallel_group().size()
+    return tuple(shape)
+
+
+def _split_dimension(parameter: torch.nn.Parameter) -> int | None:
+    """Along which dimension the tensor-parallel ranks split the parameter; None if each holds it whole."""
+    is_split = tensor_parallel_group().size() > 1 and getattr(parameter, "tensor_model_parallel", False)
+    return getattr(parameter, "partition_dim") if is_split else None  # noqa: B009 - set by Megatron, unknown to torch

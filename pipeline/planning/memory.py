@@ -1,0 +1,165 @@
+"""Predicted memory of one process, from the model's own code on tensors without storage.
+
+Weights, gradients and optimizer states follow from the number of parameters. Activations depend on
+what every operation keeps for the backward pass: a micro-batch is run forward and backward on torch's
+``meta`` device, and the bytes that would be alive are counted. They are those of the CPU's kernels; a
+GPU's fused attention keeps less.
+"""
+
+import dataclasses
+import math
+import weakref
+from typing import Any
+
+import torch
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from pipeline.config import RunConfig
+from pipeline.engine.deepspeed_engine import LIVE_ELEMENTS
+from pipeline.layout import group_sublayers, parse_layout
+from pipeline.model.arithmetic import RowShape, count_parameters, model_state_bytes
+from pipeline.model.masked_lm import NarrowBertForPretraining
+from pipeline.parallel.layers import padded_vocab_size
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of the tensors that operations under it make, while they live."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: dict[int, weakref.finalize] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self._add(tensor.untyped_storage())
+        return result
+
+    def ignore(self, tensor: torch.Tensor) -> None:
+        """Leave out a tensor that was there before."""
+        storage = tensor.untyped_storage()
+        self._known[storage._cdata] = weakref.finalize(storage, self._known.pop, storage._cdata, None)
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._known:
+            return
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        self._known[key] = weakref.finalize(storage, self._free, key, size)
+
+    def _free(self, key: int, size: int) -> None:
+        self.now -= size
+        self._known.pop(key, None)
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Takes the CPU's fused attention without dropout, as torch does for tensors that have storage."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is not functional.scaled_dot_product_attention or kwargs["dropout_p"]:
+            return func(*args, **kwargs)
+        mask = kwargs["attn_mask"]
+        if mask is not None and mask.dtype == torch.bool:
+            mask = torch.zeros_like(mask, dtype=args[0].dtype).masked_fill(~mask, float("-inf"))
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*args, attn_mask=mask)[0]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes of one process at its peak."""
+
+    weights: int
+    """Weights in the configured precision."""
+    gradients: int
+    """Gradients in the configured precision."""
+    optimizer: int
+    """fp32 master weights and Adam moments."""
+    activations: int
+    """What the forward pass keeps for the backward pass, and what both need for a moment."""
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.weights + self.gradients + self.optimizer + self.activations
+
+
+def predict_memory(config: RunConfig, shape: RowShape, world_size: int) -> Memory:
+    """Bytes a process of ``world_size`` needs for weights, gradients, optimizer states and activations."""
+    weights, gradients, optimizer = state_bytes(config, shape, world_size, config.training.zero_stage)
+    activations = activation_bytes(config, shape)
+    return Memory(weights=weights, gradients=gradients, optimizer=optimizer, activations=activations)
+
+
+def state_bytes(config: RunConfig, shape: RowShape, world_size: int, zero_stage: int) -> tuple[int, int, int]:
+    """Bytes of weights, gradients and optimizer states at a ZeRO stage."""
+    training = config.training
+    split = training.tensor_model_parallel_size
+    parameters = count_parameters(config.model, shape.vocab_size) // split
+    weights, gradients, optimizer = model_state_bytes(parameters, training.precision, zero_stage, world_size // split)
+    if zero_stage == 3:
+        # What is fetched stays until LIVE_ELEMENTS are there; the largest gradient exists whole, once as
+        # computed and once in the buffer from which it is split.
+        unit = DTYPES[training.precision].itemsize
+        weights += unit * min(parameters, LIVE_ELEMENTS)
+        gradients += 2 * unit * padded_vocab_size(shape.vocab_size, split) // split * config.model.hidden_size
+    return weights, gradients, optimizer
+
+
+def activation_bytes(config: RunConfig, shape: RowShape) -> int:
+    """Peak bytes of a micro-batch's forward and backward pass besides weights and gradients.
+
+    Of tensor-parallel ranks each computes its share of the heads, inner width and vocabulary; what they
+    hold whole is counted as the difference between a layer of full width and its parts.
+    """
+    size = config.training.tensor_model_parallel_size
+    whole = _trace(config, shape)
+    if size == 1:
+        return whole
+    replicated = _replicated_bytes(config, shape)
+    return replicated + (whole - replicated) // size
+
+
+def _replicated_bytes(config: RunConfig, shape: RowShape) -> int:
+    """What every tensor-parallel rank keeps whole: dropout, sum and norm after each sublayer.
+
+    With ``recompute`` the input of each group of sublayers, and all of that for the last one, with which the
+    backward pass begins while nothing has been freed.
+    """
+    layout = parse_layout(config.model.layout)
+    kept = 3 if config.model.hidden_dropout else 2
+    width = config.model.hidden_size * DTYPES[config.training.precision].itemsize
+    sides = ((layout.full, shape.seq_length), (layout.narrow, shape.masked_per_row))
+    if config.model.recompute:
+        groups = [(len(group), length) for letters, length in sides for group in group_sublayers(letters)]
+        rows = sum(length for _, length in groups) + kept * math.prod(groups[-1])
+    else:
+        rows = kept * sum(len(letters) * length for letters, length in sides)
+    return config.training.micro_batch_size * (rows + kept * shape.seq_length) * width
+
+
+def _trace(config: RunConfig, shape: RowShape) -> int:
+    rows, dtype = config.training.micro_batch_size, DTYPES[config.training.precision]
+    with torch.device("meta"):
+        padded = padded_vocab_size(shape.vocab_size, 1)
+        model = NarrowBertForPretraining(config.model, shape.vocab_size, padded).to(dtype)
+        input_ids = torch.zeros(rows, shape.seq_length, dtype=torch.int64)
+        positions = torch.zeros(rows, shape.masked_per_row, dtype=torch.int64)
+        label_mask = torch.ones(rows, shape.masked_per_row, dtype=torch.bool)
+        documents = torch.zeros_like(input_ids) if config.model.document_attention == "isolated" else None
+    live = LiveBytes()
+    for parameter in model.parameters():
+        live.ignore(parameter)
+        # A gradient moves on as soon as it is there; where to is not counted here.
+        parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
+    with live, _FusedAttention():
+        model(input_ids, positions, None, positions, label_mask, documents).loss_sum.backward()
+    return live.peak

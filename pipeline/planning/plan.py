@@ -1,0 +1,174 @@
+"""``narrowbert plan``: what a configuration costs, without starting anything."""
+
+import dataclasses
+from pathlib import Path
+
+from data_prep.contract.command_line import UserError
+from pipeline.config import RunConfig, check_config
+from pipeline.data.mixture import Mixture, open_mixture, paths_of
+from pipeline.layout import parse_layout
+from pipeline.model.arithmetic import RowShape, count_parameters, forward_flops, predicted_speedup, training_flops
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlanOptions:
+    """What ``plan`` needs besides the run's configuration."""
+
+    processes: int = 1
+    """Processes (GPUs) the run would have."""
+    tokens_per_second: float | None = None
+    """Rate of all processes together at which to state the time."""
+    seq_length: int | None = None
+    """Tokens a row; default: as in the shards at data.path."""
+    masked_per_row: int | None = None
+    """Masked positions a row; default: as in the shards, or 15% of seq_length."""
+    vocab_size: int | None = None
+    """Vocabulary size; default: as in the shards."""
+    nodes: int = 1
+    """Nodes over which the processes are spread evenly."""
+    node_tokens_per_second: float | None = None
+    """Rate of one node alone, measured: what several could do if the network cost nothing."""
+    network_gigabytes_per_second: float | None = None
+    """10^9 bytes a second that a node's network carries in one direction (400 Gbit/s are 50)."""
+
+
+def plan(config: RunConfig, options: PlanOptions) -> str:
+    """The plan as text.
+
+    Raises:
+        UserError: the configuration does not fit together, or neither shards nor sizes are given.
+    """
+    _check_options(options)
+    check_config(config, world_size=options.processes)
+    shape, shards = _row_shape(config, options)
+    layout = parse_layout(config.model.layout)
+    parameters = count_parameters(config.model, shape.vocab_size)
+    tokens = config.training.train_steps * config.training.global_batch_size * shape.seq_length
+    rows = config.training.train_steps * config.training.global_batch_size
+    lines = [
+        ("layout", f"{layout} (control: {layout.control()})"),
+        ("row", f"{shape.seq_length} tokens, {shape.masked_per_row} masked, vocabulary {shape.vocab_size:,}"),
+        ("parameters", f"{parameters:,}"),
+        ("forward FLOPs a sequence", f"{forward_flops(layout, config.model, shape):.4g}"),
+        ("training FLOPs a sequence", f"{training_flops(layout, config.model, shape):.4g}"),
+        ("control's training FLOPs", f"{training_flops(layout.control(), config.model, shape):.4g}"),
+        ("predicted speed-up", f"{predicted_speedup(config.model, shape):.2f}x (control's head on masked rows too)"),
+        ("steps", f"{config.training.train_steps:,} of {config.training.global_batch_size:,} rows"),
+        ("tokens", f"{tokens:,}" + (f" ({_epochs(rows, shards)})" if shards else "")),
+    ]
+    lines += _memory_lines(config, shape, options.processes)
+    lines += _communication_lines(config, shape, options)
+    if options.tokens_per_second:
+        hours = tokens / options.tokens_per_second / 3600
+        lines.append((f"time at {options.tokens_per_second:,.0f} tokens/s", f"{hours:,.2f} hours"))
+    else:
+        lines.append(("time", "give --tokens_per_second RATE to have it stated"))
+    width = max(len(name) for name, _ in lines)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
+
+
+def _epochs(rows: int, shards: Mixture) -> str:
+    """Epochs that so many rows are; of a mixture those of each folder as well."""
+    whole = f"{rows / sum(shards.train_rows):.2f} epochs"
+    if len(shards.folders) == 1:
+        return whole
+    per_share = rows / sum(shards.shares)
+    parts = zip(shards.names, shards.shares, shards.train_rows, strict=True)
+    return f"{whole}: " + ", ".join(f"{share * per_share / size:.2f} of {name}" for name, share, size in parts)
+
+
+def _check_options(options: PlanOptions) -> None:
+    for name in ("tokens_per_second", "node_tokens_per_second", "network_gigabytes_per_second"):
+        value = getattr(options, name)
+        if value is not None and not 0 < value < float("inf"):
+            raise UserError(f"{name} is {value}: give a number above 0")
+    if options.nodes < 1 or options.processes % options.nodes:
+        raise UserError(f"processes {options.processes} cannot be spread evenly over nodes {options.nodes}")
+
+
+def _memory_lines(config: RunConfig, shape: RowShape, processes: int) -> list[tuple[str, str]]:
+    """Memory a process for every ZeRO stage, and what the configured one is made of."""
+    from pipeline.planning.memory import predict_memory, state_bytes  # torch, which only this needs
+
+    lines = []
+    chosen = predict_memory(config, shape, processes)
+    for stage in (0, 1, 2, 3) if config.training.precision == "fp32" else (1, 2, 3):
+        total = sum(state_bytes(config, shape, processes, stage)) + chosen.activations
+        mark = " <- configured" if stage == config.training.zero_stage else ""
+        lines.append((f"memory a process, ZeRO {stage}", f"{total / 2**30:.3f} GiB{mark}"))
+    parts = ("weights", "gradients", "optimizer", "activations")
+    lines.append(("", ", ".join(f"{part} {getattr(chosen, part) / 2**30:.3f}" for part in parts)))
+    # Weights and moments in fp32; ZeRO 0 has no master weights among its optimizer states.
+    copy = chosen.optimizer if config.training.zero_stage else chosen.optimizer * 3 // 2
+    lines.append(("host memory besides, for checkpoints", f"{copy / 2**30:.3f} GiB"))
+    return lines
+
+
+def _communication_lines(config: RunConfig, shape: RowShape, options: PlanOptions) -> list[tuple[str, str]]:
+    """Bytes a step by collective; on several nodes the time of a step and what the network takes of it."""
+    if options.processes == 1:
+        return []
+    from pipeline.planning.communication import bytes_out_of_node, step_communication, step_seconds  # torch again
+
+    collectives = step_communication(config, shape, options.processes)
+    lines = [
+        (
+            f"{collective.what}, {collective.operation}",
+            f"{collective.payload / 1e9:.4g} GB a step and process over {collective.group_size}, "
+            f"{collective.sent / 1e9:.4g} GB sent",
+        )
+        for collective in collectives
+    ]
+    if options.nodes == 1:
+        return lines
+    out = bytes_out_of_node(collectives, options.processes // options.nodes, options.nodes)
+    lines.append(("out of each node", f"{out / 1e9:.4g} GB a step"))
+    rate, bandwidth = options.node_tokens_per_second, options.network_gigabytes_per_second
+    if rate is None or bandwidth is None:
+        missing = "--node_tokens_per_second RATE and --network_gigabytes_per_second GB"
+        lines.append((f"step on {options.nodes} nodes", f"give {missing} to have it predicted"))
+        return lines
+    compute = config.training.global_batch_size * shape.seq_length / (options.nodes * rate)
+    seconds, efficiency = step_seconds(compute, out, bandwidth * 1e9)
+    tokens = config.training.global_batch_size * shape.seq_length / seconds
+    lines.append(
+        (
+            f"step on {options.nodes} nodes",
+            f"{seconds:.4g} s ({compute:.4g} computing, {seconds - compute:.4g} network), {tokens:,.0f} tokens/s, "
+            f"{100 * efficiency:.1f}% efficient",
+        )
+    )
+    return lines
+
+
+def _row_shape(config: RunConfig, options: PlanOptions) -> tuple[RowShape, Mixture | None]:
+    """Sizes from the options, completed from the shards; and those, if read."""
+    if options.seq_length is not None and options.vocab_size is not None:
+        return _checked(config, options.seq_length, options.masked_per_row, options.vocab_size), None
+    missing = [p for p in paths_of(config.data.path) if "://" not in p and not (Path(p) / "manifest.json").exists()]
+    if missing:
+        raise UserError(
+            f"no shards at {missing[0]}: make them with narrowbert-prep shards, or state --seq_length and --vocab_size"
+        )
+    shards = open_mixture(config.data.path, config.data.weights)
+    seq_length, masked = options.seq_length, options.masked_per_row
+    if seq_length in (None, shards.seq_length):  # rows of another length have another number of masks
+        seq_length, masked = shards.seq_length, shards.masked_per_row if masked is None else masked
+    vocab_size = shards.vocab_size if options.vocab_size is None else options.vocab_size
+    return _checked(config, seq_length, masked, vocab_size), shards
+
+
+def _checked(config: RunConfig, seq_length: int, masked: int | None, vocab_size: int) -> RowShape:
+    masked = max(1, round(0.15 * seq_length)) if masked is None else masked
+    shape = RowShape(seq_length=seq_length, masked_per_row=masked, vocab_size=vocab_size)
+    if seq_length > config.model.max_position_embeddings:
+        raise UserError(
+            f"seq_length {seq_length} needs model.max_position_embeddings of at least that "
+            f"(it is {config.model.max_position_embeddings})"
+        )
+    if not 0 < shape.masked_per_row <= shape.seq_length or shape.vocab_size < 1:
+        raise UserError(
+            f"seq_length {shape.seq_length}, masked_per_row {shape.masked_per_row} and vocab_size "
+            f"{shape.vocab_size} do not fit together: all positive, masked_per_row at most seq_length"
+        )
+    return shape

@@ -1,0 +1,179 @@
+"""What watches over a training: agreement to stop, hangs, stragglers.
+
+Every rank has a watchdog thread. It writes how far its rank has come into ``logs/heartbeats`` and
+reads nothing as long as its own rank moves on. A rank that stands still stops them all, sooner or
+later, in some collective; so a rank that has not moved for ``training.hang_timeout`` seconds raises
+the alarm, each dumps the stacks of its threads, the one that lags is named, and all end.
+"""
+
+import contextlib
+import dataclasses
+import faulthandler
+import json
+import logging
+import os
+import shutil
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+
+from pipeline.processes.launch import World
+from pipeline.processes.signals import HANG_EXIT_CODE
+from pipeline.runs.files import write_atomically
+from pipeline.runs.records import append_event
+
+log = logging.getLogger("narrowbert")
+
+START_TIMEOUT_S = 600.0
+"""At least this long nothing need move before the first step is done: imports, checkpoints, compilation."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Heartbeat:
+    rank: int
+    host: str
+    pid: int
+    moves: int
+    """Places passed so far: the same ones in the same order on every rank."""
+    place: str
+    ticks: int
+    """Goes up as long as the process lives and is not stopped."""
+
+
+class Watchdog:
+    """One rank's watch.
+
+    Args:
+        run_dir: of the run.
+        world: which process this is.
+        attempt: which start of the run.
+        timeout_s: seconds without a move that mean a hang, once the first step is done.
+    """
+
+    def __init__(self, run_dir: Path, world: World, attempt: int, timeout_s: float) -> None:
+        self._run_dir, self._world, self._timeout_s = run_dir, world, timeout_s
+        self._folder = run_dir / "logs/heartbeats" / f"start-{attempt}"
+        self._interval_s = min(10.0, max(0.1, timeout_s / 10))
+        self._moves, self._place, self._step = 0, "starting", 0
+        self._in_start = True  # until the first step is done
+        self._ticks, self._quiet_s = 0, 0.0
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    def start(self) -> None:
+        """Begin; folders of earlier starts are removed."""
+        if self._world.rank == 0:
+            for folder in self._folder.parent.glob("start-*"):
+                if folder != self._folder:
+                    shutil.rmtree(folder, ignore_errors=True)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """The run ends in good order."""
+        self._end.set()
+        self._thread.join()
+        self._heartbeat_path(self._world.rank).unlink(missing_ok=True)
+
+    def move(self, place: str, step: int) -> None:
+        """This rank has come to ``place`` of step ``step``; called at the same points on every rank."""
+        self._in_start &= step == self._step or self._moves == 0
+        self._place, self._step = place, step
+        self._moves += 1
+
+    def alive(self) -> None:
+        """Something goes on at the same place, such as writing a large file."""
+        self._quiet_s = 0.0
+
+    def _watch(self) -> None:
+        last, moves = time.monotonic(), -1
+        alarm = self._folder / "hang"
+        while not self._end.wait(self._interval_s):
+            now = time.monotonic()
+            # A process that was stopped as a whole (a suspended job) has lost no time of its own.
+            self._quiet_s += min(now - last, 2 * self._interval_s)
+            last = now
+            if self._moves != moves:
+                self._quiet_s, moves = 0.0, self._moves
+            self._ticks += 1
+            with contextlib.suppress(OSError):  # a full disk is not a hang
+                self._beat()
+            if self._quiet_s > self._limit_s() or alarm.exists():
+                self._raise_alarm(alarm)
+
+    def _limit_s(self) -> float:
+        return max(self._timeout_s, START_TIMEOUT_S) if self._in_start else self._timeout_s
+
+    def _beat(self) -> None:
+        beat = _Heartbeat(
+            rank=self._world.rank, host=socket.gethostname(), pid=os.getpid(), moves=self._moves,
+            place=f"'{self._place}' after step {self._step}", ticks=self._ticks,
+        )  # fmt: skip
+        write_atomically(self._heartbeat_path(self._world.rank), json.dumps(dataclasses.asdict(beat)))
+
+    def _heartbeat_path(self, rank: int) -> Path:
+        return self._folder / f"rank-{rank}.json"
+
+    def _raise_alarm(self, alarm: Path) -> None:
+        """Dump the stacks, name who lags, end the process."""
+        with contextlib.suppress(OSError):
+            alarm.touch()
+        stacks = self._run_dir / "logs" / f"stacks-rank-{self._world.rank}.txt"
+        with contextlib.suppress(OSError), stacks.open("w") as file:
+            file.write(f"rank {self._world.rank} on {socket.gethostname()}: {self._place} after step {self._step}\n")
+            file.flush()  # the dump below goes past Python's buffer
+            faulthandler.dump_traceback(file, all_threads=True)
+        # The others see the alarm and dump theirs; who does not get to a next tick is frozen or gone.
+        before = self._read_heartbeats()
+        for _ in range(5):
+            time.sleep(self._interval_s)
+            self._ticks += 1
+            with contextlib.suppress(OSError):
+                self._beat()
+        after = self._read_heartbeats()
+        frozen = [rank for rank in range(self._world.size) if rank not in after or after[rank] == before.get(rank)]
+        living = [rank for rank in after if rank not in frozen]
+        if not living or self._world.rank == min(living):
+            self._report(after, frozen)
+        else:
+            time.sleep(2.0)  # its line comes first: our end makes whoever started us stop all ranks
+        sys.stdout.flush()
+        os._exit(HANG_EXIT_CODE)
+
+    def _report(self, beats: dict[int, _Heartbeat], frozen: list[int]) -> None:
+        text = f"no progress for {self._limit_s():g} s: {lagging(beats, frozen)}"
+        log.error(
+            "%s; the stacks are in %s. The run ends; run the same command again to go on from the last checkpoint.",
+            text, self._run_dir / "logs/stacks-rank-*.txt",
+        )  # fmt: skip
+        with contextlib.suppress(OSError):
+            append_event(self._run_dir, "hang", self._step, text)
+
+    def _read_heartbeats(self) -> dict[int, _Heartbeat]:
+        found = {}
+        for rank in range(self._world.size):
+            with contextlib.suppress(OSError, ValueError, TypeError):
+                found[rank] = _Heartbeat(**json.loads(self._heartbeat_path(rank).read_text(encoding="utf-8")))
+        return found
+
+
+def lagging(beats: dict[int, _Heartbeat], frozen: list[int]) -> str:
+    """Which ranks the others wait for, in words."""
+
+    def name(rank: int) -> str:
+        beat = beats.get(rank)
+        return f"rank {rank} (process {beat.pid} on {beat.host})" if beat else f"rank {rank}"
+
+    if frozen:
+        last = beats.get(frozen[0])
+        where = f", last seen at {last.place}" if last else ""
+        return f"{', '.join(map(name, frozen))} does not run any more (stopped, or its machine is lost){where}"
+    fewest = min(beat.moves for beat in beats.values())
+    behind = [rank for rank, beat in beats.items() if beat.moves == fewest]
+    place = beats[behind[0]].place
+    if len(behind) == len(beats):
+        return f"all ranks stand at {place}"
+    ahead = max(beats.values(), key=lambda beat: beat.moves).place
+    return f"{', '.join(map(name, behind))} stands at {place}, the others at {ahead}"

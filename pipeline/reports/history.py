@@ -1,0 +1,108 @@
+"""What the records of a run say of it."""
+
+import bisect
+import dataclasses
+import functools
+import itertools
+import statistics
+from pathlib import Path
+from typing import Any
+
+from data_prep.contract.command_line import UserError
+from pipeline.config import ModelConfig
+from pipeline.model.arithmetic import RowShape, predicted_speedup
+from pipeline.runs.directory import flatten, read_run_config, read_run_record
+from pipeline.runs.records import Point, read_events, read_points
+from pipeline.runs.redaction import redact
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunHistory:
+    """What a run's directory says of it, in the form that comparisons need."""
+
+    name: str
+    """The run directory's last part."""
+    layout: str
+    """Of the encoder."""
+    config: dict[str, Any]
+    """The resolved configuration, flattened."""
+    finished: bool
+    """Whether it did its last step."""
+    tokens_a_step: int
+    """Over all processes."""
+    limit: float
+    """Speed-up over its own control that the arithmetic allows."""
+    points: list[Point]
+    """The spool, in order of steps."""
+    events: list[dict[str, Any]]
+    """Starts and faults, oldest first."""
+
+    def series(self, key: str) -> list[tuple[int, float]]:
+        """(step, value) of a metric."""
+        return [(point.step, point.metrics[key]) for point in self.points if key in point.metrics]
+
+    def by_training_time(self, key: str) -> list[tuple[float, float]]:
+        """(seconds of training, value) of a metric; see ``training_seconds``."""
+        return [
+            (self.training_seconds(point.timestamp_ms), point.metrics[key])
+            for point in self.points
+            if key in point.metrics
+        ]
+
+    def starts(self) -> list[dict[str, Any]]:
+        """The start of each attempt."""
+        return [event for event in self.events if event["kind"] == "start"]
+
+    @functools.cached_property
+    def attempts(self) -> list[tuple[int, int]]:
+        """(start, last sign of life) of each attempt, milliseconds since 1970."""
+        begins = [event["timestamp_ms"] for event in self.starts()]
+        times = sorted(point.timestamp_ms for point in self.points)
+        if not begins or (times and times[0] < begins[0]):
+            begins = [times[0] if times else 0, *begins]
+        ends = [*(bisect.bisect_left(times, begin) for begin in begins[1:]), len(times)]
+        return [(begin, max([begin, *times[max(end - 1, 0) : end]])) for begin, end in zip(begins, ends, strict=True)]
+
+    def training_seconds(self, timestamp_ms: int) -> float:
+        """Wall time of the run up to a moment, without the gaps between its attempts."""
+        spent = sum(min(end, timestamp_ms) - begin for begin, end in self.attempts if begin <= timestamp_ms)
+        return spent / 1000
+
+    def median_rate(self) -> float | None:
+        """Tokens a second: the median over the run's logs, so that a slow start does not count."""
+        rates = [value for _, value in self.series("train/tokens_per_second")]
+        return statistics.median(rates) if rates else None
+
+    def seconds_to_loss(self, loss: float) -> float | None:
+        """Training time at which the validation loss first was at most ``loss``, on the line between evaluations."""
+        for before, after in itertools.pairwise(self.by_training_time("validation/loss")):
+            if after[1] <= loss:
+                share = 1.0 if before[1] <= loss else (before[1] - loss) / (before[1] - after[1])
+                return before[0] + share * (after[0] - before[0])
+        return None
+
+
+def read_history(run_dir: Path) -> RunHistory:
+    """Read a run.
+
+    Raises:
+        UserError: the folder is no run, or a file of it is damaged.
+    """
+    config = redact(read_run_config(run_dir))
+    data = read_run_record(run_dir)["data"]
+    try:
+        model, training = ModelConfig(**config["model"]), config["training"]
+        shape = RowShape(**{key: data[key] for key in ("seq_length", "masked_per_row", "vocab_size")})
+        tokens_a_step = training["global_batch_size"] * shape.seq_length
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{run_dir} was written by another version of narrowbert: {error}") from error
+    return RunHistory(
+        name=run_dir.resolve().name,
+        layout=model.layout,
+        config=flatten(config),
+        finished=(run_dir / "DONE").exists(),
+        tokens_a_step=tokens_a_step,
+        limit=predicted_speedup(model, shape),
+        points=sorted(read_points(run_dir), key=lambda point: point.step),
+        events=read_events(run_dir),
+    )

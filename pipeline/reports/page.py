@@ -1,0 +1,303 @@
+"""The page that compares runs: one HTML file that needs nothing else, not even scripts, to be read."""
+
+import datetime
+import html
+import math
+from collections.abc import Sequence
+
+from pipeline.reports.history import RunHistory
+from pipeline.reports.svg_chart import Line, duration, line_chart, number
+
+_WIDTH, _ROW = 940, 34
+
+_STYLE = """
+:root { --ink: #1f2328; --soft: #59636e; --grid: #e3e6ea; --paper: #ffffff; --card: #f6f8fa; }
+:root { --c0: #2a78d6; --c1: #d4570f; --c2: #14855c; --c3: #8c5fd0; --c4: #b3308a; --c5: #7a6200; --control: #6b7178; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e6edf3; --soft: #9198a1; --grid: #30363d; --paper: #0d1117; --card: #161b22; }
+  :root { --c0: #5aa2f5; --c1: #f5853f; --c2: #3fbf8c; --c3: #b08cf0; --c4: #ec6cc0; --c5: #d1ab2c; }
+  :root { --control: #9aa3ad; }
+}
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 2rem auto;
+  max-width: 1480px; padding: 0 1.5rem; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; } h3 { font-size: .95rem; margin: 0 0 .3rem; }
+p, .note { color: var(--soft); max-width: 75ch; }
+.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(400px, 1fr)); gap: 1rem; }
+figure { margin: 0; background: var(--card); border-radius: 8px; padding: .8rem; }
+svg { width: 100%; height: auto; display: block; } .nothing { font-style: italic; }
+.scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { text-align: left; padding: .3rem .9rem .3rem 0; border-bottom: 1px solid var(--grid); vertical-align: top; }
+td:first-child { white-space: nowrap; } th { color: var(--soft); font-weight: 600; }
+.key { display: inline-block; width: 1.1em; height: 3px; vertical-align: middle; margin-right: .4em; }
+.grid { stroke: var(--grid); } .tick, .label { font-size: 11px; fill: var(--soft); }
+.name { font-size: 12px; fill: var(--ink); }
+.curve { fill: none; stroke-width: 2; stroke-linejoin: round; } .curve.control { stroke-dasharray: 5 3; }
+.fault { fill: #d1242f; stroke: var(--paper); } .gap { fill: var(--grid); }
+.limit { stroke: var(--ink); stroke-width: 2; }
+#tip { position: fixed; display: none; background: var(--ink); color: var(--paper); font-size: 12px;
+  padding: .2rem .5rem; border-radius: 4px; pointer-events: none; white-space: pre; }
+"""
+
+# A curve's value under the pointer. The page is complete without it.
+_SCRIPT = """
+const tip = document.getElementById("tip");
+for (const svg of document.querySelectorAll("figure svg")) {
+  const curves = [...svg.querySelectorAll("[data-at]")].map(c => [c.dataset.name, JSON.parse(c.dataset.at)]);
+  svg.addEventListener("mousemove", event => {
+    const x = (event.clientX - svg.getBoundingClientRect().left) * svg.viewBox.baseVal.width / svg.clientWidth;
+    tip.textContent = curves.map(([name, at]) => {
+      const near = at.reduce((a, b) => Math.abs(b[0] - x) < Math.abs(a[0] - x) ? b : a);
+      return `${name}: ${near[3]} at ${near[2]}`;
+    }).join("\\n");
+    tip.style.display = "block";
+    tip.style.left = Math.min(event.clientX + 14, innerWidth - tip.offsetWidth - 8) + "px";
+    tip.style.top = event.clientY + 14 + "px";
+  });
+  svg.addEventListener("mouseleave", () => { tip.style.display = "none"; });
+}
+"""
+
+
+def render_page(runs: Sequence[RunHistory]) -> str:
+    """The whole page. With several runs the last one is the control that the others are measured against."""
+    names = _unique_names(runs)
+    styles = [f"c{index % 6}" for index in range(len(runs))]
+    if len(runs) > 1:
+        styles[-1] = "control"
+    title = " and ".join(names) if len(names) <= 3 else f"{len(names)} runs"
+    body = [
+        f"<h1>{_text(title)}</h1>",
+        _summary(runs, names, styles),
+        "<h2>Loss</h2>",
+        "<p>The same validation loss against steps, tokens and training time. Training time leaves out the gaps "
+        "between the starts of a run. The distance between two curves along the last axis is what a layout saves.</p>",
+        _charts(runs, names, styles, _LOSS_CHARTS),
+        "<h2>Speed</h2>",
+        _speed_up_bars(runs, names, styles) if len(runs) > 1 else "",
+        _charts(runs, names, styles, _SPEED_CHARTS),
+        "<h2>Optimization</h2>",
+        _charts(runs, names, styles, _OPTIMIZATION_CHARTS),
+        "<h2>Starts and faults</h2>",
+        _time_line(runs, names, styles),
+        _event_table(runs, names),
+        "<h2>Configuration</h2>" if len(runs) == 1 else "<h2>Differences of configuration</h2>",
+        _configuration(runs, names),
+    ]
+    colours = "".join(
+        f".{style} {{ stroke: var(--{style}); }} .end.{style}, rect.{style} {{ fill: var(--{style}); stroke: none; }} "
+        f".key.{style} {{ background: var(--{style}); }}\n"
+        for style in (*(f"c{index}" for index in range(6)), "control")
+    )
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{_text(title)} - NarrowBERT runs</title><style>{_STYLE}{colours}</style></head>\n<body>\n"
+        + "\n".join(body)
+        + f'\n<div id="tip"></div><script>{_SCRIPT}</script></body></html>\n'
+    )
+
+
+def _unique_names(runs: Sequence[RunHistory]) -> list[str]:
+    names = [run.name for run in runs]
+    return [name if names.count(name) == 1 else f"{name} ({index})" for index, name in enumerate(names, start=1)]
+
+
+def _summary(runs: Sequence[RunHistory], names: Sequence[str], styles: Sequence[str]) -> str:
+    compared = len(runs) > 1
+    header = ["run", "layout", "state", "steps", "validation loss", "masked accuracy", "tokens", "training time"]
+    header += ["tokens/s"]
+    if compared:
+        header += ["speed-up", "limit by arithmetic", "time to the control's last loss"]
+    rows = []
+    for run, name, style in zip(runs, names, styles, strict=True):
+        cells = [f'<span class="key {style}"></span>{_text(name)}', _text(run.layout), _state(run), *_figures(run)]
+        if compared:
+            cells += _against(run, runs[-1])
+        rows.append(cells)
+    note = "<p>The last run is the control. Tokens/s are medians over a run's logs.</p>" if compared else ""
+    return _table(header, rows, escape=False) + note
+
+
+def _state(run: RunHistory) -> str:
+    return "finished" if run.finished else "not finished"
+
+
+def _figures(run: RunHistory) -> list[str]:
+    losses, accuracies = run.series("validation/loss"), run.series("validation/masked_accuracy")
+    steps = run.points[-1].step if run.points else 0
+    rate = run.median_rate()
+    newest = max((point.timestamp_ms for point in run.points), default=0)
+    return [
+        f"{steps:,}",
+        f"{losses[0][1]:.3f} &rarr; {losses[-1][1]:.3f}" if losses else "-",
+        f"{accuracies[-1][1]:.3f}" if accuracies else "-",
+        number(steps * run.tokens_a_step),
+        duration(run.training_seconds(newest)),
+        f"{rate:,.0f}" if rate else "-",
+    ]
+
+
+def _against(run: RunHistory, control: RunHistory) -> list[str]:
+    rate, control_rate = run.median_rate(), control.median_rate()
+    limit = f"{run.limit / control.limit:.2f}x"
+    speed_up = f"{rate / control_rate:.2f}x" if rate and control_rate else "-"
+    losses = control.series("validation/loss")
+    if not losses:
+        return [speed_up, limit, "-"]
+    target = losses[-1][1]
+    mine, theirs = run.seconds_to_loss(target), control.seconds_to_loss(target)
+    if mine is None:
+        return [speed_up, limit, f"{target:.3f} not reached"]
+    share = f" ({theirs / mine:.2f}x)" if theirs and mine else ""
+    return [speed_up, limit, f"{duration(mine)} to {target:.3f}{share}"]
+
+
+# (heading, metric, x axis)
+_LOSS_CHARTS = [
+    ("Validation loss, by steps", "validation/loss", "steps"),
+    ("Validation loss, by tokens", "validation/loss", "tokens"),
+    ("Validation loss, by training time", "validation/loss", "training time"),
+    ("Training loss, by steps", "train/loss", "steps"),
+    ("Validation masked accuracy, by tokens", "validation/masked_accuracy", "tokens"),
+    ("Validation perplexity, by steps", "validation/perplexity", "steps"),
+]
+
+_SPEED_CHARTS = [
+    ("Throughput, tokens/s", "train/tokens_per_second", "steps"),
+    ("Model FLOP/s a process, 10^12", "train/model_tflops_per_second", "steps"),
+    ("Wait for data, seconds a step", "train/data_wait_seconds", "steps"),
+    ("Checkpoints, seconds that training stood still", "checkpoint/blocking_seconds", "steps"),
+    ("Memory of rank 0, bytes", "system/process_memory_bytes", "training time"),
+]
+
+_OPTIMIZATION_CHARTS = [
+    ("Learning rate", "train/learning_rate", "steps"),
+    ("Gradient norm", "train/gradient_norm", "steps"),
+    ("Skipped steps", "train/skipped_steps", "steps"),
+]
+
+
+def _charts(
+    runs: Sequence[RunHistory], names: Sequence[str], styles: Sequence[str], charts: list[tuple[str, str, str]]
+) -> str:
+    figures = []
+    longest = max(run.training_seconds(run.attempts[-1][1]) for run in runs)
+    unit, seconds = next(((u, s) for u, s in (("hours", 3600), ("minutes", 60)) if longest >= 2 * s), ("seconds", 1))
+    for heading, metric, axis in charts:
+        lines = [
+            Line(name=name, style=style, points=_points(run, metric, axis, seconds))
+            for run, name, style in zip(runs, names, styles, strict=True)
+        ]
+        x_label = f"training time, {unit}" if axis == "training time" else axis
+        chart = line_chart(lines, x_label=x_label, y_label=heading)
+        legend = "".join(
+            f'<span class="tick"><span class="key {line.style}"></span>{_text(line.name)}</span> ' for line in lines
+        )
+        figures.append(f"<figure><h3>{_text(heading)}</h3>{chart}<figcaption>{legend}</figcaption></figure>")
+    return f'<div class="charts">{"".join(figures)}</div>'
+
+
+def _points(run: RunHistory, metric: str, axis: str, unit_seconds: float) -> list[tuple[float, float]]:
+    if axis == "training time":
+        return sorted((seconds / unit_seconds, value) for seconds, value in run.by_training_time(metric))
+    scale = run.tokens_a_step if axis == "tokens" else 1
+    return [(step * scale, value) for step, value in run.series(metric)]
+
+
+def _speed_up_bars(runs: Sequence[RunHistory], names: Sequence[str], styles: Sequence[str]) -> str:
+    """Bars of measured speed-up over the control, each with a mark where its arithmetic ends."""
+    control = runs[-1]
+    ratios = [(run.median_rate() or 0) / (control.median_rate() or math.inf) for run in runs]
+    limits = [run.limit / control.limit for run in runs]
+    left, unit = 150, (_WIDTH - 290) / max(*ratios, *limits)
+    parts = [f'<svg viewBox="0 0 {_WIDTH} {_ROW * len(runs)}" role="img" aria-label="speed-up against its limit">']
+    for index, (name, style, ratio, limit) in enumerate(zip(names, styles, ratios, limits, strict=True)):
+        top, end = index * _ROW + 6, left + limit * unit
+        parts.append(f'<text class="name" x="0" y="{top + 15}">{_text(name)}</text>')
+        parts.append(f'<rect class="{style}" x="{left}" y="{top}" width="{ratio * unit:.1f}" height="22" rx="3"/>')
+        parts.append(f'<line class="limit" x1="{end:.1f}" x2="{end:.1f}" y1="{top - 3}" y2="{top + 25}"/>')
+        after = left + max(ratio, limit) * unit + 8
+        parts.append(f'<text class="name" x="{after:.1f}" y="{top + 15}">{ratio:.2f}x of {limit:.2f}x</text>')
+    note = f"Tokens/s against {names[-1]}; the line is what the arithmetic allows."
+    return "".join([*parts, "</svg>"]) + f'<p class="note">{_text(note)}</p>'
+
+
+def _time_line(runs: Sequence[RunHistory], names: Sequence[str], styles: Sequence[str]) -> str:
+    """One bar a run: its attempts, the gaps between them, and a mark for each fault."""
+    span = max((run.attempts[-1][1] - run.attempts[0][0] for run in runs), default=0) or 1
+    left, width = 150, _WIDTH - 170
+    parts = [f'<svg viewBox="0 0 {_WIDTH} {_ROW * len(runs) + 26}" role="img" aria-label="starts and faults">']
+    for index, (run, name, style) in enumerate(zip(runs, names, styles, strict=True)):
+        top, origin = index * _ROW + 6, run.attempts[0][0]
+
+        def place(timestamp_ms: float, origin: int = origin) -> float:
+            return left + (timestamp_ms - origin) / span * width
+
+        parts.append(f'<text class="name" x="0" y="{top + 15}">{_text(name)}</text>')
+        end = place(run.attempts[-1][1])
+        parts.append(f'<rect class="gap" x="{left}" y="{top + 9}" width="{max(end - left, 1):.1f}" height="4"/>')
+        for number_, (begin, last) in enumerate(run.attempts, start=1):
+            size = max(place(last) - place(begin), 2)
+            parts.append(
+                f'<rect class="{style}" x="{place(begin):.1f}" y="{top}" width="{size:.1f}" height="22" rx="3">'
+            )
+            parts.append(f"<title>start {number_}: {duration((last - begin) / 1000)}</title></rect>")
+        for timestamp_ms, text in _faults(run):
+            parts.append(f'<circle class="fault" cx="{place(timestamp_ms):.1f}" cy="{top + 11}" r="5">')
+            parts.append(f"<title>{_text(text)}</title></circle>")
+    bottom = _ROW * len(runs) + 18
+    parts.append(f'<text class="tick" x="{left}" y="{bottom}">first start</text>')
+    parts.append(
+        f'<text class="tick" x="{_WIDTH - 20}" y="{bottom}" text-anchor="end">{duration(span / 1000)} later</text>'
+    )
+    return "".join([*parts, "</svg>"]) + '<p class="note">Bars: starts of the run. Red: faults.</p>'
+
+
+def _faults(run: RunHistory) -> list[tuple[int, str]]:
+    """(time, what) of everything that is not a start, skipped steps included."""
+    faults = [
+        (event["timestamp_ms"], f"step {event['step']}: {event['kind']}: {event.get('text', '')}")
+        for event in run.events
+        if event["kind"] != "start"
+    ]
+    before = 0.0
+    for point in run.points:
+        skipped = point.metrics.get("train/skipped_steps", before)
+        if skipped > before:
+            faults.append((point.timestamp_ms, f"step {point.step}: {skipped - before:.0f} steps skipped"))
+        before = skipped
+    return sorted(faults)
+
+
+def _event_table(runs: Sequence[RunHistory], names: Sequence[str]) -> str:
+    rows = []
+    for run, name in zip(runs, names, strict=True):
+        described = [
+            (event["timestamp_ms"], f"step {event['step']}: {event.get('text', '')} on {', '.join(event['hosts'])}")
+            for event in run.starts()
+            if event.get("hosts")
+        ]
+        for timestamp_ms, text in sorted([*described, *_faults(run)]):
+            moment = datetime.datetime.fromtimestamp(timestamp_ms / 1000, tz=datetime.UTC)
+            rows.append([name, f"{moment:%Y-%m-%d %H:%M:%S} UTC", text])
+    return _table(["run", "when", "what"], rows) if rows else ""
+
+
+def _configuration(runs: Sequence[RunHistory], names: Sequence[str]) -> str:
+    keys = list(dict.fromkeys(key for run in runs for key in run.config))
+    if len(runs) > 1:
+        keys = [key for key in keys if len({str(run.config.get(key)) for run in runs}) > 1]
+    rows = [[key, *(str(run.config.get(key, "-")) for run in runs)] for key in keys]
+    return _table(["key", *names], rows) if rows else "<p>none</p>"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]], *, escape: bool = True) -> str:
+    def line(tag: str, cells: Sequence[str], escape: bool) -> str:
+        return "<tr>" + "".join(f"<{tag}>{_text(c) if escape else c}</{tag}>" for c in cells) + "</tr>"
+
+    body = "".join(line("td", row, escape) for row in rows)
+    return f'<div class="scroll"><table><thead>{line("th", header, True)}</thead><tbody>{body}</tbody></table></div>'
+
+
+def _text(text: str) -> str:
+    return html.escape(text, quote=True)

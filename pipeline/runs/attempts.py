@@ -1,0 +1,72 @@
+"""The starts of a run: each registers a number, and only the newest may write."""
+
+import dataclasses
+import json
+import uuid
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import RunConfig
+from pipeline.data.mixture import Mixture
+from pipeline.runs.directory import read_run_record
+from pipeline.runs.files import write_atomically
+from pipeline.runs.records import read_points
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """One start of a run."""
+
+    lineage_id: str
+    """The run, over all its starts."""
+    number: int
+    """Which start this is; the first is 1."""
+    computed_otherwise: dict[str, int]
+    """Loss -> newest step whose recorded value other settings may have given: up to there a value that is
+    computed again need not equal it to the bit."""
+
+
+def register_attempt(run_dir: Path, config: RunConfig, shards: Mixture, world_size: int) -> Attempt:
+    """Record one more start of a run. Rank 0 only."""
+    # Other numbers here add the same terms in another order: equal within rounding, not to the bit.
+    training = config.training
+    arithmetic = [
+        world_size, training.tensor_model_parallel_size, training.micro_batch_size, training.zero_stage,
+    ]  # fmt: skip
+    settings = {"arithmetic": arithmetic, "eval_rows": training.eval_rows}
+    fresh = {"lineage_id": uuid.uuid4().hex, "attempt": 0, **settings}
+    record = read_run_record(run_dir) if (run_dir / "run.json").exists() else fresh
+    changed = {name for name, value in settings.items() if record.get(name) != value}
+    otherwise = dict(record.get("computed_otherwise", {}))
+    if changed:
+        newest = max((point.step for point in read_points(run_dir)), default=0)
+        otherwise["validation/loss"] = newest
+        if "arithmetic" in changed:
+            otherwise["train/loss"] = newest
+    record |= {"attempt": record["attempt"] + 1, "data": data_facts(shards), **settings}
+    record["computed_otherwise"] = otherwise
+    write_atomically(run_dir / "run.json", json.dumps(record, indent=1) + "\n")
+    return Attempt(lineage_id=record["lineage_id"], number=record["attempt"], computed_otherwise=otherwise)
+
+
+def is_newest_attempt(run_dir: Path, number: int) -> bool:
+    """Whether no later start of the run has been registered.
+
+    A rank left behind on a lost node, or a second command given by mistake, must not write where the newest
+    start does.
+    """
+    return read_run_record(run_dir)["attempt"] == number
+
+
+def data_facts(shards: Mixture) -> dict[str, Any]:
+    """What a run records of its shards."""
+    path, *others = shards.locations
+    facts: dict[str, Any] = {"root_hash": shards.root_hash, "path": [path, *others] if others else path}
+    if others:
+        facts |= {"weights": list(shards.shares), "root_hashes": [folder.root_hash for folder in shards.folders]}
+    return facts | {
+        "seq_length": shards.seq_length,
+        "masked_per_row": shards.masked_per_row,
+        "vocab_size": shards.vocab_size,
+        "special_ids": shards.special_ids,
+    }

@@ -1,0 +1,31 @@
+"""What every metric means."""
+
+METRICS = {
+    "train/loss": "mean cross-entropy over the step's masked tokens, nats",
+    "train/learning_rate": "of the step",
+    "train/gradient_norm": "over all parameters, before clipping",
+    "train/loss_scale": "fp16 only",
+    "train/skipped_steps": "steps so far whose gradients were not finite",
+    "train/step_seconds": "mean since the log before, without evaluations and checkpoints",
+    "train/tokens_per_second": "over all processes",
+    "train/sequences_per_second": "rows, over all processes",
+    "train/model_tflops_per_second": "10^12 FLOP/s a process, counted as throughput.py does",
+    "train/mfu": "those FLOP/s as a share of the device's peak; where the peak is known",
+    "train/data_wait_seconds": "mean a step that rank 0 waited for its rows",
+    "train/straggler_ratio": "slowest rank's own time a step over the median rank's",
+    "train/tokens": "consumed so far",
+    "train/rows": "consumed so far",
+    "train/epoch": "passes over the training rows so far: rows consumed by the rows of all folders of data.path",
+    "train/source_epoch/N": "passes over the training rows of folder N of data.path, from 0; where there are several",
+    "validation/loss": "mean cross-entropy over the masked tokens of the validation rows, nats",
+    "validation/masked_accuracy": "share of those whose most probable prediction is right",
+    "validation/perplexity": "exp(validation/loss)",
+    "checkpoint/blocking_seconds": "that training stood still for the checkpoint of this step",
+    "checkpoint/seconds": "from the beginning of that checkpoint until it was complete on disk",
+    "system/cpu_percent": "of all cores of rank 0's machine, since the log before",
+    "system/memory_used_bytes": "of rank 0's machine",
+    "system/process_memory_bytes": "resident memory of rank 0",
+    "system/gpu_memory_bytes": "most that rank 0 has allocated on its GPU so far",
+    "system/disk_free_bytes": "where the run directory is",
+}
+"""Every name that a run may log, and what it means."""

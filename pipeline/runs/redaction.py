@@ -1,0 +1,114 @@
+"""Secrets kept out of what a run records: by key, inside URLs and log lines, and by value.
+
+Everything that leaves the process for a file, a log or MLflow passes through ``redact`` or
+``redact_text``: configuration, tags, environment, the shipper's log.
+"""
+
+import io
+import itertools
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import unquote
+
+REDACTED = "***"
+_SECRET_WORDS = {"password", "passwd", "passphrase", "secret", "secrets", "credential", "credentials", "apikey", "jwt"}
+_SECRET_PAIRS = {("api", "key"), ("access", "key"), ("private", "key"), ("account", "key"), ("signing", "key")}
+
+# A vocabulary has tokens too: cls_token, token_type_ids and max_token are no secrets.
+_WORDS_BEFORE_A_HARMLESS_TOKEN = {"cls", "sep", "mask", "pad", "unk", "bos", "eos", "special", "max", "num", "per"}
+_WORDS_AFTER_A_HARMLESS_TOKEN = {"type", "id", "ids", "count", "embedding", "embeddings", "level"}
+_SECRET_QUERY_KEYS = {"sig", "signature", "key", "auth", "code"}
+_SHORTEST_SECRET = 5  # shorter values of secret variables are words that occur everywhere
+
+# scheme://user:password@host or scheme://token@host. A password may hold '/' and '@' (database URLs).
+_USER_INFO = re.compile(r"(?P<scheme>\b[a-zA-Z][a-zA-Z0-9+.-]*://)(?:[^\s:/?#@\"'<>]*:[^\s\"'<>]*|[^\s/?#@\"'<>]+)@")
+_PASSWORD = re.compile(r"\b[a-zA-Z][a-zA-Z0-9+.-]*://[^\s:/?#@\"'<>]*:(?P<password>[^\s\"'<>]+)@")
+_QUERY = re.compile(r"(?P<start>[?&;](?P<key>[^=&;\s#?]+)=)[^&;\s#\"'<>]+")
+_AUTHORIZATION = re.compile(r"\b(?P<scheme>Bearer|Basic)\s+[A-Za-z0-9._~+/=-]{8,}")
+_NAME = re.compile(r"(?P<key>\b[A-Za-z][\w.-]*)[\"']?\s*[=:]\s*")
+_VALUE = re.compile(r"\"[^\"]*\"|'[^']*'|[^\s,;&\"'}\]]+")
+
+
+def is_secret_key(key: str) -> bool:
+    """Whether a value under this name is a secret: ``hf_token``, ``apiKey``, ``MLFLOW_TRACKING_PASSWORD``."""
+    words = [word for word in re.split(r"[^a-z0-9]+", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", key).lower()) if word]
+    if _SECRET_WORDS & set(words) or any(pair in _SECRET_PAIRS for pair in itertools.pairwise(words)):
+        return True
+    if "pwd" in words and len(words) > 1:  # PWD alone is the working folder
+        return True
+    for position, word in enumerate(words):
+        before = words[position - 1] if position else ""
+        after = words[position + 1] if position + 1 < len(words) else ""
+        harmless = before in _WORDS_BEFORE_A_HARMLESS_TOKEN or after in _WORDS_AFTER_A_HARMLESS_TOKEN
+        if word == "token" and not harmless:
+            return True
+    return False
+
+
+def secret_values(environment: Mapping[str, str]) -> set[str]:
+    """The secrets that the environment holds: values of secret names, and passwords inside URLs."""
+    # A switch such as SOME_TOKEN=false is no secret, and its value is a word.
+    found = {value for key, value in environment.items() if is_secret_key(key) and value.lower() != "false"}
+    for value in environment.values():
+        found |= {match["password"] for match in _PASSWORD.finditer(value)}
+    found |= {unquote(value) for value in found}
+    return {value for value in found if len(value) >= _SHORTEST_SECRET}
+
+
+def redact_text(text: str, environment: Mapping[str, str] | None = None) -> str:
+    """``text`` without user names and passwords in URLs, secret ``key=value``, and the environment's secrets."""
+    for secret in sorted(secret_values(os.environ if environment is None else environment), key=len, reverse=True):
+        text = text.replace(secret, REDACTED)
+    text = _USER_INFO.sub(rf"\g<scheme>{REDACTED}@", text)
+    text = _AUTHORIZATION.sub(rf"\g<scheme> {REDACTED}", text)
+    text = _QUERY.sub(_without_secret_value, text)
+    return _without_assigned_secrets(text)
+
+
+def _without_secret_value(match: re.Match[str]) -> str:
+    key = match["key"].lower()
+    secret = is_secret_key(key) or key.split("-")[-1] in _SECRET_QUERY_KEYS
+    return match["start"] + REDACTED if secret else match[0]
+
+
+def _without_assigned_secrets(text: str) -> str:
+    """``key=value`` and ``key: value``. Names may follow each other ("failed: password=x"), so each is tried."""
+    position = 0
+    while name := _NAME.search(text, position):
+        position = name.end()
+        value = _VALUE.match(text, position)
+        if value and is_secret_key(name["key"]):
+            text = text[:position] + REDACTED + text[value.end() :]
+            position += len(REDACTED)
+    return text
+
+
+def redact(value: Any, key: str = "") -> Any:
+    """A configuration without its secrets: dictionaries and lists are copied, text goes through ``redact_text``."""
+    if isinstance(value, Mapping):
+        return {name: redact(inner, str(name)) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [redact(inner, key) for inner in value]
+    if value is None or isinstance(value, bool):
+        return value
+    if is_secret_key(key):
+        return REDACTED
+    return redact_text(value) if isinstance(value, str) else value
+
+
+class RedactingStream(io.TextIOBase):
+    """A text stream that redacts whole lines before it passes them on: for the logs of libraries."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream, self._line = stream, ""
+
+    def write(self, text: str) -> int:
+        *lines, self._line = (self._line + text).split("\n")
+        for line in lines:
+            self._stream.write(redact_text(line) + "\n")
+        return len(text)
+
+    def flush(self) -> None:
+        self._stream.flush()

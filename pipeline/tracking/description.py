@@ -1,0 +1,167 @@
+"""MLflow as the trainer sees it: a description left on disk, and a shipper process.
+
+The trainer never calls MLflow, whose client blocks for minutes when a server is down. Rank 0
+appends each point to the spool (`spool.py`); the shipper (`shipper.py`), a process of its own,
+sends it in batches and remembers how far it got. What it could not send stays for ``narrowbert sync``.
+"""
+
+import getpass
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from data_prep.contract.command_line import UserError, config_as_dict
+from data_prep.contract.shards import SPLITS
+from pipeline.config import RunConfig, TrackingConfig
+from pipeline.data.mixture import Mixture
+from pipeline.model.arithmetic import count_parameters
+from pipeline.runs.attempts import Attempt, data_facts
+from pipeline.runs.directory import flatten
+from pipeline.runs.files import write_atomically
+from pipeline.runs.records import read_events
+from pipeline.runs.redaction import redact
+
+DESCRIPTION = "tracking.json"
+LAST_SHIPMENT_S = 60.0
+"""How long the end of a run waits at most for what is not sent yet."""
+
+_STORES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks", "uc")
+_PACKAGES = (
+    "narrowbert", "torch", "deepspeed", "megatron-core", "transformers", "tokenizers", "safetensors",
+    "webdataset", "numpy", "mlflow", "nvidia-nccl-cu12",
+)  # fmt: skip
+
+# Not all variables: an environment is full of other people's business.
+_ENVIRONMENT = (
+    "CUDA_", "NCCL_", "GLOO_", "TORCH_", "PYTORCH_", "OMP_", "MKL_", "MALLOC_", "DS_", "SLURM_", "MASTER_",
+    "RANK", "WORLD_SIZE", "LOCAL_RANK", "MLFLOW_", "NARROWBERT_",
+)  # fmt: skip
+
+_LONGEST_TAG = 4000
+_LONGEST_NAME = 500  # of an MLflow dataset
+
+
+def check_tracking(tracking: TrackingConfig) -> None:
+    """Refuse a tracking address that no outage explains.
+
+    Raises:
+        UserError: MLFLOW_TRACKING_URI names no kind of store that MLflow takes.
+    """
+    address = os.environ.get("MLFLOW_TRACKING_URI")
+    if not tracking.enabled or address is None:
+        return
+    scheme = urlsplit(address).scheme.split("+")[0]
+    if scheme not in _STORES:
+        raise UserError(
+            f"environment variable MLFLOW_TRACKING_URI begins with '{scheme}': give http://..., https://..., "
+            "sqlite:///FILE.db or postgresql://... (MLflow no longer takes folders), or unset it for sqlite:///mlflow.db"
+        )
+
+
+def describe_run(
+    run_dir: Path, config: RunConfig, shards: Mixture, attempt: Attempt, *, world_size: int, device: str
+) -> None:
+    """Leave for the shipper what MLflow shall know of the run, without secrets.
+
+    Reads the run's starts from ``events.jsonl``, this one included.
+    """
+    starts = [event for event in read_events(run_dir) if event["kind"] == "start"]
+    facts = {
+        "num_parameters": count_parameters(config.model, shards.vocab_size),
+        **flatten({"shards": data_facts(shards)}),
+    }
+    tags = {
+        "narrowbert.lineage": attempt.lineage_id,
+        "narrowbert.attempt": attempt.number,
+        "narrowbert.processes": world_size,
+        "narrowbert.device": device,
+        "narrowbert.version": _version("narrowbert") or "unknown",
+        "narrowbert.hosts": _joined(host for start in starts for host in start.get("hosts", [])),
+        "narrowbert.job_ids": _joined(start["job_id"] for start in starts if start.get("job_id")),
+        "mlflow.user": _user(),
+        "mlflow.source.name": "narrowbert train",
+        "mlflow.source.type": "LOCAL",
+        "mlflow.source.git.commit": _commit(),
+    }
+    write_description(
+        run_dir,
+        {
+            "experiment_name": config.tracking.experiment_name,
+            "run_name": config.tracking.run_name or run_dir.resolve().name,
+            "attempt": attempt.number,
+            "params": {**flatten(config_as_dict(config)), **facts},
+            "tags": {key: value for key, value in tags.items() if value not in ("", None)},
+            "dataset": _dataset(shards),
+            "environment": _environment(),
+            "log_weights": config.tracking.log_weights,
+        },
+    )
+
+
+def write_description(run_dir: Path, description: dict[str, Any]) -> None:
+    """Write ``tracking.json``, redacted, with the default store where no other is set."""
+    description = redact(description)
+    if "MLFLOW_TRACKING_URI" not in os.environ:
+        # Absolute, so that ``narrowbert sync`` finds it from any folder.
+        description["default_store"] = f"sqlite:///{Path('mlflow.db').resolve()}"
+    write_atomically(run_dir / DESCRIPTION, json.dumps(description, indent=1))
+
+
+def _dataset(shards: Mixture) -> dict[str, Any]:
+    facts = data_facts(shards)
+    splits = {name: shards.split(name).num_rows for name in SPLITS}
+    return {
+        "name": "+".join(Path(location).name for location in shards.locations)[:_LONGEST_NAME],
+        "path": facts["path"],
+        "root_hash": shards.root_hash,
+        "profile": {**{f"{name}_rows": rows for name, rows in splits.items()}, **facts},
+    }
+
+
+def _environment() -> dict[str, Any]:
+    variables = {key: value for key, value in sorted(os.environ.items()) if key.startswith(_ENVIRONMENT)}
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: version for name in _PACKAGES if (version := _version(name))},
+        "variables": variables,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's number without a name
+        return str(os.getuid())
+
+
+def _commit() -> str | None:
+    """The commit of this code, with '-dirty' after local changes; None outside a git checkout."""
+    here = Path(__file__).parents[2]
+    if not (here / ".git").exists():
+        return None
+    try:
+        described = subprocess.run(
+            ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+        return described.stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _joined(values: Any) -> str:
+    text = ", ".join(dict.fromkeys(str(value) for value in values))
+    return text if len(text) <= _LONGEST_TAG else text[: _LONGEST_TAG - 4] + " ..."

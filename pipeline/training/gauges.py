@@ -1,0 +1,95 @@
+"""What a run's metrics are called and mean, and those that are read from the machine."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+
+import psutil
+import torch
+
+from pipeline.config import RunConfig
+from pipeline.data.mixture import Mixture
+from pipeline.layout import parse_layout
+from pipeline.model.arithmetic import RowShape, training_flops
+
+# Dense bf16 matrix FLOP/s of a device by a part of its name, the vendors' data sheets. First match counts.
+_PEAK_BF16 = [
+    ("H100 PCIe", 756e12), ("H100 NVL", 835e12), ("H100", 989e12), ("H200", 989e12), ("GH200", 989e12),
+    ("B200", 2250e12), ("A100", 312e12), ("A800", 312e12), ("L40S", 362e12), ("L4", 121e12), ("A10", 125e12),
+]  # fmt: skip
+
+
+def peak_flops(device_name: str, precision: str) -> float | None:
+    """Peak FLOP/s of a device, or None where it is not known: fp32, a CPU, a device not in the list."""
+    if precision == "fp32":
+        return None
+    return next((peak for part, peak in _PEAK_BF16 if part in device_name), None)
+
+
+class Gauges:
+    """What a log line has besides losses: progress, throughput in other units, waits, the machine.
+
+    Args:
+        config: of the run.
+        shards: what it reads.
+        world_size: processes.
+        device: of this process.
+    """
+
+    def __init__(self, config: RunConfig, shards: Mixture, world_size: int, device: torch.device) -> None:
+        self._run_dir, self._device = config.run_dir, device
+        self._rows_a_step = config.training.global_batch_size
+        self._seq_length = shards.seq_length
+        self._train_rows = shards.train_rows
+        self._deal = shards.deal(config.data.seed)
+        shape = RowShape(
+            seq_length=shards.seq_length, masked_per_row=shards.masked_per_row, vocab_size=shards.vocab_size
+        )
+        row_flops = training_flops(parse_layout(config.model.layout), config.model, shape)
+        self._step_flops = row_flops * self._rows_a_step / world_size
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+        self._peak = peak_flops(name, config.training.precision)
+        self._process = psutil.Process()
+        self._waited_seconds, self._waits = 0.0, 0
+        psutil.cpu_percent()  # starts the interval of the first reading
+
+    @contextlib.contextmanager
+    def data_wait(self) -> Iterator[None]:
+        """Times one step's wait for its rows."""
+        started = time.perf_counter()
+        yield
+        self._waited_seconds += time.perf_counter() - started
+        self._waits += 1
+
+    def consumed(self, step: int) -> dict[str, float]:
+        """Rows, tokens and epochs after ``step`` steps: what evaluations are plotted against as well."""
+        rows = step * self._rows_a_step
+        found = {
+            "train/tokens": float(rows * self._seq_length),
+            "train/rows": float(rows),
+            "train/epoch": rows / sum(self._train_rows),
+        }
+        if len(self._train_rows) > 1:
+            dealt = self._deal.dealt(rows)
+            found |= {f"train/source_epoch/{n}": float(dealt[n] / size) for n, size in enumerate(self._train_rows)}
+        return found
+
+    def read(self, step: int, step_seconds: float) -> dict[str, float]:
+        """The metrics of a log at ``step``, whose steps took ``step_seconds`` each. Takes about 0.1 ms."""
+        flops = self._step_flops / step_seconds
+        found = {
+            **self.consumed(step),
+            "train/sequences_per_second": self._rows_a_step / step_seconds,
+            "train/model_tflops_per_second": flops / 1e12,
+            "train/data_wait_seconds": self._waited_seconds / max(self._waits, 1),
+            "system/cpu_percent": psutil.cpu_percent(),
+            "system/memory_used_bytes": float(psutil.virtual_memory().used),
+            "system/process_memory_bytes": float(self._process.memory_info().rss),
+            "system/disk_free_bytes": float(psutil.disk_usage(self._run_dir).free),
+        }
+        self._waited_seconds, self._waits = 0.0, 0
+        if self._peak is not None:
+            found["train/mfu"] = flops / self._peak
+        if self._device.type == "cuda":
+            found["system/gpu_memory_bytes"] = float(torch.cuda.max_memory_allocated(self._device))
+        return found

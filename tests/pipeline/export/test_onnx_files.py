@@ -1,0 +1,122 @@
+"""ONNX files of a model: any batch and length, the same numbers as torch."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
+
+from data_prep.contract.command_line import UserError
+from pipeline.export import (
+    NarrowBertForMaskedLM,
+    NarrowBertForQuestionAnswering,
+    NarrowBertForSequenceClassification,
+    int8_files,
+)
+from pipeline.export.int8_files import write_int8
+from pipeline.export.onnx_files import write_onnx
+from tests.processes import user_error
+from tests.tiny_exports import batch, write_folder
+
+
+def run(path: Path, **inputs: torch.Tensor) -> np.ndarray:
+    (found,) = onnxruntime.InferenceSession(path).run(None, {name: x.numpy() for name, x in inputs.items()})
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_class", [NarrowBertForSequenceClassification, NarrowBertForMaskedLM])
+def test_files_give_torchs_numbers(model_class: Any, tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "tiny", model_class, "2sf:2sf")
+    written = write_onnx(folder)
+    assert all(difference < 1e-4 for _, difference in written)
+    ids, mask = batch(12, 5, 7, 9)
+    inputs = {"input_ids": ids, "attention_mask": mask, "token_type_ids": (ids % 2) * mask}
+    if model_class is NarrowBertForSequenceClassification:
+        assert [path.name for path, _ in written] == ["classifier.onnx"]
+        with torch.no_grad():
+            expected = AutoModelForSequenceClassification.from_pretrained(folder)(**inputs).logits
+        assert np.allclose(run(written[0][0], **inputs), expected, atol=1e-5)
+        return
+    assert [path.name for path, _ in written] == ["fill-mask.onnx", "encoder.onnx"]
+    model = AutoModelForMaskedLM.from_pretrained(folder)
+    positions = torch.tensor([[1, 4], [0, 2], [3, 3], [8, 5]])
+    with torch.no_grad():
+        expected = model(**inputs, narrow_positions=positions).logits
+        cls = model.bert(**inputs).last_hidden_state[:, 0]
+    assert np.allclose(run(written[0][0], **inputs, narrow_positions=positions), expected, atol=1e-5)
+    assert np.allclose(run(written[1][0], **inputs), cls, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_class", [NarrowBertForSequenceClassification, NarrowBertForMaskedLM])
+def test_int8_files_are_measured_beside_their_originals(model_class: Any, tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "tiny", model_class, "2sf:2sf", initializer_range=0.1)
+    texts = tmp_path / "texts.txt"
+    texts.write_text(
+        "".join(f"the {a} {b} on a {a} .\n\n" for a in ("cat", "dogs", "mat") for b in ("sat", "ran", "cafes"))
+    )
+    originals = [path for path, _ in write_onnx(folder)]
+    for compared in write_int8(folder, originals, texts):
+        original = compared.path.with_name(compared.path.name.replace(".int8", ""))
+        assert original in originals
+        assert compared.megabytes == (original.stat().st_size / 1e6, compared.path.stat().st_size / 1e6)
+        assert compared.megabytes[1] < compared.megabytes[0]
+        assert compared.speed > 0
+        ids, mask = batch(12, 5, 7, 9)
+        inputs = {"input_ids": ids, "attention_mask": mask, "token_type_ids": 0 * mask}
+        if original.stem == "fill-mask":
+            inputs["narrow_positions"] = torch.tensor([[1, 4], [0, 2], [3, 3], [8, 5]])
+            assert re.fullmatch(r"finds [0-9.]+% of 10 masked tokens \(fp32 [0-9.]+%\)", compared.quality)
+        exact, rounded = run(original, **inputs), run(compared.path, **inputs)
+        cosine = (exact * rounded).sum() / np.sqrt((exact**2).sum() * (rounded**2).sum())
+        assert 0.98 < cosine < 1 - 1e-7, "nearly the same numbers, and not the same"
+        if original.stem == "encoder":
+            least = float(compared.quality.split("least ")[1].rstrip(")"))
+            assert 0.95 < least <= 1
+
+
+def test_int8_is_judged_by_what_it_finds() -> None:
+    wanted = [np.array([[3, 1], [2, -1]]), np.array([[0]])]
+    one_hot = np.eye(4)
+    fp32 = [one_hot[[[3, 1], [2, 0]]], one_hot[[[0]]]]
+    int8 = [one_hot[[[3, 0], [2, 0]]], one_hot[[[1]]]]
+    pairs = list(zip(fp32, int8, strict=True))
+    assert int8_files._judge_fill_mask(pairs, wanted) == "finds 50.0% of 4 masked tokens (fp32 100.0%)"
+    labels = [
+        (np.array([[1.0, 0], [0, 1]]), np.array([[1.0, 0], [1, 0]])),
+        (np.array([[2.0, 3]]), np.array([[2.0, 3]])),
+    ]
+    assert int8_files._judge_classifier(labels, []) == "the same label as fp32 for 66.7% of 3 texts"
+    vectors = [(np.array([[1.0, 0], [0, 2]]), np.array([[2.0, 0], [1, 1]]))]
+    expected = "embeddings of 2 texts have a cosine of 0.8536 to fp32's (least 0.7071)"
+    assert int8_files._judge_encoder(vectors, []) == expected
+
+
+@pytest.mark.parametrize(("content", "problem"), [(b"\n \n", "has no text"), (b"a\xff", "cannot be read")])
+def test_int8_needs_texts(content: bytes, problem: str, tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "tiny", NarrowBertForMaskedLM)
+    (tmp_path / "texts").write_bytes(content)
+    with pytest.raises(UserError, match=problem):
+        write_int8(folder, [], tmp_path / "texts")
+
+
+def test_other_models_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is no model folder"):
+        write_onnx(tmp_path)
+    folder = write_folder(tmp_path / "tiny", NarrowBertForQuestionAnswering)
+    with pytest.raises(UserError, match="neither a masked-LM export nor a sentence classifier"):
+        write_onnx(folder)
+
+
+@pytest.mark.slow
+def test_the_command_refuses_in_one_line(tmp_path: Path) -> None:
+    assert "is no model folder" in user_error("pipeline", "export", "--onnx", str(tmp_path))
+    assert "stands alone" in user_error("pipeline", "export", "--onnx", str(tmp_path), "--output", "x")
+    assert "give --output" in user_error("pipeline", "export", "run")
+    assert "there is no such file" in user_error("pipeline", "export", "--onnx", str(tmp_path), "--int8", "gone.txt")
+    assert "belongs to --onnx" in user_error("pipeline", "export", "run", "--int8", "gone.txt")

@@ -1,0 +1,98 @@
+"""Comparisons of runs, from hand-made run directories whose figures are known."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from data_prep.contract.command_line import UserError, config_as_dict
+from pipeline.config import ModelConfig, RunConfig, TrainingConfig
+from pipeline.reports.comparison import report, write_report
+from pipeline.reports.history import read_history
+from pipeline.reports.svg_chart import Line, duration, line_chart, number, ticks
+
+
+def write_run(
+    folder: Path, layout: str, *, starts: list[int], losses: list[tuple[int, int, float]], rate: float = 1000.0
+) -> Path:
+    """A run directory: starts in seconds, losses as (second, step, validation loss)."""
+    folder.mkdir()
+    config = RunConfig(run_dir=str(folder), model=ModelConfig(layout=layout), training=TrainingConfig())
+    (folder / "config.yaml").write_text(json.dumps(config_as_dict(config)))
+    data = {"seq_length": 512, "masked_per_row": 77, "vocab_size": 30522, "root_hash": "a", "path": "x"}
+    (folder / "run.json").write_text(json.dumps({"lineage_id": "a", "attempt": 1, "data": data, "arithmetic": []}))
+    events = [{"timestamp_ms": s * 1000, "kind": "start", "step": 0, "text": "start", "hosts": ["h"]} for s in starts]
+    events.append({"timestamp_ms": 1000 * starts[-1] + 1, "kind": "not deterministic", "step": 3, "text": "<differs>"})
+    (folder / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    points = []
+    for second, step, loss in losses:
+        metrics = {"validation/loss": loss, "validation/masked_accuracy": 0.5, "train/tokens_per_second": rate}
+        points.append({"step": step, "timestamp_ms": second * 1000, "metrics": metrics | {"train/loss": loss}})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(point) + "\n" for point in points))
+    return folder
+
+
+def test_training_time_leaves_out_the_gaps_between_starts(tmp_path: Path) -> None:
+    losses = [(10, 0, 9.0), (30, 10, 8.0), (1010, 20, 7.0), (1030, 30, 6.0)]
+    run = read_history(write_run(tmp_path / "a", "2sf:10sf", starts=[0, 1000], losses=losses))
+    assert run.attempts == [(0, 30_000), (1_000_000, 1_030_000)]
+    assert [seconds for seconds, _ in run.by_training_time("validation/loss")] == [10.0, 30.0, 40.0, 60.0]
+    assert run.seconds_to_loss(7.5) == pytest.approx(35.0)
+    assert run.seconds_to_loss(6.0) == pytest.approx(60.0)
+    assert run.seconds_to_loss(5.9) is None
+
+
+def test_page_and_table_compare_with_the_last_run(tmp_path: Path) -> None:
+    narrow = write_run(
+        tmp_path / "narrow", "2sf:10sf", starts=[0], losses=[(0, 0, 9.0), (50, 10, 5.0), (100, 20, 4.0)], rate=2000.0
+    )
+    control = write_run(tmp_path / "control", "12sf", starts=[0], losses=[(0, 0, 9.0), (200, 20, 5.0)])
+    table = report([narrow, control]).splitlines()
+    assert table[2].split()[-2:] == ["2.00x", "2.38x"]
+    write_report([narrow, control], tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    for part in (
+        "50 s to 5.000 (4.00x)", "2.00x of 2.38x", "model.layout", "2sf:10sf", "step 3: not deterministic",
+        "&lt;differs&gt;", "Differences of configuration", "start on h",
+    ):  # fmt: skip
+        assert part in page, part
+    assert "<differs>" not in page
+    assert "model.hidden_size" not in page  # the same in both
+    for outside in ("http://", "https://", "src=", "@import"):
+        assert outside not in page
+
+
+def test_a_run_without_evaluation_still_has_a_page(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "new", "12sf", starts=[5], losses=[])
+    write_report([run], tmp_path / "page.html")
+    assert "nothing logged" in (tmp_path / "page.html").read_text()
+    with pytest.raises(UserError, match="no evaluation yet"):
+        report([run])
+    with pytest.raises(UserError, match="cannot write"):
+        write_report([run], tmp_path / "nowhere/page.html")
+    (run / "config.yaml").write_text("model: {layout: 12sf, colour: red}")
+    with pytest.raises(UserError, match="another version"):
+        read_history(run)
+
+
+def test_a_chart_leaves_out_what_is_not_finite_and_thins_long_curves() -> None:
+    points = [(float(x), float("nan") if x == 500 else float(x)) for x in range(5000)]
+    chart = line_chart([Line(name="a & b", style="c0", points=points)], x_label="steps", y_label="loss")
+    assert "nan" not in chart
+    assert "a &amp; b" in chart
+    assert 400 < chart.split('points="')[1].split('"')[0].count(",") <= 500
+    assert chart.count("<polyline") == 1
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (3.2, 9.7), (-4.0, 1e6), (5e-4, 6e-4), (0.0, 3e14)])
+def test_ticks_are_round_and_enclose(low: float, high: float) -> None:
+    found = ticks(low, high)
+    assert found[0] <= low + 1e-9 * abs(high)
+    assert found[-1] >= high - 1e-9 * abs(high)
+    assert 4 <= len(found) <= 12
+    assert {number(value)[-1].isdigit() or number(value)[-1] in "kMGT" for value in found} == {True}
+
+
+def test_numbers_and_durations() -> None:
+    assert [number(value) for value in (0.00012, 12345.0, 4.5e6)] == ["0.00012", "12.35k", "4.5M"]
+    assert [duration(value) for value in (45.0, 210.0, 8100.0)] == ["45 s", "3.5 min", "2.25 h"]
