@@ -30,7 +30,7 @@ MODELS = ("wordpiece", "bpe", "unigram")
 TRAIN = """
 import hashlib, pydoc_data.topics, sys
 from data_prep.config import VocabularyConfig
-from data_prep.vocabulary import train_tokenizer
+from data_prep.tokens.vocabulary import train_tokenizer
 texts = [text[:4000] for _, text in sorted(pydoc_data.topics.topics.items())][:40]
 texts += [f"{'xyz'[n % 3]}{n * n:x}q" for n in range(2000)]
 for model in ("wordpiece", "bpe", "unigram"):
