@@ -205,10 +205,12 @@ def test_ranks_left_running_on_a_lost_node_write_nothing(
         os.kill(left, signal.SIGCONT)
         finish(slurm, run_dir, job_id)
         slurm.wait_for(lambda: not Path(f"/proc/{left}/exe").exists(), "an end of the rank left behind", 60)
+        # Its batch script may be in its pause of 30 seconds before it asks its nodes again.
+        taken_over = "a newer start of this run has taken over"
+        slurm.wait_for(lambda: taken_over in output(run_dir), "word of the start left behind", 60)
     finally:
         slurm.start_node(node)
     assert committed < newest_step(run_dir) == STEPS
     check_rows_and_losses(run_dir, shard_folder, undisturbed)
     assert attempts(run_dir) == 2, "what is left of the first start starts nothing"
-    assert "a newer start of this run has taken over" in output(run_dir)
     assert json.loads((run_dir / f"checkpoints/step-{STEPS:08d}/trainer.json").read_text())["attempt"] == 2
