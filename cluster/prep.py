@@ -15,8 +15,8 @@ from cluster.submission import check_no_active_job, remove_if_empty, submission_
 from cluster.submit import check_no_secrets, check_partition, check_shared, check_writable, stated_options
 from data_prep.config import PrepConfig, check, tokenizer_path
 from data_prep.contract.command_line import UserError, config_as_dict
-from data_prep.corpus.sources import find_sources
-from data_prep.stages.run import TASKS, unfinished_tasks
+from data_prep.corpus.files import find_corpus_files
+from data_prep.stages.build import STAGES, unfinished_tasks
 
 _ARRAYS = {"map", "pack", "reduce"}
 
@@ -26,7 +26,7 @@ class StageJob:
     """A job to send."""
 
     stage: str
-    """One of ``TASKS``."""
+    """One of ``STAGES``."""
     elements: tuple[int, ...]
     """Elements of the array that have work left; empty for a single job."""
 
@@ -47,7 +47,7 @@ def submit_prep(config: PrepConfig, cluster: ClusterConfig, *, dry_run: bool) ->
         return f"{config.output} is there already: nothing to do (narrowbert-prep verify checks it)"
     if not Path(tokenizer_path(config)).is_file():
         raise UserError(f"there is no tokenizer {tokenizer_path(config)}: make it with narrowbert-prep vocab")
-    local = [path for source in find_sources(config.corpus) if (path := source.path) and "://" not in path]
+    local = [path for file in find_corpus_files(config.corpus) if (path := file.path) and "://" not in path]
     check_no_secrets("the configuration", config)
     check_no_secrets("the cluster file", cluster)
     check_writable("output", output)
@@ -83,7 +83,7 @@ def jobs_to_send(config: PrepConfig, cluster: ClusterConfig) -> list[StageJob]:
     """The stages that are not complete, each with the elements of its array that have work left."""
     parts = cluster.prep.array_tasks
     jobs: list[StageJob] = []
-    for stage in TASKS:
+    for stage in STAGES:
         left: Sequence[int] | None = None
         if not jobs:  # nothing before this stage is to be done: what is left of it is known
             try:

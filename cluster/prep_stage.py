@@ -10,7 +10,7 @@ from pathlib import Path
 from data_prep.config import PrepConfig, check
 from data_prep.contract.command_line import Parser, UserError, read_config, run_command
 from data_prep.contract.verification import verify
-from data_prep.stages.run import TASKS, run_task, unfinished_tasks
+from data_prep.stages.build import STAGES, run_task, unfinished_tasks
 
 
 class Silence:
@@ -34,7 +34,7 @@ def main() -> None:
 
 def _run(argv: Sequence[str]) -> int:
     parser = Parser(prog="cluster.prep_stage", add_help=False)
-    parser.add_argument("--stage", choices=TASKS, required=True)
+    parser.add_argument("--stage", choices=STAGES, required=True)
     parser.add_argument("--part", type=int, required=True)
     parser.add_argument("--parts", type=int, required=True)
     options, rest = parser.parse_known_args(argv)

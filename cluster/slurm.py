@@ -49,7 +49,7 @@ class Job:
 
 
 def call(program: str, *argv: str, environment: Mapping[str, str] | None = None) -> str:
-    """What a client prints.
+    """What a client surveys.
 
     Raises:
         SlurmError: it is not installed, failed, or did not answer in time.

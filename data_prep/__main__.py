@@ -59,22 +59,22 @@ def _config(argv: Sequence[str], command: str, description: str) -> PrepConfig:
 
 
 def _vocab(argv: Sequence[str]) -> int:
-    from data_prep.contract.tokenizer import fingerprint, save_tokenizer
-    from data_prep.corpus.sources import find_sources
-    from data_prep.stages.tasks import read_texts
+    from data_prep.contract.tokenizer import save_tokenizer, tokenizer_hash
+    from data_prep.corpus.files import find_corpus_files
+    from data_prep.corpus.reading import read_texts
     from data_prep.tokens.vocabulary import train_tokenizer
 
     config = _config(argv, "vocab", "Train a tokenizer on the corpus and write tokenizer.json.")
     start = time.monotonic()
     path = tokenizer_path(config)
-    sources = find_sources(config.corpus)
+    files = find_corpus_files(config.corpus)
     rejects: Counter[str] = Counter()
     with _Progress() as progress:
 
         def texts() -> Iterator[str]:
             progress.start("read", 0, "B")
             rejects.clear()
-            for text in read_texts(sources, config, rejects):
+            for text in read_texts(files, config, rejects):
                 progress.advance(len(text), 1)
                 yield text
 
@@ -87,16 +87,16 @@ def _vocab(argv: Sequence[str]) -> int:
     new = save_tokenizer(tokenizer, path)
     print(
         f"{path}{'' if new else ' (the same was there already)'}: {tokenizer.get_vocab_size()} entries, "
-        f"sha256 {fingerprint(path)}, {time.monotonic() - start:.1f} s"
+        f"sha256 {tokenizer_hash(path)}, {time.monotonic() - start:.1f} s"
     )
     return 0
 
 
 def _shards(argv: Sequence[str]) -> int:
-    from data_prep.stages.run import TASKS, build_shards, run_task
+    from data_prep.stages.build import STAGES, build_shards, run_task
 
     parser = Parser(prog=f"{PROGRAM} shards", add_help=False)
-    parser.add_argument("--task", choices=TASKS)
+    parser.add_argument("--task", choices=STAGES)
     parser.add_argument("--index", type=int)
     options, rest = parser.parse_known_args(argv)
     config = _config(rest, "shards", SHARDS_DESCRIPTION)

@@ -135,7 +135,7 @@ def _check_special_tokens(path: Path, vocabulary: dict[str, int]) -> None:
         raise UserError(f"the tokenizer {path} lacks {' '.join(missing)}: a BERT tokenizer has all of them")
 
 
-def fingerprint(path: str | Path) -> str:
+def tokenizer_hash(path: str | Path) -> str:
     """sha256 of the file, in hexadecimal."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 

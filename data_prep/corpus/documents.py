@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from data_prep.config import CleaningConfig
-from data_prep.corpus.cleaning import clean, split
+from data_prep.corpus.cleaning import clean, cut_text
 
 Kind = Literal["txt", "jsonl", "parquet", "csv", "tsv", "warc", "builtin"]
 
@@ -47,7 +47,7 @@ class Reject:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class CorpusFile:
     """One file of the corpus, or the built-in corpus."""
 
     name: str
@@ -69,8 +69,8 @@ class Partition:
 
     index: int
     """Number among all partitions"""
-    source: int
-    """Number of the source"""
+    file: int
+    """Number of the file"""
     begin: int
     """First unit: a byte of the decompressed text, a row group of .parquet; .txt files that are one document each and
     the built-in corpus have one unit"""
@@ -133,10 +133,10 @@ def whole_document(id: str, text: str, config: CleaningConfig) -> Iterator[Docum
 
 def _clean_pieces(text: str, max_characters: int) -> Iterator[str]:
     """Cleaned pieces of a text, none of them empty or longer than `max_characters`."""
-    for piece in split(text, max_characters):
+    for piece in cut_text(text, max_characters):
         cleaned = clean(piece).strip()
         if len(cleaned) <= max_characters:  # NFC can lengthen a text
             if cleaned:
                 yield cleaned
         else:
-            yield from filter(None, (part.strip() for part in split(cleaned, max_characters)))
+            yield from filter(None, (part.strip() for part in cut_text(cleaned, max_characters)))

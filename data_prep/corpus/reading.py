@@ -1,21 +1,24 @@
 """Files -> cleaned documents, in partitions that can be read one by one, in any order and by any process.
 
-    find_sources      what the configuration names
-    fingerprint       what is in a file: the only pass over all of it before it is used
-    plan_partitions   which share of which file is one piece of work
-    read_partition    the documents and rejects of one partition
+    files.find_corpus_files       what the configuration names
+    surveys.survey                what is in a file: the only pass over all of it before it is used
+    partitions.plan_partitions    which share of which file is one piece of work
+    read_partition                the documents and rejects of one partition
 
 The formats are in line_formats (.txt, .jsonl), csv_format, parquet_format and warc_format.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from data_prep.config import CleaningConfig, CorpusConfig
+from data_prep.config import CleaningConfig, CorpusConfig, PrepConfig
 from data_prep.corpus.builtin_corpus import BUILTIN, builtin_documents
-from data_prep.corpus.documents import Document, Partition, Reject, Source, whole_document
+from data_prep.corpus.documents import CorpusFile, Document, Partition, Reject, whole_document
 from data_prep.corpus.formats.line_formats import read_lines
+from data_prep.corpus.partitions import plan_partitions
 from data_prep.corpus.streams import DamagedFile, TextStream, file_state, open_text
+from data_prep.corpus.surveys import survey
 
 _resting: tuple[Any, Any] | None = None
 """(what it reads, reader) of the partition that this process has read last: where the next one lies further on in the
@@ -23,122 +26,122 @@ same file, its reader goes on instead of decompressing the file from its beginni
 
 
 def read_partition(
-    source: Source, partition: Partition, config: CorpusConfig, cleaning: CleaningConfig
+    file: CorpusFile, partition: Partition, config: CorpusConfig, cleaning: CleaningConfig
 ) -> Iterator[Document | Reject]:
     """The documents and rejects of one partition, in their order.
 
     Raises:
         UserError: the file cannot be read; damaged content is a Reject instead.
     """
-    if source.kind == BUILTIN:
+    if file.kind == BUILTIN:
         for id, text in builtin_documents(config.builtin_max_bytes)[partition.begin : partition.end]:
             yield from whole_document(id, text, cleaning)
         return
-    read = _read_parquet if source.kind == "parquet" else _read_text
+    read = _read_parquet if file.kind == "parquet" else _read_text
     found = False
-    for item in read(source, partition, config, cleaning):
+    for item in read(file, partition, config, cleaning):
         found = True
         yield item
-    if not found and partition.begin == 0 and _holds_nothing(source, config):
-        yield Reject(id=source.name, reason="empty", detail="the file holds no text", sample="")
+    if not found and partition.begin == 0 and _holds_nothing(file, config):
+        yield Reject(id=file.name, reason="empty", detail="the file holds no text", sample="")
 
 
 def _read_parquet(
-    source: Source, partition: Partition, config: CorpusConfig, cleaning: CleaningConfig
+    file: CorpusFile, partition: Partition, config: CorpusConfig, cleaning: CleaningConfig
 ) -> Iterator[Document | Reject]:
-    from data_prep.corpus.formats.parquet_format import ParquetSource, read_parquet
+    from data_prep.corpus.formats.parquet_format import ParquetReader, read_parquet
 
-    key = file_state(source)
+    key = file_state(file)
     opened = _take(key)
     if opened is None:
         try:
-            opened = ParquetSource(source)
+            opened = ParquetReader(file)
         except DamagedFile as damage:
             if partition.begin == 0:
-                yield Reject(id=source.name, reason="damaged_file", detail=str(damage), sample="")
+                yield Reject(id=file.name, reason="damaged_file", detail=str(damage), sample="")
             return
-    yield from read_parquet(opened, source, partition, config, cleaning)
+    yield from read_parquet(opened, file, partition, config, cleaning)
     _rest(key, opened)
 
 
 class _LineReader:
     """Reads the partitions of a .txt or .jsonl file."""
 
-    def __init__(self, stream: TextStream, source: Source, config: CorpusConfig, cleaning: CleaningConfig) -> None:
+    def __init__(self, stream: TextStream, file: CorpusFile, config: CorpusConfig, cleaning: CleaningConfig) -> None:
         self.stream = stream
-        self._arguments = (source, config, cleaning)
+        self._arguments = (file, config, cleaning)
 
     @property
     def last_start(self) -> int:
         return self.stream.last_start
 
     def read(self, partition: Partition) -> Iterator[Document | Reject]:
-        source, config, cleaning = self._arguments
+        file, config, cleaning = self._arguments
         self.stream.skip_to(partition.begin)
-        yield from read_lines(self.stream, source, partition, config, cleaning)
+        yield from read_lines(self.stream, file, partition, config, cleaning)
 
 
 def _read_text(
-    source: Source, partition: Partition, config: CorpusConfig, cleaning: CleaningConfig
+    file: CorpusFile, partition: Partition, config: CorpusConfig, cleaning: CleaningConfig
 ) -> Iterator[Document | Reject]:
-    whole = source.kind == "txt" and config.txt_documents == "file"
+    whole = file.kind == "txt" and config.txt_documents == "file"
     if whole and partition.begin > 0:
         return
-    key = (file_state(source), config.txt_documents, config.text_field, cleaning)
+    key = (file_state(file), config.txt_documents, config.text_field, cleaning)
     reader = _take(key, partition.begin)
     if reader is None:
-        reader = _open_reader(source, partition, config, cleaning)
+        reader = _open_reader(file, partition, config, cleaning)
     yield from reader.read(partition)
     if whole:
         reader.stream.close()
         return
-    yield from _damage_behind(reader, source, partition, config)
+    yield from _damage_behind(reader, file, partition, config)
     _rest(key, reader)
 
 
-def _open_reader(source: Source, partition: Partition, config: CorpusConfig, cleaning: CleaningConfig) -> Any:
-    if source.kind == "warc":
+def _open_reader(file: CorpusFile, partition: Partition, config: CorpusConfig, cleaning: CleaningConfig) -> Any:
+    if file.kind == "warc":
         from data_prep.corpus.formats.warc_format import WarcReader
 
-        return WarcReader(open_text(source), source, cleaning)
-    if source.kind in ("csv", "tsv"):
+        return WarcReader(open_text(file), file, cleaning)
+    if file.kind in ("csv", "tsv"):
         from data_prep.corpus.formats.csv_format import CsvReader
 
-        return CsvReader(open_text(source), source, config, cleaning)
-    stream = open_text(source, partition.begin, partition.lines_before)
-    return _LineReader(stream, source, config, cleaning)
+        return CsvReader(open_text(file), file, config, cleaning)
+    stream = open_text(file, partition.begin, partition.lines_before)
+    return _LineReader(stream, file, config, cleaning)
 
 
-def _damage_behind(reader: Any, source: Source, partition: Partition, config: CorpusConfig) -> Iterator[Reject]:
+def _damage_behind(reader: Any, file: CorpusFile, partition: Partition, config: CorpusConfig) -> Iterator[Reject]:
     """A reject if the file is damaged behind the partition's last text; inside one it was rejected with it."""
     stream: TextStream = reader.stream
-    ended = reader.at_end() if source.kind == "warc" else stream.at_end()
+    ended = reader.at_end() if file.kind == "warc" else stream.at_end()
     if not ended or stream.damage is None:
         return
-    if source.kind in ("csv", "tsv") and reader.records.cut:
+    if file.kind in ("csv", "tsv") and reader.records.cut:
         return
-    if source.kind in ("txt", "jsonl") and stream.inside_line:
+    if file.kind in ("txt", "jsonl") and stream.inside_line:
         return
-    if source.kind == "txt" and config.txt_documents == "paragraph" and not stream.previous_blank:
+    if file.kind == "txt" and config.txt_documents == "paragraph" and not stream.previous_blank:
         return
     if partition.begin < stream.fetched <= partition.end or stream.fetched == 0:
-        yield Reject(id=source.name, reason="damaged_file", detail=str(stream.damage), sample="")
+        yield Reject(id=file.name, reason="damaged_file", detail=str(stream.damage), sample="")
 
 
-def _holds_nothing(source: Source, config: CorpusConfig) -> bool:
+def _holds_nothing(file: CorpusFile, config: CorpusConfig) -> bool:
     """Whether a file is whole and without any text, as an empty one."""
-    if source.kind == "parquet":
+    if file.kind == "parquet":
         return True  # its first row group gave nothing, not even a reject
-    stream = open_text(source)
+    stream = open_text(file)
     try:
-        if source.kind in ("csv", "tsv"):
+        if file.kind in ("csv", "tsv"):
             from data_prep.corpus.formats.csv_format import holds_no_record
 
-            return holds_no_record(stream, source.kind) and stream.damage is None
-        if source.kind == "warc":
+            return holds_no_record(stream, file.kind) and stream.damage is None
+        if file.kind == "warc":
             from data_prep.corpus.formats.warc_format import WarcReader
 
-            return WarcReader(stream, source, CleaningConfig()).at_end() and stream.damage is None
+            return WarcReader(stream, file, CleaningConfig()).at_end() and stream.damage is None
         while not stream.at_end():
             stream.skip_line()
             if not stream.previous_blank:
@@ -170,3 +173,14 @@ def _rest(key: Any, reader: Any) -> None:
 
 def _close(reader: Any) -> None:
     getattr(reader, "stream", reader).close()
+
+
+def read_texts(files: list[CorpusFile], config: PrepConfig, rejects: Counter[str] | None = None) -> Iterator[str]:
+    """The cleaned texts of whole files, in order; what is rejected is counted in `rejects` by reason."""
+    surveys = [survey(file, config.corpus) for file in files]
+    for partition in plan_partitions(files, surveys):
+        for item in read_partition(files[partition.file], partition, config.corpus, config.cleaning):
+            if isinstance(item, Document):
+                yield item.text
+            elif rejects is not None:
+                rejects[item.reason] += 1

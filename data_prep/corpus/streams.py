@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 from data_prep.contract.command_line import UserError
 from data_prep.corpus.character_sets import HEAD_BYTES, legacy_encoding, wide_encoding
-from data_prep.corpus.documents import Compression, Source
+from data_prep.corpus.documents import Compression, CorpusFile
 
 BLOCK_BYTES = 1 << 20
 _GZIP_BLOCK = 1 << 16
@@ -262,22 +262,22 @@ class TextStream:
         self._buffer.close()
 
 
-def open_text(source: Source, begin: int = 0, lines_before: int | None = None, raw: Any = None) -> TextStream:
+def open_text(file: CorpusFile, begin: int = 0, lines_before: int | None = None, raw: Any = None) -> TextStream:
     """The text of a file, from the first line that starts at `begin` or later.
 
     Plain files are entered there when `lines_before`, the line ends before `begin`, is known. `raw` is the file, where
     it is open already.
     """
-    assert source.path is not None
-    raw = raw or open_raw(source.path)
-    head, blocks = _head(decompressed(raw, source.path, source.compression))
+    assert file.path is not None
+    raw = raw or open_raw(file.path)
+    head, blocks = _head(decompressed(raw, file.path, file.compression))
     wide, legacy = wide_encoding(head), None
     if wide is not None:
         blocks, legacy = _as_utf8(blocks, wide), "utf-8"
     else:
         legacy = legacy_encoding(head)
-        if begin and lines_before is not None and source.compression is None and (seen := _look_back(raw, begin)):
-            stream = TextStream(BlockStream(raw_blocks(raw, source.path), raw), legacy, begin)
+        if begin and lines_before is not None and file.compression is None and (seen := _look_back(raw, begin)):
+            stream = TextStream(BlockStream(raw_blocks(raw, file.path), raw), legacy, begin)
             stream.number, stream.last_start = lines_before + 1, begin - 1
             at_line_start, blank = seen
             if not at_line_start:
@@ -285,7 +285,7 @@ def open_text(source: Source, begin: int = 0, lines_before: int | None = None, r
             stream.previous_blank = blank and (at_line_start or stream.previous_blank)
             return stream
     stream = TextStream(BlockStream(blocks, raw), legacy, 0)
-    stream.can_enter = wide is None and source.compression is None
+    stream.can_enter = wide is None and file.compression is None
     stream.skip_to(begin)
     return stream
 
@@ -334,10 +334,10 @@ def _look_back(raw: BinaryIO, begin: int) -> tuple[bool, bool] | None:
     return at_line_start, blank
 
 
-def file_state(source: Source) -> tuple[Any, ...]:
+def file_state(file: CorpusFile) -> tuple[Any, ...]:
     """What tells a local file from a later one at the same path."""
-    if source.path is None or is_url(source.path):
-        return (source,)
-    with user_errors(source.path):
-        status = os.stat(source.path)
-    return (source, status.st_ino, status.st_size, status.st_mtime_ns)
+    if file.path is None or is_url(file.path):
+        return (file,)
+    with user_errors(file.path):
+        status = os.stat(file.path)
+    return (file, status.st_ino, status.st_size, status.st_mtime_ns)

@@ -1,10 +1,18 @@
 """N-grams of evaluation sets, kept out of the training text."""
 
+import dataclasses
 from collections.abc import Iterable
 
 import numpy as np
 
-from data_prep.filters.duplicates import TABLE_BITS, ngram_hashes, words_of
+from data_prep.config import PrepConfig, as_tuple
+from data_prep.corpus.documents import CorpusFile
+from data_prep.corpus.files import find_corpus_files
+from data_prep.filters.duplicates import (
+    TABLE_BITS,
+    ngram_hashes,
+    words_of,
+)
 
 
 class EvaluationNgrams:
@@ -44,3 +52,9 @@ class EvaluationNgrams:
         places = np.searchsorted(self._hashes, hashes[near])
         hits = near[self._hashes[np.minimum(places, len(self._hashes) - 1)] == hashes[near]]
         return " ".join(words[hits[0] : hits[0] + self.n]) if len(hits) else None
+
+
+def evaluation_files(config: PrepConfig) -> list[CorpusFile]:
+    """The evaluation files whose texts the corpus must not hold."""
+    paths = as_tuple(config.duplicates.evaluation_paths)
+    return find_corpus_files(dataclasses.replace(config.corpus, paths=paths, weights=None)) if paths else []

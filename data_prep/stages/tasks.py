@@ -13,14 +13,12 @@ What a task makes follows from the plan and its number alone: workers, machines 
 """
 
 import contextlib
-import dataclasses
 import hashlib
 import itertools
 import json
 import mmap
 import os
 import shutil
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -32,16 +30,15 @@ from data_prep.config import PrepConfig, as_tuple, chunk_rows
 from data_prep.contract.shard_writing import write_shard
 from data_prep.contract.shards import SPLITS, TOKENIZER
 from data_prep.contract.tokenizer import continues_word, load_tokenizer, ordinary_ids
-from data_prep.corpus.documents import Document, Partition, Reject, Source
-from data_prep.corpus.reading import read_partition
-from data_prep.corpus.sources import find_sources, fingerprint, plan_partitions
+from data_prep.corpus.documents import Document, Partition, Reject
+from data_prep.corpus.reading import read_partition, read_texts
 from data_prep.filters.duplicates import exact_survivors, near_signature, near_survivors, text_key
-from data_prep.filters.evaluation_ngrams import EvaluationNgrams
+from data_prep.filters.evaluation_ngrams import EvaluationNgrams, evaluation_files
 from data_prep.report.statistics import document_statistics, mask_statistics, merge
 from data_prep.rows.masking import mask_rows
 from data_prep.rows.packing import RowPlan, Rows, fill_rows, plan_rows
 from data_prep.rows.random_streams import stream_keys
-from data_prep.stages.plan import Plan
+from data_prep.stages.work_plan import WorkPlan
 from data_prep.tokens.word_table import TextEncoder
 
 BATCH_CHARACTERS = 1 << 19
@@ -69,7 +66,7 @@ def document_draw(document_id: str, purpose: str = "") -> float:
 
 
 @contextlib.contextmanager
-def _committed(folder: Path, plan: Plan, record: dict[str, Any]) -> Iterator[Path]:
+def _committed(folder: Path, plan: WorkPlan, record: dict[str, Any]) -> Iterator[Path]:
     """A temporary folder that becomes `folder`, with its record, when the body ends well."""
     temporary = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -84,7 +81,7 @@ def _committed(folder: Path, plan: Plan, record: dict[str, Any]) -> Iterator[Pat
         shutil.rmtree(temporary)  # another process has committed the same result meanwhile
 
 
-def read_record(path: Path, plan: Plan) -> dict[str, Any] | None:
+def read_record(path: Path, plan: WorkPlan) -> dict[str, Any] | None:
     """The record of a committed task of this plan, or None."""
     try:
         record = json.loads(path.read_text())
@@ -93,17 +90,17 @@ def read_record(path: Path, plan: Plan) -> dict[str, Any] | None:
     return record if record.get("plan") == plan.hash else None
 
 
-def map_folder(plan: Plan, index: int) -> Path:
+def map_folder(plan: WorkPlan, index: int) -> Path:
     """Where map task `index` commits."""
     return plan.work / "map" / f"{index:06d}"
 
 
-def pack_folder(plan: Plan, index: int) -> Path:
+def pack_folder(plan: WorkPlan, index: int) -> Path:
     """Where pack task `index` commits."""
     return plan.work / "pack" / f"{index:06d}"
 
 
-def reduce_record(plan: Plan, index: int) -> Path:
+def reduce_record(plan: WorkPlan, index: int) -> Path:
     """The record of reduce task `index`."""
     return plan.work / "reduce" / f"{index:05d}.json"
 
@@ -159,28 +156,11 @@ def _encoder(work: Path, plan_hash: str, dtype: str) -> TextEncoder:
 def _evaluation_ngrams(work: Path, plan_hash: str, config: PrepConfig) -> EvaluationNgrams | None:
     if not as_tuple(config.duplicates.evaluation_paths):
         return None
-    texts = read_texts(evaluation_sources(config), config)
+    texts = read_texts(evaluation_files(config), config)
     return EvaluationNgrams.of(texts, config.duplicates.evaluation_ngram)
 
 
-def evaluation_sources(config: PrepConfig) -> list[Source]:
-    """The evaluation files whose texts the corpus must not hold."""
-    paths = as_tuple(config.duplicates.evaluation_paths)
-    return find_sources(dataclasses.replace(config.corpus, paths=paths, weights=None)) if paths else []
-
-
-def read_texts(sources: list[Source], config: PrepConfig, rejects: Counter[str] | None = None) -> Iterator[str]:
-    """The cleaned texts of whole files, in order; what is rejected is counted in `rejects` by reason."""
-    prints = [fingerprint(source, config.corpus) for source in sources]
-    for partition in plan_partitions(sources, prints):
-        for item in read_partition(sources[partition.source], partition, config.corpus, config.cleaning):
-            if isinstance(item, Document):
-                yield item.text
-            elif rejects is not None:
-                rejects[item.reason] += 1
-
-
-def run_map(plan: Plan, index: int) -> dict[str, Any]:
+def run_map(plan: WorkPlan, index: int) -> dict[str, Any]:
     """Clean and tokenize one part of the corpus; its record."""
     table = _DocumentTable()
     record: dict[str, Any] = {"read": 0, "not_sampled": 0, "rejects": {}, "smallest_left": 1.0}
@@ -204,13 +184,13 @@ def run_map(plan: Plan, index: int) -> dict[str, Any]:
 
 
 def _kept(
-    plan: Plan, partition: Partition, record: dict[str, Any], reject: Callable[[Reject], None]
+    plan: WorkPlan, partition: Partition, record: dict[str, Any], reject: Callable[[Reject], None]
 ) -> Iterator[tuple[Document, int]]:
     """(document, copies of it) of one partition; the others are counted."""
-    source = plan.sources[partition.source]
-    weight = source.weight
+    file = plan.files[partition.file]
+    weight = file.weight
     ngrams = _evaluation_ngrams(plan.work, plan.hash, plan.config)
-    for item in read_partition(source, partition, plan.config.corpus, plan.config.cleaning):
+    for item in read_partition(file, partition, plan.config.corpus, plan.config.cleaning):
         record["read"] += 1
         if isinstance(item, Reject):
             reject(item)
@@ -245,7 +225,7 @@ def _batches(items: Iterable[tuple[Document, int]]) -> Iterator[list[tuple[Docum
 
 
 def _encode_batch(
-    plan: Plan, batch: list[tuple[Document, int]], table: _DocumentTable, reject: Callable[[Reject], None]
+    plan: WorkPlan, batch: list[tuple[Document, int]], table: _DocumentTable, reject: Callable[[Reject], None]
 ) -> np.ndarray:
     """Tokens of a batch; its documents go into the table."""
     encoder = _encoder(plan.work, plan.hash, plan.geometry.token_dtype.str)
@@ -274,7 +254,7 @@ def _encode_batch(
     return tokens
 
 
-def run_duplicates(plan: Plan) -> dict[str, Any]:
+def run_duplicates(plan: WorkPlan) -> dict[str, Any]:
     """Decide which documents survive: of equal texts the first; the record counts the others."""
     folders = [map_folder(plan, index) for index in range(len(plan.tasks))]
     keys = [np.load(folder / "keys.npy", mmap_mode="r") for folder in folders]
@@ -302,7 +282,7 @@ def run_duplicates(plan: Plan) -> dict[str, Any]:
 
 
 def _duplicate_rejects(
-    plan: Plan, index: int, survivors: np.ndarray, starts: np.ndarray, reason: str
+    plan: WorkPlan, index: int, survivors: np.ndarray, starts: np.ndarray, reason: str
 ) -> Iterator[Reject]:
     dead = np.flatnonzero(survivors >= 0)
     if not len(dead):
@@ -319,7 +299,7 @@ def _document_ids(folder: Path) -> list[str]:
     return json.loads((folder / "ids.json").read_text())
 
 
-def run_pack(plan: Plan, index: int) -> dict[str, Any]:
+def run_pack(plan: WorkPlan, index: int) -> dict[str, Any]:
     """Pack the surviving documents of one map task into rows; its record."""
     source = map_folder(plan, index)
     table = read_table(source)
@@ -356,7 +336,7 @@ def run_pack(plan: Plan, index: int) -> dict[str, Any]:
     return record
 
 
-def _write_rows(folder: Path, split: str, rows: RowPlan, tokens: "_Mapped", plan: Plan) -> int:
+def _write_rows(folder: Path, split: str, rows: RowPlan, tokens: "_Mapped", plan: WorkPlan) -> int:
     special = plan.special_ids
     lengths, counts, positions = [], [], []
     total = len(rows.lengths)
@@ -378,7 +358,7 @@ def _write_rows(folder: Path, split: str, rows: RowPlan, tokens: "_Mapped", plan
     return total
 
 
-def run_order(plan: Plan, rows: dict[str, list[int]]) -> dict[str, Any]:
+def run_order(plan: WorkPlan, rows: dict[str, list[int]]) -> dict[str, Any]:
     """Write the global order of each split's rows; the record lists the reduce tasks as (split, shard).
 
     A sequence id is (map task << 32) + row, train rows before validation rows. Rows are sorted by a hash of
@@ -415,7 +395,7 @@ def _ordered(seed: int, first: list[int], counts: list[int]) -> Iterator[np.ndar
         yield np.concatenate(ids)[np.argsort(np.concatenate(keys), kind="stable")]
 
 
-def run_reduce(plan: Plan, index: int, tasks: list[list[Any]]) -> dict[str, Any]:
+def run_reduce(plan: WorkPlan, index: int, tasks: list[list[Any]]) -> dict[str, Any]:
     """Gather, mask and write the rows of one shard; its record holds its entry in the manifest."""
     split, shard = tasks[index]
     size = plan.config.rows_per_shard
@@ -433,7 +413,7 @@ def run_reduce(plan: Plan, index: int, tasks: list[list[Any]]) -> dict[str, Any]
     return record
 
 
-def _gather(plan: Plan, split: str, sequence_ids: np.ndarray) -> Rows:
+def _gather(plan: WorkPlan, split: str, sequence_ids: np.ndarray) -> Rows:
     """The rows of a shard from the packed parts, in the shard's order."""
     groups = (sequence_ids >> np.uint64(32)).astype(np.int64)
     within = (sequence_ids & np.uint64(0xFFFFFFFF)).astype(np.int64)
@@ -485,7 +465,7 @@ def _token_classes(work: Path, plan_hash: str, unit: str) -> tuple[np.ndarray, n
 
 
 def _chunks(
-    plan: Plan, sequence_ids: np.ndarray, rows: Rows, statistics: list[dict[str, Any]]
+    plan: WorkPlan, sequence_ids: np.ndarray, rows: Rows, statistics: list[dict[str, Any]]
 ) -> Iterator[dict[str, np.ndarray]]:
     special = plan.special_ids
     ordinary, continues = _token_classes(plan.work, plan.hash, plan.config.mask.unit)

@@ -261,7 +261,7 @@ class SlurmCluster:
         return mine | self.environment
 
     def client(self, *argv: str, check: bool = True) -> str:
-        """What one of Slurm's clients prints."""
+        """What one of Slurm's clients surveys."""
         ended = subprocess.run(
             argv, env=self._full(), timeout=30, check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL
         )

@@ -8,9 +8,9 @@ import pytest
 
 from data_prep.config import CorpusConfig, MaskConfig, PrepConfig, VocabularyConfig
 from data_prep.contract.tokenizer import save_tokenizer
-from data_prep.corpus.sources import find_sources
-from data_prep.stages.run import build_shards
-from data_prep.stages.tasks import read_texts
+from data_prep.corpus.files import find_corpus_files
+from data_prep.corpus.reading import read_texts
+from data_prep.stages.build import build_shards
 from data_prep.tokens.vocabulary import train_tokenizer
 
 PANGRAM = """the quick brown fox jumps over a lazy dog while seven small wizards quietly boil unusual potions
@@ -52,7 +52,7 @@ def corpus_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tokenizer_file(corpus_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A vocabulary trained on the tiny corpus."""
     config = PrepConfig(output="", corpus=CorpusConfig(paths=(str(corpus_folder),)))
-    texts = list(read_texts(find_sources(config.corpus), config))
+    texts = list(read_texts(find_corpus_files(config.corpus), config))
     tokenizer = train_tokenizer(lambda: texts, VocabularyConfig(size=200, alphabet_size=100))
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
     save_tokenizer(tokenizer, path)

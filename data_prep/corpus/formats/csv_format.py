@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from data_prep.config import CleaningConfig, CorpusConfig
 from data_prep.corpus.character_sets import decode
-from data_prep.corpus.documents import Document, Kind, Partition, Reject, Source, sample
+from data_prep.corpus.documents import CorpusFile, Document, Kind, Partition, Reject, sample
 from data_prep.corpus.formats.line_formats import LINE_BYTES, decoded, no_text_field
 from data_prep.corpus.streams import BLOCK_BYTES, DamagedFile, TextStream
 
@@ -96,10 +96,10 @@ class CsvRecords:
 class CsvReader:
     """Documents of a .csv or .tsv file, partition after partition."""
 
-    def __init__(self, stream: TextStream, source: Source, config: CorpusConfig, cleaning: CleaningConfig) -> None:
+    def __init__(self, stream: TextStream, file: CorpusFile, config: CorpusConfig, cleaning: CleaningConfig) -> None:
         self.stream = stream
-        self.records = CsvRecords(stream, _DELIMITERS[source.kind])
-        self.name = source.name
+        self.records = CsvRecords(stream, _DELIMITERS[file.kind])
+        self.name = file.name
         self.config = config
         self.cleaning = cleaning
         self.header: list[str] | None = None

@@ -7,7 +7,7 @@ from typing import Any
 
 from data_prep.config import CleaningConfig, CorpusConfig
 from data_prep.corpus.character_sets import decode
-from data_prep.corpus.documents import Document, Partition, Reject, Source, clean_documents, sample, whole_document
+from data_prep.corpus.documents import CorpusFile, Document, Partition, Reject, clean_documents, sample, whole_document
 from data_prep.corpus.streams import BLOCK_BYTES, DamagedFile, TextStream
 
 LINE_BYTES = 1 << 25
@@ -18,17 +18,17 @@ _STRETCH_BYTES = 1 << 24
 
 
 def read_lines(
-    stream: TextStream, source: Source, partition: Partition, config: CorpusConfig, cleaning: CleaningConfig
+    stream: TextStream, file: CorpusFile, partition: Partition, config: CorpusConfig, cleaning: CleaningConfig
 ) -> Iterator[Document | Reject]:
     """The documents of the lines or paragraphs that start in the partition."""
-    if source.kind == "jsonl":
-        yield from _read_jsonl(stream, source.name, partition.end, config, cleaning)
+    if file.kind == "jsonl":
+        yield from _read_jsonl(stream, file.name, partition.end, config, cleaning)
     elif config.txt_documents == "line":
-        yield from _read_txt_lines(stream, source.name, partition.end, cleaning)
+        yield from _read_txt_lines(stream, file.name, partition.end, cleaning)
     elif config.txt_documents == "paragraph":
-        yield from _read_txt_paragraphs(stream, source.name, partition.end, cleaning)
+        yield from _read_txt_paragraphs(stream, file.name, partition.end, cleaning)
     else:
-        yield from _read_txt_file(stream, source.name, cleaning)
+        yield from _read_txt_file(stream, file.name, cleaning)
 
 
 def _read_txt_file(stream: TextStream, name: str, cleaning: CleaningConfig) -> Iterator[Document | Reject]:

@@ -6,23 +6,23 @@ from typing import Any, BinaryIO
 
 from data_prep.config import CleaningConfig, CorpusConfig
 from data_prep.corpus.character_sets import decode
-from data_prep.corpus.documents import Document, Partition, Reject, Source, whole_document
+from data_prep.corpus.documents import CorpusFile, Document, Partition, Reject, whole_document
 from data_prep.corpus.formats.line_formats import no_text_field, undecodable
 from data_prep.corpus.streams import BLOCK_BYTES, DamagedFile, decompressed, open_raw, user_errors
 
 _BATCH_ROWS = 64
 
 
-class ParquetSource:
+class ParquetReader:
     """One file, opened; a compressed one lies decompressed in a temporary file, since it is read from its end."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, file: CorpusFile) -> None:
         import pyarrow.parquet
 
-        assert source.path is not None
-        raw = open_raw(source.path)
-        self.handle: BinaryIO = raw if source.compression is None else _unpacked(raw, source)
-        self.path = source.path
+        assert file.path is not None
+        raw = open_raw(file.path)
+        self.handle: BinaryIO = raw if file.compression is None else _unpacked(raw, file)
+        self.path = file.path
         try:
             # Buffered: a row group may be larger than memory.
             self.file = pyarrow.parquet.ParquetFile(
@@ -30,7 +30,7 @@ class ParquetSource:
             )
         except Exception as error:
             self.handle.close()
-            raise _as_damage(error, source.path) from error
+            raise _as_damage(error, file.path) from error
 
     def column(self, field: str) -> str | None:
         """Why the column holds no text; None where it does."""
@@ -61,12 +61,12 @@ class ParquetSource:
         self.handle.close()
 
 
-def _unpacked(raw: BinaryIO, source: Source) -> BinaryIO:
-    assert source.path is not None
+def _unpacked(raw: BinaryIO, file: CorpusFile) -> BinaryIO:
+    assert file.path is not None
     unpacked = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the reader
     try:
         with raw:
-            for block in decompressed(raw, source.path, source.compression):
+            for block in decompressed(raw, file.path, file.compression):
                 unpacked.write(block)
     except BaseException:
         unpacked.close()
@@ -84,24 +84,24 @@ def _as_damage(error: Exception, path: str) -> Exception:
 
 
 def read_parquet(
-    opened: ParquetSource, source: Source, partition: Partition, config: CorpusConfig, cleaning: CleaningConfig
+    opened: ParquetReader, file: CorpusFile, partition: Partition, config: CorpusConfig, cleaning: CleaningConfig
 ) -> Iterator[Document | Reject]:
     """The documents of the partition's row groups; a damaged row group is one reject behind the rows before it."""
     metadata = opened.file.metadata
     problem = opened.column(config.text_field)
     if problem is not None:
         if partition.begin == 0:
-            yield Reject(id=source.name, reason="no_text_field", detail=problem, sample="")
+            yield Reject(id=file.name, reason="no_text_field", detail=problem, sample="")
         return
     first = 1 + sum(metadata.row_group(group).num_rows for group in range(partition.begin))
     for group in range(partition.begin, min(partition.end, metadata.num_row_groups)):
         number = first
         try:
             for number, value in enumerate(_values(opened, group, config.text_field), start=first):
-                yield from _row_documents(f"{source.name}:{number}", value, config, cleaning)
+                yield from _row_documents(f"{file.name}:{number}", value, config, cleaning)
         except DamagedFile as damage:
             detail = f"row group {group}: {damage}"
-            yield Reject(id=f"{source.name}:{number + 1}", reason="damaged_file", detail=detail, sample="")
+            yield Reject(id=f"{file.name}:{number + 1}", reason="damaged_file", detail=detail, sample="")
         first += metadata.row_group(group).num_rows
 
 
@@ -118,7 +118,7 @@ def _row_documents(
         yield from whole_document(id, text, cleaning)
 
 
-def _values(opened: ParquetSource, group: int, field: str) -> Iterator[bytes | None]:
+def _values(opened: ParquetReader, group: int, field: str) -> Iterator[bytes | None]:
     """The column's values, which need not be UTF-8 whatever their type says."""
     import pyarrow
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from data_prep.config import CleaningConfig
 from data_prep.contract.command_line import UserError
-from data_prep.corpus.documents import Document, Partition, Reject, Source, sample, whole_document
+from data_prep.corpus.documents import CorpusFile, Document, Partition, Reject, sample, whole_document
 from data_prep.corpus.streams import TextStream
 
 RECORD_BYTES = 1 << 25
@@ -26,11 +26,11 @@ def require_warc() -> None:
 class WarcReader:
     """Documents of a .warc file, partition after partition."""
 
-    def __init__(self, stream: TextStream, source: Source, cleaning: CleaningConfig) -> None:
+    def __init__(self, stream: TextStream, file: CorpusFile, cleaning: CleaningConfig) -> None:
         from fastwarc.warc import ArchiveIterator, WarcRecordType
 
         self.stream = stream
-        self.name = source.name
+        self.name = file.name
         self.cleaning = cleaning
         self.last_start = -1
         """Where the response that was read last begins"""

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.corpus.cleaning import clean, split
+from data_prep.corpus.cleaning import clean, cut_text
 
 # All of Unicode, lone surrogates too, and often what needs care.
 TEXTS = st.text(
@@ -57,7 +57,7 @@ def test_words_are_never_joined(text):
 
 @given(TEXTS, st.integers(1, 12))
 def test_split_loses_nothing_but_white_space(text, max_characters):
-    pieces = list(split(text, max_characters))
+    pieces = list(cut_text(text, max_characters))
     assert "".join("".join(pieces).split()) == "".join(text.split())
     assert all(len(piece) <= max_characters for piece in pieces)
     assert all(pieces[:-1])
@@ -65,9 +65,9 @@ def test_split_loses_nothing_but_white_space(text, max_characters):
 
 @given(st.lists(st.text("abcdefg", min_size=1, max_size=8), min_size=1), st.integers(8, 30))
 def test_split_keeps_words_whole(words, max_characters):
-    pieces = split(" ".join(words), max_characters)
+    pieces = cut_text(" ".join(words), max_characters)
     assert [word for piece in pieces for word in piece.split()] == words
 
 
 def test_split_keeps_accents_with_their_letters():
-    assert list(split("abcde\u0301fgh", 5)) == ["abcd", "e\u0301fgh"]
+    assert list(cut_text("abcde\u0301fgh", 5)) == ["abcd", "e\u0301fgh"]

@@ -19,13 +19,16 @@ from hypothesis import strategies as st
 
 from data_prep.config import CleaningConfig, CorpusConfig
 from data_prep.contract.command_line import UserError
-from data_prep.corpus import sources as corpus
+from data_prep.corpus import partitions as partitions_module
 from data_prep.corpus import streams
+from data_prep.corpus import surveys as surveys_module
 from data_prep.corpus.builtin_corpus import builtin_documents, prose
 from data_prep.corpus.documents import Document, Partition, Reject
+from data_prep.corpus.files import find_corpus_files
 from data_prep.corpus.formats import csv_format, line_formats
+from data_prep.corpus.partitions import plan_partitions
 from data_prep.corpus.reading import read_partition
-from data_prep.corpus.sources import find_sources, fingerprint, plan_partitions
+from data_prep.corpus.surveys import survey
 
 COMPRESS = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.ZstdCompressor(write_content_size=False).compress}
 
@@ -33,10 +36,10 @@ COMPRESS = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.ZstdCompressor(wr
 def read(*paths, cleaning=None, **options):
     """Documents and rejects of whole files."""
     config = CorpusConfig(paths=tuple(map(str, paths)), **options)
-    sources = find_sources(config)
-    partitions = plan_partitions(sources, [fingerprint(source, config) for source in sources])
+    files = find_corpus_files(config)
+    partitions = plan_partitions(files, [survey(file, config) for file in files])
     cleaning = cleaning or CleaningConfig()
-    return [item for p in partitions for item in read_partition(sources[p.source], p, config, cleaning)]
+    return [item for p in partitions for item in read_partition(files[p.file], p, config, cleaning)]
 
 
 def texts(items):
@@ -99,14 +102,14 @@ def test_weights_belong_to_their_entries(tmp_path):
     for name in ("a.txt", "b.txt", "c.txt"):
         (tmp_path / name).write_text("text")
     config = CorpusConfig(paths=(f"{tmp_path}/a.txt", f"{tmp_path}/[bc].txt"), weights=(2.0, 0.5))
-    assert [source.weight for source in find_sources(config)] == [2.0, 0.5, 0.5]
+    assert [file.weight for file in find_corpus_files(config)] == [2.0, 0.5, 0.5]
     with pytest.raises(UserError, match=r"a\.txt is named twice, with weights 2 and 0\.5"):
-        find_sources(CorpusConfig(paths=(f"{tmp_path}/a.txt", str(tmp_path)), weights=(2.0, 0.5)))
+        find_corpus_files(CorpusConfig(paths=(f"{tmp_path}/a.txt", str(tmp_path)), weights=(2.0, 0.5)))
 
 
 def test_one_path_needs_no_list(tmp_path):
     (tmp_path / "a.txt").write_text("text")
-    assert len(find_sources(CorpusConfig(paths=str(tmp_path / "a.txt")))) == 1
+    assert len(find_corpus_files(CorpusConfig(paths=str(tmp_path / "a.txt")))) == 1
 
 
 @pytest.mark.parametrize("path", ["none.txt", "none/*.txt", "empty", "a.md", "fifo.txt", "*.md"])
@@ -268,7 +271,7 @@ def test_urls_of_files_folders_and_globs(tmp_path):
     local = read(tmp_path)
     assert read(url) == local
     assert read(f"{url}/sub/*.jsonl") == read(tmp_path / "sub" / "a.jsonl") == read(f"{url}/sub/a.jsonl")
-    assert [source.name for source in find_sources(CorpusConfig(paths=f"{url}/**/*.jsonl"))] == ["sub/a.jsonl"]
+    assert [file.name for file in find_corpus_files(CorpusConfig(paths=f"{url}/**/*.jsonl"))] == ["sub/a.jsonl"]
     check_cuts(f"{url}/sub/a.jsonl", CorpusConfig(), CleaningConfig(), [100, 5_000, 20_000], [2, 0, 3, 1])
 
 
@@ -296,19 +299,19 @@ def test_urls_that_name_nothing(tmp_path):
 
 def check_cuts(path, config, cleaning, cuts, order):
     """Partitions between any cuts, read in any order, hold together what the whole file holds."""
-    (source,) = find_sources(CorpusConfig(paths=str(path)))
-    units = fingerprint(source, config)["units"]
+    (file,) = find_corpus_files(CorpusConfig(paths=str(path)))
+    units = survey(file, config)["units"]
     cuts = [0, *sorted(min(cut, units) for cut in cuts), units]
-    if path_is_plain := source.compression is None and "://" not in source.path:
-        data = Path(source.path).read_bytes()
-    whole = list(read_partition(source, Partition(index=0, source=0, begin=0, end=units), config, cleaning))
+    if path_is_plain := file.compression is None and "://" not in file.path:
+        data = Path(file.path).read_bytes()
+    whole = list(read_partition(file, Partition(index=0, file=0, begin=0, end=units), config, cleaning))
     parts = {}
     for index in [*order, *range(len(cuts) - 1)]:
         begin, end = cuts[index : index + 2]
         lines = data.count(b"\n", 0, begin) if path_is_plain and index % 2 else None
-        partition = Partition(index=index, source=0, begin=begin, end=end, lines_before=lines)
+        partition = Partition(index=index, file=0, begin=begin, end=end, lines_before=lines)
         # An empty partition in the middle owns nothing; the one of an empty file owns its reject.
-        items = list(read_partition(source, partition, config, cleaning)) if end > begin or not units else []
+        items = list(read_partition(file, partition, config, cleaning)) if end > begin or not units else []
         assert parts.setdefault(index, items) == items
     found = [item for index in sorted(parts) for item in parts[index]]
     assert found == whole if units else found[: len(whole)] == whole
@@ -381,27 +384,28 @@ def test_lines_and_paragraphs_are_what_splitting_gives(tmp_path_factory, words, 
 
 
 def test_planned_partitions_cover_every_file_and_know_their_lines(tmp_path, monkeypatch):
-    monkeypatch.setattr(corpus, "_LINE_STEP", 256)
-    monkeypatch.setattr(corpus, "MIN_PARTITION_BYTES", 600)
-    monkeypatch.setattr(corpus, "_LINE_STEPS", 32)
+    monkeypatch.setattr(surveys_module, "LINE_STEP", 256)
+    monkeypatch.setattr(partitions_module, "LINE_STEP", 256)
+    monkeypatch.setattr(partitions_module, "MIN_PARTITION_BYTES", 600)
+    monkeypatch.setattr(surveys_module, "_LINE_STEPS", 32)
     many_lines(tmp_path / "a.jsonl")
     (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress((tmp_path / "a.jsonl").read_bytes()))
     (tmp_path / "c.parquet").write_bytes(write_parquet(["some text"] * 1000, row_group_size=50, use_dictionary=False))
     (tmp_path / "d.txt").write_bytes(b"")
     config = CorpusConfig(paths=str(tmp_path))
-    sources = find_sources(config)
-    prints = [fingerprint(source, config) for source in sources]
-    assert json.loads(json.dumps(prints)) == prints
-    partitions = plan_partitions(sources, prints)
+    files = find_corpus_files(config)
+    surveys = [survey(file, config) for file in files]
+    assert json.loads(json.dumps(surveys)) == surveys
+    partitions = plan_partitions(files, surveys)
     assert [p.index for p in partitions] == list(range(len(partitions)))
     data = (tmp_path / "a.jsonl").read_bytes()
-    for number, found in enumerate(prints):
-        own = [p for p in partitions if p.source == number]
+    for number, found in enumerate(surveys):
+        own = [p for p in partitions if p.file == number]
         assert [p.begin for p in own] == [0, *(p.end for p in own[:-1])]
         assert own[-1].end == found["units"]
         assert (len(own) > 5) == (number < 3)
         assert number or all(p.lines_before == data.count(b"\n", 0, p.begin) for p in own)
-    items = {p.index: list(read_partition(sources[p.source], p, config, CleaningConfig())) for p in partitions[::-1]}
+    items = {p.index: list(read_partition(files[p.file], p, config, CleaningConfig())) for p in partitions[::-1]}
     documents = [d for index in sorted(items) for d in items[index] if isinstance(d, Document)]
     assert [d.id for d in documents[:1000]] == [f"a.jsonl:{i + 1}" for i in range(1000)]
     assert [d.text for d in documents[:1000]] == [d.text for d in documents[1000:2000]]
@@ -410,11 +414,13 @@ def test_planned_partitions_cover_every_file_and_know_their_lines(tmp_path, monk
 
 
 def test_partition_sizes_follow_from_all_files_together():
-    source = find_sources(CorpusConfig())[0].__class__(name="a", path="a", weight=1, kind="jsonl", compression="gzip")
+    file = find_corpus_files(CorpusConfig())[0].__class__(
+        name="a", path="a", weight=1, kind="jsonl", compression="gzip"
+    )
 
     def sizes(*totals):
         return [
-            p.end - p.begin for p in plan_partitions([source] * len(totals), [{"units": t, "bytes": t} for t in totals])
+            p.end - p.begin for p in plan_partitions([file] * len(totals), [{"units": t, "bytes": t} for t in totals])
         ]
 
     assert sizes(60 << 20) == [4 << 20] * 15
@@ -427,29 +433,29 @@ def test_a_worker_decompresses_a_file_once(tmp_path, monkeypatch):
     many_lines(tmp_path / "a.jsonl", 5000)
     path = tmp_path / "b.jsonl.gz"
     path.write_bytes(gzip.compress((tmp_path / "a.jsonl").read_bytes()))
-    (source,) = find_sources(CorpusConfig(paths=str(path)))
+    (file,) = find_corpus_files(CorpusConfig(paths=str(path)))
     opened = []
     monkeypatch.setattr(
         streams, "open_raw", lambda path, original=streams.open_raw: opened.append(path) or original(path)
     )
     config = CorpusConfig()
     for index in (0, 2, 5, 1):
-        partition = Partition(index=0, source=0, begin=index * 10_000, end=(index + 1) * 10_000)
-        assert list(read_partition(source, partition, config, CleaningConfig()))
+        partition = Partition(index=0, file=0, begin=index * 10_000, end=(index + 1) * 10_000)
+        assert list(read_partition(file, partition, config, CleaningConfig()))
     assert len(opened) == 2  # forward to 5 in one stream, then from the beginning to 1
 
 
 def test_fingerprints_follow_the_content(tmp_path):
     config = CorpusConfig(paths=str(tmp_path / "a.txt"))
     (tmp_path / "a.txt").write_text("one")
-    before = fingerprint(find_sources(config)[0], config)
+    before = survey(find_corpus_files(config)[0], config)
     assert (before["name"], before["size"]) == ("a.txt", 3)
     (tmp_path / "a.txt").write_text("two")
-    assert fingerprint(find_sources(config)[0], config) != before
+    assert survey(find_corpus_files(config)[0], config) != before
     compressed = gzip.compress(b"text" * 999)
     (tmp_path / "b.txt.gz").write_bytes(compressed[:-30] + b"damage" + bytes(99))
-    (source,) = find_sources(CorpusConfig(paths=str(tmp_path / "b.txt.gz")))
-    assert fingerprint(source, config)["size"] == len(compressed) - 30 + 6 + 99  # hashed to its end all the same
+    (file,) = find_corpus_files(CorpusConfig(paths=str(tmp_path / "b.txt.gz")))
+    assert survey(file, config)["size"] == len(compressed) - 30 + 6 + 99  # hashed to its end all the same
 
 
 # --- long texts --------------------------------------------------------------------------------------
@@ -491,14 +497,14 @@ def test_a_json_line_that_is_too_long_is_passed_over(tmp_path, monkeypatch):
 CHILD = """
 import re, sys
 from data_prep.corpus.reading import read_partition
-from data_prep.corpus.sources import find_sources, fingerprint, plan_partitions
+from data_prep.corpus.files import find_corpus_files, survey, plan_partitions
 from data_prep.config import CleaningConfig, CorpusConfig
 config = CorpusConfig(paths=sys.argv[1], txt_documents=sys.argv[2])
-(source,) = find_sources(config)
-found = fingerprint(source, config)
+(file,) = find_corpus_files(config)
+found = survey(file, config)
 count = characters = 0
-for partition in plan_partitions([source], [found]):
-    for item in read_partition(source, partition, config, CleaningConfig()):
+for partition in plan_partitions([file], [found]):
+    for item in read_partition(file, partition, config, CleaningConfig()):
         count += 1
         characters += len(getattr(item, "text", ""))
 # Not ru_maxrss: that of a child begins with its parent's, however small the child.
@@ -568,13 +574,13 @@ def test_builtin_corpus_is_repeatable_prose_of_the_asked_size():
 
 def test_builtin_corpus_is_read_like_a_file():
     config = CorpusConfig(builtin_max_bytes=200_000)
-    (source,) = find_sources(config)
-    found = fingerprint(source, config)
+    (file,) = find_corpus_files(config)
+    found = survey(file, config)
     count = found["units"]
     items = []
     for begin, end in ((0, 5), (5, count)):
-        partition = Partition(index=0, source=0, begin=begin, end=end)
-        items += read_partition(source, partition, config, CleaningConfig())
+        partition = Partition(index=0, file=0, begin=begin, end=end)
+        items += read_partition(file, partition, config, CleaningConfig())
     assert [(item.id, item.text) for item in items] == [*builtin_documents(200_000)]
 
 

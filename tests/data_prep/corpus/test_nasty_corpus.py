@@ -14,8 +14,10 @@ import zstandard
 
 from data_prep.config import CleaningConfig, CorpusConfig
 from data_prep.corpus.documents import Document, Reject
+from data_prep.corpus.files import find_corpus_files
+from data_prep.corpus.partitions import plan_partitions
 from data_prep.corpus.reading import read_partition
-from data_prep.corpus.sources import find_sources, fingerprint, plan_partitions
+from data_prep.corpus.surveys import survey
 from tests.data_prep.corpus.test_corpus import write_parquet
 
 ZSTD = zstandard.ZstdCompressor().compress
@@ -108,10 +110,10 @@ NASTY: dict[str, tuple[bytes, list[str], dict[str, str]]] = {
 
 def read(path, **options):
     config = CorpusConfig(paths=str(path), **options)
-    sources = find_sources(config)
-    partitions = plan_partitions(sources, [fingerprint(source, config) for source in sources])
+    files = find_corpus_files(config)
+    partitions = plan_partitions(files, [survey(file, config) for file in files])
     cleaning = CleaningConfig()
-    items = [item for p in partitions for item in read_partition(sources[p.source], p, config, cleaning)]
+    items = [item for p in partitions for item in read_partition(files[p.file], p, config, cleaning)]
     for item in items:
         if isinstance(item, Reject):
             json.dumps(vars(item)).encode()
@@ -196,13 +198,13 @@ FIND = """
 import os, sys
 from data_prep.contract.command_line import UserError
 from data_prep.config import CorpusConfig
-from data_prep.corpus.sources import find_sources
+from data_prep.corpus.files import find_corpus_files
 if os.geteuid() == 0:
     os.setgroups([])
     os.setgid(65534)
     os.setuid(65534)  # a user who may not read what others keep for themselves
 try:
-    print(len(find_sources(CorpusConfig(paths=sys.argv[1]))))
+    print(len(find_corpus_files(CorpusConfig(paths=sys.argv[1]))))
 except UserError as error:
     print(error)
 """

@@ -18,11 +18,12 @@ from data_prep.contract.command_line import UserError, config_as_dict
 from data_prep.contract.shards import open_shards
 from data_prep.contract.tokenizer import load_tokenizer
 from data_prep.contract.verification import verify
-from data_prep.corpus import sources as corpus_module
-from data_prep.corpus.sources import find_sources
-from data_prep.stages.planning import make_plan
-from data_prep.stages.run import build_shards, run_task
-from data_prep.stages.tasks import document_draw, read_texts
+from data_prep.corpus import partitions as corpus_partitions
+from data_prep.corpus.files import find_corpus_files
+from data_prep.corpus.reading import read_texts
+from data_prep.stages.build import build_shards, run_task
+from data_prep.stages.tasks import document_draw
+from data_prep.stages.work_plan import make_plan
 from data_prep.stages.workers import Workers
 from tests.data_prep.conftest import NoProgress, no_progress
 
@@ -48,7 +49,7 @@ def rejects_of(folder):
 @pytest.fixture
 def many_tasks(tiny_config, tmp_path, monkeypatch):
     """The tiny configuration on eight files, each a map task of its own."""
-    monkeypatch.setattr(corpus_module, "MIN_PARTITION_BYTES", 5_000)
+    monkeypatch.setattr(corpus_partitions, "MIN_PARTITION_BYTES", 5_000)
     for number in range(8):
         corpus_of(tmp_path / "corpus", sentences(25, number), f"part{number}.jsonl")
     return replace(tiny_config, corpus=CorpusConfig(paths=(str(tmp_path / "corpus"),)))
@@ -136,10 +137,10 @@ def test_every_token_of_every_document_is_in_the_rows_of_its_split(many_tasks, t
     assert verify(output).problems == ()
     tokenizer = load_tokenizer(many_tasks.tokenizer)
     wanted = {"train": [], "validation": []}
-    sources = find_sources(many_tasks.corpus)
-    for source in sources:
-        for number, text in enumerate(read_texts([source], many_tasks), start=1):
-            name = f"{source.name}:{number}" if source.kind == "jsonl" else source.name
+    files = find_corpus_files(many_tasks.corpus)
+    for file in files:
+        for number, text in enumerate(read_texts([file], many_tasks), start=1):
+            name = f"{file.name}:{number}" if file.kind == "jsonl" else file.name
             ids = tokenizer.encode(text, add_special_tokens=False).ids
             wanted["validation" if document_draw(name) < many_tasks.validation_fraction else "train"] += ids
     for name, tokens in wanted.items():
@@ -196,7 +197,7 @@ def test_the_order_does_not_depend_on_how_many_rows_are_sorted_at_once(tiny_conf
 def test_duplicates_are_dropped_and_listed(tiny_config, tmp_path, monkeypatch):
     texts = sentences(200, 1)
     doubled = ["  " + texts[7].replace(" ", "\n "), texts[3], texts[7]]
-    monkeypatch.setattr(corpus_module, "MIN_PARTITION_BYTES", 5_000)  # the second file is a map task of its own
+    monkeypatch.setattr(corpus_partitions, "MIN_PARTITION_BYTES", 5_000)  # the second file is a map task of its own
     corpus_of(tmp_path / "corpus", doubled, "z.jsonl")
     found = []
     for workers in (1, 2):

@@ -15,11 +15,11 @@ from data_prep.contract.command_line import UserError
 from data_prep.contract.tokenizer import (
     SPECIAL_TOKENS,
     continues_word,
-    fingerprint,
     load_tokenizer,
     ordinary_ids,
     save_tokenizer,
     special_ids,
+    tokenizer_hash,
     vocabulary_size,
 )
 from data_prep.tokens.vocabulary import train_tokenizer
@@ -186,7 +186,7 @@ def test_saving_again_is_idempotent_but_never_overwrites_another(tmp_path):
     path = tmp_path / "deep" / "tokenizer.json"
     assert save_tokenizer(trained(["fox dog"]), path)
     assert not save_tokenizer(trained(["fox dog"]), path)
-    assert fingerprint(path) == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert tokenizer_hash(path) == hashlib.sha256(path.read_bytes()).hexdigest()
     with pytest.raises(UserError, match="another tokenizer"):
         save_tokenizer(trained(["cat mouse"]), path)
 

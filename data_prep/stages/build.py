@@ -24,8 +24,7 @@ from data_prep.contract.shards import MANIFEST, REJECTS, SPLITS, file_sha256, op
 from data_prep.report.page import write_report
 from data_prep.report.rows_as_text import rows_as_text
 from data_prep.report.statistics import merge
-from data_prep.stages.plan import Plan
-from data_prep.stages.planning import PLAN, Progress, as_json, difference, make_plan, read_plan, work_folder
+from data_prep.stages.progress import Progress
 from data_prep.stages.tasks import (
     RECORD,
     map_folder,
@@ -38,6 +37,8 @@ from data_prep.stages.tasks import (
     run_pack,
     run_reduce,
 )
+from data_prep.stages.work_folder import PLAN, read_plan, work_folder
+from data_prep.stages.work_plan import WorkPlan, as_json, difference, make_plan
 from data_prep.stages.workers import Workers
 
 MIN_ROWS = 16
@@ -47,9 +48,9 @@ REPORT_REJECTS = 5
 """Rejects of each reason that the report shows"""
 
 REPORT_ROWS = 4
-"""Rows that the report prints"""
+"""Rows that the report surveys"""
 
-TASKS = ("plan", "map", "duplicates", "pack", "order", "reduce", "finish")
+STAGES = ("plan", "map", "duplicates", "pack", "order", "reduce", "finish")
 """The stages in order; each needs all of the one before it"""
 
 
@@ -119,13 +120,13 @@ def unfinished_tasks(config: PrepConfig, task: str) -> list[int]:
     return [index for index in range(_number_of_tasks(plan, task)) if _task_record(plan, task, index) is None]
 
 
-def _run_all(plan: Plan, identity: dict[str, Any], workers: Workers, progress: Progress) -> Summary:
-    for stage in TASKS[1:-1]:
+def _run_all(plan: WorkPlan, identity: dict[str, Any], workers: Workers, progress: Progress) -> Summary:
+    for stage in STAGES[1:-1]:
         _run_stage(plan, stage, None, workers, progress)
     return _finish(plan, identity)
 
 
-def _run_stage(plan: Plan, stage: str, index: int | None, workers: Workers, progress: Progress) -> str:
+def _run_stage(plan: WorkPlan, stage: str, index: int | None, workers: Workers, progress: Progress) -> str:
     """Run the tasks of a stage that are not done yet, or the one numbered `index`."""
     total = _number_of_tasks(plan, stage)
     if index is not None and not 0 <= index < total:
@@ -148,7 +149,7 @@ def _run_stage(plan: Plan, stage: str, index: int | None, workers: Workers, prog
     return f"{done}; reduce tasks 0 to {_number_of_tasks(plan, 'reduce') - 1}" if stage == "order" else done
 
 
-def _run_task(task: tuple[Plan, str, int, Any]) -> dict[str, Any]:
+def _run_task(task: tuple[WorkPlan, str, int, Any]) -> dict[str, Any]:
     plan, stage, index, argument = task
     if stage == "map":
         return run_map(plan, index)
@@ -161,7 +162,7 @@ def _run_task(task: tuple[Plan, str, int, Any]) -> dict[str, Any]:
     return run_reduce(plan, index, argument)
 
 
-def _number_of_tasks(plan: Plan, stage: str) -> int:
+def _number_of_tasks(plan: WorkPlan, stage: str) -> int:
     if stage in ("map", "pack"):
         return len(plan.tasks)
     if stage == "reduce":
@@ -169,21 +170,21 @@ def _number_of_tasks(plan: Plan, stage: str) -> int:
     return 1
 
 
-def _stage_argument(plan: Plan, stage: str) -> Any:
+def _stage_argument(plan: WorkPlan, stage: str) -> Any:
     if stage == "order":
         records = [_require_record(plan, "pack", index) for index in range(len(plan.tasks))]
         return {split: [record["rows"][split] for record in records] for split in SPLITS}
     return _require_record(plan, "order", 0)["tasks"] if stage == "reduce" else None
 
 
-def _work_of(plan: Plan, stage: str, numbers: Iterable[int]) -> tuple[int, str]:
+def _work_of(plan: WorkPlan, stage: str, numbers: Iterable[int]) -> tuple[int, str]:
     """How much work tasks are, and its unit: bytes of text for map, tasks for the others."""
     if stage == "map":
         return sum(plan.task_bytes[number] for number in numbers), "B"
     return len(list(numbers)), "tasks"
 
 
-def _task_record(plan: Plan, stage: str, index: int) -> dict[str, Any] | None:
+def _task_record(plan: WorkPlan, stage: str, index: int) -> dict[str, Any] | None:
     if stage == "reduce":
         record = read_record(reduce_record(plan, index), plan)
         if record is None:
@@ -197,22 +198,22 @@ def _task_record(plan: Plan, stage: str, index: int) -> dict[str, Any] | None:
     return read_record(folder / RECORD, plan)
 
 
-def _require_record(plan: Plan, stage: str, index: int) -> dict[str, Any]:
+def _require_record(plan: WorkPlan, stage: str, index: int) -> dict[str, Any]:
     record = _task_record(plan, stage, index)
     if record is None:
         raise UserError(f"{stage} task {index} of {plan.work} is not done: run it with --task {stage} --index {index}")
     return record
 
 
-def _require_stage_before(plan: Plan, stage: str) -> None:
-    before = TASKS[TASKS.index(stage) - 1]
+def _require_stage_before(plan: WorkPlan, stage: str) -> None:
+    before = STAGES[STAGES.index(stage) - 1]
     if before == "plan":
         return
     for index in range(_number_of_tasks(plan, before)):
         _require_record(plan, before, index)
 
 
-def _check_counts(plan: Plan) -> None:
+def _check_counts(plan: WorkPlan) -> None:
     """Raise UserError where a split has too few rows to be of use, with what would mend it."""
     config = plan.config
     maps = [_require_record(plan, "map", index) for index in range(len(plan.tasks))]
@@ -245,13 +246,13 @@ def _check_counts(plan: Plan) -> None:
         )
 
 
-def _first_reject(plan: Plan) -> str:
+def _first_reject(plan: WorkPlan) -> str:
     for reject in _all_rejects(plan):
         return f"the first is {reject['id']}: {reject['detail'] or reject['reason']}"
     return ""
 
 
-def _all_rejects(plan: Plan) -> Iterator[dict[str, Any]]:
+def _all_rejects(plan: WorkPlan) -> Iterator[dict[str, Any]]:
     paths = [map_folder(plan, index) / "rejects.jsonl" for index in range(len(plan.tasks))]
     for path in [*paths, plan.work / "duplicates" / "rejects.jsonl"]:
         if path.is_file():
@@ -259,7 +260,7 @@ def _all_rejects(plan: Plan) -> Iterator[dict[str, Any]]:
                 yield from map(json.loads, stream)
 
 
-def _finish(plan: Plan, identity: dict[str, Any]) -> Summary:
+def _finish(plan: WorkPlan, identity: dict[str, Any]) -> Summary:
     """Write rejects, manifest and report, clear the intermediate results away, and rename the folder."""
     _require_stage_before(plan, "finish")
     _check_counts(plan)
@@ -307,7 +308,7 @@ def _finish(plan: Plan, identity: dict[str, Any]) -> Summary:
     return _summary(root_hash, splits, rejects, already_there=False)
 
 
-def _write_rejects(plan: Plan) -> list[dict[str, Any]]:
+def _write_rejects(plan: WorkPlan) -> list[dict[str, Any]]:
     """rejects.jsonl.gz with every reject; the first few of each reason."""
     shown: dict[str, list[dict[str, Any]]] = {}
     with (

@@ -1,29 +1,23 @@
 """The files of a corpus: found, told apart by format, fingerprinted and cut into partitions."""
 
 import glob
-import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, get_args
+from typing import get_args
 
 from data_prep.config import CorpusConfig, as_tuple
 from data_prep.contract.command_line import UserError
-from data_prep.corpus.builtin_corpus import BUILTIN, builtin_documents
-from data_prep.corpus.documents import Compression, Kind, Partition, Source
-from data_prep.corpus.streams import DamagedFile, is_url, open_raw, open_text, user_errors
+from data_prep.corpus.builtin_corpus import BUILTIN
+from data_prep.corpus.documents import Compression, CorpusFile, Kind
+from data_prep.corpus.streams import is_url
 
 _KINDS: dict[str, Kind] = {f".{kind}": kind for kind in get_args(Kind) if kind != BUILTIN}
 KNOWN_FILES = f"{', '.join(_KINDS)}, plain, .gz or .zst"
 _COMPRESSIONS: dict[str, Compression] = {".gz": "gzip", ".zst": "zstd"}
-_LINE_STEP = 4 << 20
-_LINE_STEPS = 1_024
-MIN_PARTITION_BYTES = 4 << 20
-_MAX_PARTITION_BYTES = 64 << 20
-_WANTED_PARTITIONS = 2_048
 
 
-def find_sources(config: CorpusConfig) -> list[Source]:
+def find_corpus_files(config: CorpusConfig) -> list[CorpusFile]:
     """The files that `config.paths` names, in its order, sorted within each entry, each file once.
 
     A folder is walked with all folders in it, names that begin with a dot left out; a folder that a glob matches is
@@ -35,7 +29,7 @@ def find_sources(config: CorpusConfig) -> list[Source]:
     """
     entries = as_tuple(config.paths) or (BUILTIN,)
     weights = config.weights or (1.0,) * len(entries)
-    found: dict[str, Source] = {}
+    found: dict[str, CorpusFile] = {}
     names: dict[str, int] = {}
     for entry, weight in zip(entries, weights, strict=True):
         expand = _builtin_entry if entry == BUILTIN else _expand_url if is_url(entry) else _expand_local
@@ -52,8 +46,10 @@ def find_sources(config: CorpusConfig) -> list[Source]:
             if names[name] > 1:  # no relative name holds '//', so this one is new
                 name = f"{names[name]}//{name}"
             kind, compression = _format(name) or (BUILTIN, None)
-            found[identity or BUILTIN] = Source(name=name, path=path, weight=weight, kind=kind, compression=compression)
-    if any(source.kind == "warc" for source in found.values()):
+            found[identity or BUILTIN] = CorpusFile(
+                name=name, path=path, weight=weight, kind=kind, compression=compression
+            )
+    if any(file.kind == "warc" for file in found.values()):
         from data_prep.corpus.formats.warc_format import require_warc
 
         require_warc()
@@ -159,140 +155,3 @@ def _expand_url(entry: str) -> list[tuple[str, str]]:
     if not files:
         raise UserError(f"corpus path {entry} does not exist or matches no corpus file: expected {KNOWN_FILES}")
     return files
-
-
-class _Hashed:
-    """A file object that hashes what is read of it."""
-
-    def __init__(self, raw: BinaryIO) -> None:
-        self._raw = raw
-        self.sha256 = hashlib.sha256()
-        self.size = 0
-
-    def read(self, size: int) -> bytes:
-        block = self._raw.read(size)
-        self.sha256.update(block)
-        self.size += len(block)
-        return block
-
-    def read_on(self) -> None:
-        """To the end, which a damaged file may have behind what can be decompressed."""
-        while self.read(1 << 20):
-            pass
-
-    def close(self) -> None:
-        self._raw.close()
-
-
-class _LineCounts:
-    """Line ends before every `step` bytes; the step doubles so that a file has at most 1,024 of them."""
-
-    def __init__(self) -> None:
-        self.step = _LINE_STEP
-        self.counts: list[int] = []
-        self.size = 0
-        self._lines = 0
-
-    def add(self, block: bytes) -> None:
-        begin = 0
-        while begin < len(block):
-            taken = min(len(block) - begin, self.step - self.size % self.step)
-            self._lines += block.count(b"\n", begin, begin + taken)
-            self.size += taken
-            begin += taken
-            if self.size % self.step == 0:
-                self.counts.append(self._lines)
-                if len(self.counts) == _LINE_STEPS:
-                    self.step *= 2
-                    self.counts = self.counts[1::2]
-
-
-def fingerprint(source: Source, config: CorpusConfig) -> dict[str, Any]:
-    """What a file holds.
-
-    Returns:
-        `name`; `size` and `sha256` of the file as it is; `units` that partitions share out; `bytes` of its text,
-        decompressed; for files that can be entered anywhere `line_step` and `lines`, the line ends before each
-        multiple of it.
-
-    Raises:
-        UserError: the file cannot be read.
-    """
-    if source.path is None:
-        return _builtin_fingerprint(config)
-    hashed = _Hashed(open_raw(source.path))
-    try:
-        with user_errors(source.path):
-            if source.kind == "parquet":
-                entry = _parquet_units(source, config)
-                hashed.read_on()
-            else:
-                entry = _text_units(source, config, hashed)
-    finally:
-        hashed.close()
-    return {"name": source.name, "size": hashed.size, "sha256": hashed.sha256.hexdigest(), **entry}
-
-
-def _builtin_fingerprint(config: CorpusConfig) -> dict[str, Any]:
-    digest, size = hashlib.sha256(), 0
-    for id, text in builtin_documents(config.builtin_max_bytes):
-        content = f"{id}\n{text}\n".encode()
-        digest.update(content)
-        size += len(content)
-    documents = len(builtin_documents(config.builtin_max_bytes))
-    return {"name": BUILTIN, "size": size, "sha256": digest.hexdigest(), "units": documents, "bytes": size}
-
-
-def _text_units(source: Source, config: CorpusConfig, raw: _Hashed) -> dict[str, Any]:
-    counts = _LineCounts()
-    stream = open_text(source, raw=raw)
-    while block := stream.read(1 << 20):
-        counts.add(block)
-    raw.read_on()
-    if source.kind == "txt" and config.txt_documents == "file":
-        return {"units": 1, "bytes": counts.size}
-    entry = {"units": counts.size, "bytes": counts.size}
-    if counts.counts and stream.can_enter and source.kind in ("txt", "jsonl"):
-        entry |= {"line_step": counts.step, "lines": counts.counts}
-    return entry
-
-
-def _parquet_units(source: Source, config: CorpusConfig) -> dict[str, Any]:
-    from data_prep.corpus.formats.parquet_format import ParquetSource
-
-    try:
-        opened = ParquetSource(source)
-    except DamagedFile:
-        return {"units": 0, "bytes": 0}
-    try:
-        return {"units": opened.file.metadata.num_row_groups, "bytes": opened.text_bytes(config.text_field)}
-    finally:
-        opened.close()
-
-
-def partition_bytes(total_bytes: int) -> int:
-    """Text that one partition should hold: a 2,048th of the corpus, but 4 to 64 MB."""
-    return min(max(total_bytes // _WANTED_PARTITIONS, MIN_PARTITION_BYTES), _MAX_PARTITION_BYTES)
-
-
-def plan_partitions(sources: Sequence[Source], fingerprints: Sequence[Mapping[str, Any]]) -> list[Partition]:
-    """Partitions of about the same size, each of one file; every file has at least one."""
-    wanted = partition_bytes(sum(found["bytes"] for found in fingerprints))
-    partitions: list[Partition] = []
-    for number, (source, found) in enumerate(zip(sources, fingerprints, strict=True)):
-        units = found["units"]
-        lines = {0: 0}
-        if source.kind in ("parquet", BUILTIN) or units <= 1:
-            # The built-in corpus takes seconds to collect, in each process that reads a part of it: so there is one.
-            count = 1 if source.kind == BUILTIN else max(1, min(units, found["bytes"] // wanted))
-            cuts = [units * i // count for i in range(count)]
-        else:
-            step = found.get("line_step", _LINE_STEP)
-            lines |= {step * (i + 1): count for i, count in enumerate(found.get("lines", ()))}
-            size = step * max(1, round(wanted / step))
-            cuts = list(range(0, max(units, 1), size))
-        for begin, end in zip(cuts, [*cuts[1:], units], strict=True):
-            partitions.append(
-                Partition(index=len(partitions), source=number, begin=begin, end=end, lines_before=lines.get(begin))
-            )
-    return partitions

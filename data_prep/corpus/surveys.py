@@ -1,0 +1,122 @@
+"""What a corpus file holds: its hash, its size, and the units that partitions share out."""
+
+import hashlib
+from typing import Any, BinaryIO
+
+from data_prep.config import CorpusConfig
+from data_prep.corpus.builtin_corpus import BUILTIN, builtin_documents
+from data_prep.corpus.documents import CorpusFile
+from data_prep.corpus.streams import DamagedFile, open_raw, open_text, user_errors
+
+LINE_STEP = 4 << 20
+
+_LINE_STEPS = 1_024
+
+
+class _Hashed:
+    """A file object that hashes what is read of it."""
+
+    def __init__(self, raw: BinaryIO) -> None:
+        self._raw = raw
+        self.sha256 = hashlib.sha256()
+        self.size = 0
+
+    def read(self, size: int) -> bytes:
+        block = self._raw.read(size)
+        self.sha256.update(block)
+        self.size += len(block)
+        return block
+
+    def read_on(self) -> None:
+        """To the end, which a damaged file may have behind what can be decompressed."""
+        while self.read(1 << 20):
+            pass
+
+    def close(self) -> None:
+        self._raw.close()
+
+
+class _LineCounts:
+    """Line ends before every `step` bytes; the step doubles so that a file has at most 1,024 of them."""
+
+    def __init__(self) -> None:
+        self.step = LINE_STEP
+        self.counts: list[int] = []
+        self.size = 0
+        self._lines = 0
+
+    def add(self, block: bytes) -> None:
+        begin = 0
+        while begin < len(block):
+            taken = min(len(block) - begin, self.step - self.size % self.step)
+            self._lines += block.count(b"\n", begin, begin + taken)
+            self.size += taken
+            begin += taken
+            if self.size % self.step == 0:
+                self.counts.append(self._lines)
+                if len(self.counts) == _LINE_STEPS:
+                    self.step *= 2
+                    self.counts = self.counts[1::2]
+
+
+def survey(file: CorpusFile, config: CorpusConfig) -> dict[str, Any]:
+    """What a file holds.
+
+    Returns:
+        `name`; `size` and `sha256` of the file as it is; `units` that partitions share out; `bytes` of its text,
+        decompressed; for files that can be entered anywhere `line_step` and `lines`, the line ends before each
+        multiple of it.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    if file.path is None:
+        return _survey_builtin(config)
+    hashed = _Hashed(open_raw(file.path))
+    try:
+        with user_errors(file.path):
+            if file.kind == "parquet":
+                entry = _parquet_units(file, config)
+                hashed.read_on()
+            else:
+                entry = _text_units(file, config, hashed)
+    finally:
+        hashed.close()
+    return {"name": file.name, "size": hashed.size, "sha256": hashed.sha256.hexdigest(), **entry}
+
+
+def _survey_builtin(config: CorpusConfig) -> dict[str, Any]:
+    digest, size = hashlib.sha256(), 0
+    for id, text in builtin_documents(config.builtin_max_bytes):
+        content = f"{id}\n{text}\n".encode()
+        digest.update(content)
+        size += len(content)
+    documents = len(builtin_documents(config.builtin_max_bytes))
+    return {"name": BUILTIN, "size": size, "sha256": digest.hexdigest(), "units": documents, "bytes": size}
+
+
+def _text_units(file: CorpusFile, config: CorpusConfig, raw: _Hashed) -> dict[str, Any]:
+    counts = _LineCounts()
+    stream = open_text(file, raw=raw)
+    while block := stream.read(1 << 20):
+        counts.add(block)
+    raw.read_on()
+    if file.kind == "txt" and config.txt_documents == "file":
+        return {"units": 1, "bytes": counts.size}
+    entry = {"units": counts.size, "bytes": counts.size}
+    if counts.counts and stream.can_enter and file.kind in ("txt", "jsonl"):
+        entry |= {"line_step": counts.step, "lines": counts.counts}
+    return entry
+
+
+def _parquet_units(file: CorpusFile, config: CorpusConfig) -> dict[str, Any]:
+    from data_prep.corpus.formats.parquet_format import ParquetReader
+
+    try:
+        opened = ParquetReader(file)
+    except DamagedFile:
+        return {"units": 0, "bytes": 0}
+    try:
+        return {"units": opened.file.metadata.num_row_groups, "bytes": opened.text_bytes(config.text_field)}
+    finally:
+        opened.close()
