@@ -16,7 +16,8 @@ from cluster.submit import check_no_secrets, check_partition, check_shared, chec
 from data_prep.config import PrepConfig, check, tokenizer_path
 from data_prep.contract.command_line import UserError, config_as_dict
 from data_prep.corpus.files import find_corpus_files
-from data_prep.stages.build import STAGES, unfinished_tasks
+from data_prep.stages.build import unfinished_tasks
+from data_prep.stages.records import STAGES
 
 _ARRAYS = {"map", "pack", "reduce"}
 

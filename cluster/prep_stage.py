@@ -10,7 +10,8 @@ from pathlib import Path
 from data_prep.config import PrepConfig, check
 from data_prep.contract.command_line import Parser, UserError, read_config, run_command
 from data_prep.contract.verification import verify
-from data_prep.stages.build import STAGES, run_task, unfinished_tasks
+from data_prep.stages.build import run_task, unfinished_tasks
+from data_prep.stages.records import STAGES
 
 
 class Silence:

@@ -93,7 +93,8 @@ def _vocab(argv: Sequence[str]) -> int:
 
 
 def _shards(argv: Sequence[str]) -> int:
-    from data_prep.stages.build import STAGES, build_shards, run_task
+    from data_prep.stages.build import build_shards, run_task
+    from data_prep.stages.records import STAGES
 
     parser = Parser(prog=f"{PROGRAM} shards", add_help=False)
     parser.add_argument("--task", choices=STAGES)

@@ -66,7 +66,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def choose_command(program: str, description: str, commands: Mapping[str, str], argv: Sequence[str]) -> str:
-    """The command's name, ``argv[0]``; surveys the list of commands and exits 0 on ``--help``.
+    """The command's name, ``argv[0]``; prints the list of commands and exits 0 on ``--help``.
 
     Raises:
         UserError: no command, or one that does not exist.

@@ -22,7 +22,7 @@ from data_prep.corpus import partitions as corpus_partitions
 from data_prep.corpus.files import find_corpus_files
 from data_prep.corpus.reading import read_texts
 from data_prep.stages.build import build_shards, run_task
-from data_prep.stages.tasks import document_draw
+from data_prep.stages.map import document_draw
 from data_prep.stages.work_plan import make_plan
 from data_prep.stages.workers import Workers
 from tests.data_prep.conftest import NoProgress, no_progress
@@ -189,7 +189,7 @@ def test_rows_are_shuffled_across_shards_and_by_the_seed(tiny_config, tiny_shard
 
 
 def test_the_order_does_not_depend_on_how_many_rows_are_sorted_at_once(tiny_config, tiny_shards, tmp_path, monkeypatch):
-    monkeypatch.setattr("data_prep.stages.tasks.ORDER_ROWS", 50)
+    monkeypatch.setattr("data_prep.stages.order.ORDER_ROWS", 50)
     build_shards(replace(tiny_config, output=str(tmp_path / "shards")), no_progress)
     assert bytes_of(tmp_path / "shards") == bytes_of(tiny_shards)
 
