@@ -94,8 +94,8 @@ def measure(name: str, rank: int, folder: Path) -> None:
 
     from pipeline.engine.deepspeed_engine import build_engine, update_weights
     from pipeline.model.masked_lm import NarrowBertForPretraining
+    from pipeline.model.parameters import padded_vocab_size
     from pipeline.parallel.groups import initialise_tensor_parallel
-    from pipeline.parallel.layers import padded_vocab_size
 
     initialise_tensor_parallel(training.tensor_model_parallel_size)
     (torch.ones(64, 64, requires_grad=True) @ torch.ones(64, 64)).sum().backward()

@@ -32,7 +32,7 @@ from pipeline.engine.deepspeed_engine import build_engine, initialise_process_gr
 from pipeline.layout import parse_layout
 from pipeline.model.arithmetic import RowShape, training_flops
 from pipeline.model.masked_lm import NarrowBertForPretraining
-from pipeline.parallel.layers import padded_vocab_size
+from pipeline.model.parameters import padded_vocab_size
 from pipeline.processes.launch import KEEP_FREED_MEMORY, World
 
 VOCAB = 30_522

@@ -13,7 +13,7 @@ from cluster.submission import check_no_active_job, remove_if_empty, submission_
 from data_prep.contract.command_line import UserError, config_as_dict
 from pipeline.config import RunConfig
 from pipeline.data.mixture import Mixture
-from pipeline.model.arithmetic import count_parameters
+from pipeline.model.parameters import count_parameters
 from pipeline.runs.directory import check_run, flatten, has_checkpoint, is_finished
 from pipeline.runs.records import read_metrics
 from pipeline.runs.redaction import redact

@@ -8,6 +8,9 @@ from typing import Literal
 from data_prep.contract.command_line import UserError
 from pipeline.layout import kv_projections, parse_layout
 
+LIVE_ELEMENTS = 50_000_000
+"""Weights that ZeRO 3 keeps fetched at once; DeepSpeed's own limit of 10^9 would keep all of most encoders."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import nn
 
 from data_prep.contract.command_line import UserError
-from pipeline.config import RunConfig
+from pipeline.config import LIVE_ELEMENTS, RunConfig
 from pipeline.engine.bf16_products import ensure_bf16_products
 from pipeline.engine.optimizer import build_optimizer, clip_gradients
 from pipeline.parallel.groups import (
@@ -32,9 +32,6 @@ _AFTER_WATCHDOG = datetime.timedelta(minutes=10)
 
 # Elements that DeepSpeed's buffers hold while it sums gradients.
 _BUCKET_ELEMENTS = 50_000_000
-
-# Weights that ZeRO 3 keeps fetched at once; DeepSpeed's own limit of 10^9 would keep all of most encoders.
-LIVE_ELEMENTS = 50_000_000
 
 
 def initialise_process_group(

@@ -1,42 +1,45 @@
 """The names and packing of the parameters in training and in the export."""
 
 import dataclasses
-import math
+import inspect
 from collections.abc import Iterator, Mapping
 
 import torch
 
+from pipeline.config import ModelConfig
 from pipeline.export.configuration_narrowbert import NarrowBertConfig, group_sublayers, parse_layout
 from pipeline.export.modeling_narrowbert import GATED, NarrowBertForMaskedLM
+from pipeline.model.parameters import model_parameters
 
 State = dict[str, torch.Tensor]
 
 TIED = NarrowBertForMaskedLM._tied_weights_keys
 """Names in the export that are copies of another: left out of the file, tied again on loading."""
 
-CONFIG_NAMES = {
-    "layout": "layout",
-    "vocab_size": "vocab_size",
-    "hidden_size": "hidden_size",
-    "num_attention_heads": "num_attention_heads",
+_RENAMED = {
     "ffn_hidden_size": "intermediate_size",
-    "max_position_embeddings": "max_position_embeddings",
     "hidden_dropout": "hidden_dropout_prob",
     "attention_dropout": "attention_probs_dropout_prob",
     "layernorm_epsilon": "layer_norm_eps",
     "init_method_std": "initializer_range",
-    "normalization": "normalization",
-    "norm": "norm",
     "position": "position_embedding_type",
     "rotary_base": "rope_theta",
     "activation": "hidden_act",
-    "bias": "bias",
-    "narrow_kv": "narrow_kv",
 }
-"""The training model's configuration -> the export's."""
+"""Options whose names in the export are those of transformers' BERT."""
 
 TRAINING_ONLY = {"document_attention", "recompute"}
 """What changes nothing for a row of one document: the export has no need of it."""
+
+# An option that the exported classes do not know has no name here, so that ``export_config`` refuses it.
+_EXPORTED = inspect.signature(NarrowBertConfig.__init__).parameters.keys()
+
+CONFIG_NAMES = {"vocab_size": "vocab_size"} | {
+    field.name: theirs
+    for field in dataclasses.fields(ModelConfig)
+    if (theirs := _RENAMED.get(field.name, field.name)) in _EXPORTED
+}
+"""The training model's configuration -> the export's."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -108,75 +111,60 @@ def parameter_shapes(config: NarrowBertConfig) -> dict[str, tuple[int, ...]]:
     return {name: parameter.shape for parameter in _parameters(config) for name in parameter.theirs}
 
 
-class _Table:
-    """Collects the parameters of a model, in the shapes of its configuration."""
-
-    def __init__(self, config: NarrowBertConfig) -> None:
-        self.config = config
-        self.rows: list[_Parameter] = []
-
-    def add(self, ours: str, *theirs: str, shape: tuple[int, ...], blocks: int = 1) -> None:
-        self.rows.append(_Parameter(ours=ours, theirs=theirs, shape=shape, blocks=blocks))
-
-    def linear(
-        self, ours: str, *theirs: str, rows: int | None = None, columns: int | None = None, blocks: int | None = None
-    ) -> None:
-        """By default hidden size x hidden size, packed head by head."""
-        hidden = self.config.hidden_size
-        rows, blocks = rows or hidden, blocks or self.config.num_attention_heads
-        for kind, shape in (("weight", (rows, columns or hidden)), ("bias", (rows,)))[: 1 + self.config.bias]:
-            self.add(f"{ours}.{kind}", *(f"{name}.{kind}" for name in theirs), shape=shape, blocks=blocks)
-
-    def norm(self, ours: str, theirs: str) -> None:
-        has_bias = self.config.bias and self.config.norm == "layernorm"
-        for kind in ("weight", "bias")[: 1 + has_bias]:
-            self.add(f"{ours}.{kind}", f"{theirs}.{kind}", shape=(self.config.hidden_size,))
-
-
 def _parameters(config: NarrowBertConfig) -> list[_Parameter]:
     """Every parameter of a model with this configuration."""
-    table = _Table(config)
-    sizes = {"word": config.vocab_size, "token_type": config.type_vocab_size}
-    if config.position_embedding_type == "absolute":
-        sizes["position"] = config.max_position_embeddings
-    for kind, size in sizes.items():
-        name = f"embeddings.{kind}_embeddings.weight"
-        table.add(name, f"bert.{name}", shape=(size, config.hidden_size))
-    table.norm("embeddings.norm", "bert.embeddings.LayerNorm")
+    options = {ours: getattr(config, theirs) for ours, theirs in CONFIG_NAMES.items() if ours != "vocab_size"}
+    names = _module_names(config)
+    parameters = []
+    for parameter in model_parameters(ModelConfig(**options), config.vocab_size):
+        module, _, kind = parameter.name.rpartition(".")
+        parameters.append(
+            _Parameter(
+                ours=parameter.name,
+                theirs=tuple(f"{name}.{kind}" for name in names[module]),
+                shape=(parameter.shape[0] // parameter.num_parts, *parameter.shape[1:]),
+                blocks=parameter.num_blocks,
+            )
+        )
+    return parameters
+
+
+def _module_names(config: NarrowBertConfig) -> dict[str, tuple[str, ...]]:
+    """Module of the training model -> its modules in the export, in the order in which they are packed."""
+    names: dict[str, tuple[str, ...]] = {
+        "embeddings.norm": ("bert.embeddings.LayerNorm",),
+        "encoder.frozen_norm": ("bert.frozen_norm",),
+        "encoder.final_norm": ("bert.final_norm",),
+        "head": ("cls.predictions",),
+        "head.dense": ("cls.predictions.transform.dense",),
+        "head.norm": ("cls.predictions.transform.LayerNorm",),
+    }
+    for kind in ("word", "token_type", "position"):
+        names[f"embeddings.{kind}_embeddings"] = (f"bert.embeddings.{kind}_embeddings",)
     for ours, theirs, letter in sublayers(config.layout):
-        if letter == "s":
-            _add_attention(table, ours, theirs)
-        else:
-            _add_feed_forward(table, ours, theirs)
+        names.update(_attention_names(ours, theirs) if letter == "s" else _feed_forward_names(config, ours, theirs))
     owners = [f"bert.encoder_narrow.layer.{number}.attention.self" for number in config.narrow_kv_owners]
-    if owners:
-        table.linear("encoder.narrow_kv.linear", *(f"{owner}.{name}" for owner in owners for name in ("key", "value")))
-    if config.normalization == "pre":
-        for name in ("frozen_norm", "final_norm") if owners else ("final_norm",):
-            table.norm(f"encoder.{name}", f"bert.{name}")
-    table.linear("head.dense", "cls.predictions.transform.dense")
-    table.norm("head.norm", "cls.predictions.transform.LayerNorm")
-    table.add("head.bias", "cls.predictions.bias", shape=(config.vocab_size,))
-    return table.rows
+    names["encoder.narrow_kv.linear"] = tuple(f"{owner}.{name}" for owner in owners for name in ("key", "value"))
+    return names
 
 
-def _add_attention(table: _Table, ours: str, theirs: str) -> None:
+def _attention_names(ours: str, theirs: str) -> dict[str, tuple[str, ...]]:
     query, key, value = (f"{theirs}.attention.self.{name}" for name in ("query", "key", "value"))
-    if ours.startswith("encoder.full"):
-        table.linear(f"{ours}.linear_qkv", query, key, value)
-    else:  # keys and values are in encoder.narrow_kv
-        table.linear(f"{ours}.linear_q", query)
-    table.linear(f"{ours}.linear_proj", f"{theirs}.attention.output.dense")
-    table.norm(f"{ours}.norm", f"{theirs}.attention.output.LayerNorm")
+    return {
+        f"{ours}.linear_qkv": (query, key, value),
+        f"{ours}.linear_q": (query,),  # a narrow one, whose keys and values are in encoder.narrow_kv
+        f"{ours}.linear_proj": (f"{theirs}.attention.output.dense",),
+        f"{ours}.norm": (f"{theirs}.attention.output.LayerNorm",),
+    }
 
 
-def _add_feed_forward(table: _Table, ours: str, theirs: str) -> None:
-    config = table.config
-    inner, blocks = config.intermediate_size, math.gcd(config.intermediate_size, config.num_attention_heads)
-    names = ("gate", "dense") if config.hidden_act in GATED else ("dense",)
-    table.linear(f"{ours}.linear_fc1", *(f"{theirs}.intermediate.{name}" for name in names), rows=inner, blocks=blocks)
-    table.linear(f"{ours}.linear_fc2", f"{theirs}.output.dense", columns=inner)
-    table.norm(f"{ours}.norm", f"{theirs}.output.LayerNorm")
+def _feed_forward_names(config: NarrowBertConfig, ours: str, theirs: str) -> dict[str, tuple[str, ...]]:
+    parts = ("gate", "dense") if config.hidden_act in GATED else ("dense",)
+    return {
+        f"{ours}.linear_fc1": tuple(f"{theirs}.intermediate.{part}" for part in parts),
+        f"{ours}.linear_fc2": (f"{theirs}.output.dense",),
+        f"{ours}.norm": (f"{theirs}.output.LayerNorm",),
+    }
 
 
 def sublayers(layout: str) -> Iterator[tuple[str, str, str]]:

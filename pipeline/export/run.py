@@ -7,7 +7,7 @@ from typing import Any
 from pipeline.checkpoints.format import TrainerState
 from pipeline.checkpoints.reading import load_run_model
 from pipeline.export.folder import write_export
-from pipeline.model.arithmetic import count_parameters
+from pipeline.model.parameters import count_parameters
 from pipeline.runs.directory import read_run_record
 from pipeline.runs.records import read_metrics
 

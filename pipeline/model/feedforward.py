@@ -1,11 +1,10 @@
 """The feed-forward sublayer, the same on all positions and on the narrow ones."""
 
-import math
-
 import torch
 import torch.nn.functional as F
 
 from pipeline.config import ModelConfig
+from pipeline.model.parameters import gate_blocks, is_gated
 from pipeline.model.sublayer import Sublayer
 from pipeline.parallel.groups import tensor_parallel_group
 from pipeline.parallel.layers import ColumnLinear, Initializer, RowLinear
@@ -20,7 +19,7 @@ class FeedForward(Sublayer):
     def __init__(self, config: ModelConfig, init_method: Initializer) -> None:
         super().__init__(config)
         hidden, inner = config.hidden_size, config.ffn_hidden_size
-        self.is_gated = config.activation != "gelu"
+        self.is_gated = is_gated(config)
         self.activation = F.silu if config.activation == "swiglu" else F.gelu
         # A gated unit's output rows are [blocks, 2 (gate, value), inner / blocks]: a tensor-parallel slice
         # holds gates beside their values, and long runs of either, which elementwise kernels like. Any
@@ -39,8 +38,3 @@ class FeedForward(Sublayer):
         else:
             inner = self.activation(inner)
         return self._output(state, self.linear_fc2(inner))
-
-
-def gate_blocks(config: ModelConfig) -> int:
-    """In how many blocks the rows of a gated unit's gates and values alternate."""
-    return math.gcd(config.ffn_hidden_size, config.num_attention_heads)

@@ -13,6 +13,7 @@ from torch import nn
 
 from pipeline.config import ModelConfig
 from pipeline.model.encoder import Encoder
+from pipeline.model.parameters import NUM_TOKEN_TYPES
 from pipeline.model.position import positions_in_document
 from pipeline.model.sublayer import build_norm
 from pipeline.parallel.layers import (
@@ -26,8 +27,6 @@ from pipeline.parallel.layers import (
     is_padding_of_vocabulary,
     vocab_parallel_bias,
 )
-
-NUM_TOKEN_TYPES = 2  # BERT's segments; without next-sentence pairs every token is in segment 0
 
 
 class MaskedLMOutput(typing.NamedTuple):

@@ -28,9 +28,6 @@ with warnings.catch_warnings():
 
 Initializer = Callable[[torch.Tensor], torch.Tensor]
 
-VOCAB_MULTIPLE = 128
-"""Every rank's share of the vocabulary is a multiple of this: matrix products like round sizes (Megatron's choice)."""
-
 
 @functools.cache
 def _megatron_config() -> ModelParallelConfig:
@@ -88,12 +85,6 @@ def _local_linear(layer: ColumnLinear | RowLinear, input_: torch.Tensor) -> torc
     # in a second pass over the output.
     assert layer.weight is not None
     return F.linear(input_, layer.weight, layer.bias)
-
-
-def padded_vocab_size(vocab_size: int, tensor_parallel_size: int) -> int:
-    """The next size that gives each tensor-parallel rank an equal, round share of the vocabulary."""
-    multiple = VOCAB_MULTIPLE * tensor_parallel_size
-    return -(-vocab_size // multiple) * multiple
 
 
 class WordEmbedding(VocabParallelEmbedding):

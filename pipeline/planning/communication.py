@@ -21,11 +21,10 @@ import dataclasses
 from typing import Literal
 
 from data_prep.contract.command_line import UserError
-from pipeline.config import ModelConfig, RunConfig
-from pipeline.engine.deepspeed_engine import LIVE_ELEMENTS
-from pipeline.layout import kv_projections, parse_layout
-from pipeline.model.arithmetic import RowShape, count_parameters
-from pipeline.parallel.layers import padded_vocab_size
+from pipeline.config import LIVE_ELEMENTS, ModelConfig, RunConfig
+from pipeline.layout import parse_layout
+from pipeline.model.arithmetic import RowShape
+from pipeline.model.parameters import VOCABULARY_PARAMETERS, model_parameters, padded_vocab_size
 
 PERSISTENT_ELEMENTS = 100_000
 """Weights with fewer elements are never let go by ZeRO 3 (DeepSpeed's stage3_param_persistence_threshold)."""
@@ -98,7 +97,7 @@ def _data_parallel(config: RunConfig, shape: RowShape, accumulation: int) -> lis
         return [("gradients", "all_reduce", size * times), ("weights", "all_gather", size)]
     # What a pass has let go when the backward pass comes to it: all but the last weights, which are used again before
     # LIVE_ELEMENTS others were.
-    small = _persistent_elements(config.model, split)
+    small = _persistent_elements(config.model, shape.vocab_size, split)
     large = whole + divided - small
     again = max(0, large - LIVE_ELEMENTS // 2)
     return [
@@ -109,41 +108,16 @@ def _data_parallel(config: RunConfig, shape: RowShape, accumulation: int) -> lis
 
 def parameter_elements(model: ModelConfig, vocab_size: int, split: int) -> tuple[int, int]:
     """Elements of one process: what every tensor-parallel rank holds whole, and its part of the rest."""
-    whole = sum(_whole_parameters(model))
-    return whole, (count_parameters(model, padded_vocab_size(vocab_size, split)) - whole) // split
+    table = model_parameters(model, padded_vocab_size(vocab_size, split))
+    whole = sum(parameter.num_elements for parameter in table if parameter.partition_dim is None)
+    return whole, sum(parameter.rank_elements(split) for parameter in table) - whole
 
 
-def _whole_parameters(model: ModelConfig) -> list[int]:
-    """Sizes of the parameters that tensor parallelism does not split: positions, norms, biases of row linears."""
-    layout, h = parse_layout(model.layout), model.hidden_size
-    norm = [h, h] if model.norm == "layernorm" and model.bias else [h]
-    row_bias = [h] if model.bias else []
-    sublayers = len(layout.full) + len(layout.narrow)
-    norms = 2 + sublayers  # of the embeddings and the head
-    if model.normalization == "pre":
-        norms += 2 if layout.narrow.count("s") else 1
-    positions = [model.max_position_embeddings * h] if model.position == "absolute" else []
-    return [*positions, 2 * h, *norm * norms, *row_bias * sublayers]
-
-
-def _persistent_elements(model: ModelConfig, split: int) -> int:
-    """Elements of the parameters that ZeRO 3 never lets go."""
-    h, f, layout = model.hidden_size, model.ffn_hidden_size, parse_layout(model.layout)
-    inner = f if model.activation == "gelu" else 2 * f
-    attention = {"full": [3 * h * h], "narrow": [h * h]}
-    sizes = [h * h]  # of the head
-    biases = [h]
-    for side, letters in (("full", layout.full), ("narrow", layout.narrow)):
-        for letter in letters:
-            sizes += [*attention[side], h * h] if letter == "s" else [h * inner, f * h]
-            biases.append({"full": 3 * h, "narrow": h}[side] if letter == "s" else inner)
-    projections = len(set(kv_projections(model.narrow_kv, layout.narrow.count("s"))))
-    if projections:
-        sizes.append(2 * projections * h * h)
-        biases.append(2 * projections * h)
-    divided = sizes + (biases if model.bias else [])
-    small = [size // split for size in divided] + _whole_parameters(model)
-    return sum(size for size in small if size < PERSISTENT_ELEMENTS)
+def _persistent_elements(model: ModelConfig, vocab_size: int, split: int) -> int:
+    """Elements of the parameters that ZeRO 3 never frees; those of the vocabulary are counted as freed."""
+    table = model_parameters(model, padded_vocab_size(vocab_size, split))
+    sizes = [parameter.rank_elements(split) for parameter in table if parameter.name not in VOCABULARY_PARAMETERS]
+    return sum(size for size in sizes if size < PERSISTENT_ELEMENTS)
 
 
 def _tensor_parallel(config: RunConfig, shape: RowShape) -> list[tuple[str, Operation, int]]:

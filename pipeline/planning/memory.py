@@ -17,12 +17,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pipeline.config import RunConfig
-from pipeline.engine.deepspeed_engine import LIVE_ELEMENTS
+from pipeline.config import LIVE_ELEMENTS, RunConfig
 from pipeline.layout import group_sublayers, parse_layout
-from pipeline.model.arithmetic import RowShape, count_parameters, model_state_bytes
+from pipeline.model.arithmetic import RowShape
 from pipeline.model.masked_lm import NarrowBertForPretraining
-from pipeline.parallel.layers import padded_vocab_size
+from pipeline.model.parameters import count_parameters, padded_vocab_size
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -111,6 +110,34 @@ def state_bytes(config: RunConfig, shape: RowShape, world_size: int, zero_stage:
         unit = DTYPES[training.precision].itemsize
         weights += unit * min(parameters, LIVE_ELEMENTS)
         gradients += 2 * unit * padded_vocab_size(shape.vocab_size, split) // split * config.model.hidden_size
+    return weights, gradients, optimizer
+
+
+def model_state_bytes(
+    num_parameters: int, precision: str, zero_stage: int, data_parallel_size: int
+) -> tuple[int, int, int]:
+    """Bytes per rank of weights, gradients, and fp32 master weights with Adam moments (no activations).
+
+    Per parameter: bf16 and fp16 2 + 2 + 12, fp32 4 + 4 + 12 (DeepSpeed keeps a master copy there as
+    well; without ZeRO it does not: 4 + 4 + 8). Stage 1 splits the 12 over the ranks, 2 the gradients
+    too, 3 the weights too (Rajbhandari et al., "ZeRO", SC 2020, section 3).
+
+    Args:
+        num_parameters: that a rank holds, after tensor parallelism.
+        precision: of weights and gradients.
+        zero_stage: 0 to 3.
+        data_parallel_size: ranks over which ZeRO splits.
+    """
+    unit = 4 if precision == "fp32" else 2
+    weights, gradients, optimizer = unit * num_parameters, unit * num_parameters, 12 * num_parameters
+    if zero_stage == 0:
+        optimizer = 8 * num_parameters
+    if zero_stage >= 1:
+        optimizer //= data_parallel_size
+    if zero_stage >= 2:
+        gradients //= data_parallel_size
+    if zero_stage >= 3:
+        weights //= data_parallel_size
     return weights, gradients, optimizer
 
 

@@ -7,7 +7,9 @@ from data_prep.contract.command_line import UserError
 from pipeline.config import RunConfig, check_config
 from pipeline.data.mixture import Mixture, open_mixture, paths_of
 from pipeline.layout import parse_layout
-from pipeline.model.arithmetic import RowShape, count_parameters, forward_flops, predicted_speedup, training_flops
+from pipeline.model.arithmetic import RowShape, forward_flops, predicted_speedup, training_flops
+from pipeline.model.parameters import count_parameters
+from pipeline.planning.communication import bytes_out_of_node, step_communication, step_seconds
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -108,8 +110,6 @@ def _communication_lines(config: RunConfig, shape: RowShape, options: PlanOption
     """Bytes a step by collective; on several nodes the time of a step and what the network takes of it."""
     if options.processes == 1:
         return []
-    from pipeline.planning.communication import bytes_out_of_node, step_communication, step_seconds  # torch again
-
     collectives = step_communication(config, shape, options.processes)
     lines = [
         (

@@ -19,7 +19,7 @@ from data_prep.contract.command_line import UserError, config_as_dict
 from data_prep.contract.shards import SPLITS
 from pipeline.config import RunConfig, TrackingConfig
 from pipeline.data.mixture import Mixture
-from pipeline.model.arithmetic import count_parameters
+from pipeline.model.parameters import count_parameters
 from pipeline.runs.attempts import Attempt, data_facts
 from pipeline.runs.directory import flatten
 from pipeline.runs.files import write_atomically

@@ -36,9 +36,9 @@ from pipeline.engine.deepspeed_engine import (
 )
 from pipeline.engine.optimizer import learning_rate
 from pipeline.model.masked_lm import NarrowBertForPretraining
+from pipeline.model.parameters import padded_vocab_size
 from pipeline.parallel.dropout_seeds import seed_dropout
 from pipeline.parallel.groups import data_parallel_group
-from pipeline.parallel.layers import padded_vocab_size
 from pipeline.processes.agreement import Agreement
 from pipeline.processes.launch import World
 from pipeline.processes.signals import REQUEUE_EXIT_CODE

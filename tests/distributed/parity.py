@@ -30,9 +30,9 @@ from pipeline.config import ModelConfig, OptimizerConfig, RunConfig, TrainingCon
 from pipeline.engine import deepspeed_engine as engine
 from pipeline.engine.optimizer import learning_rate
 from pipeline.model.masked_lm import NarrowBertForPretraining
+from pipeline.model.parameters import padded_vocab_size
 from pipeline.parallel.dropout_seeds import seed_dropout, tensor_parallel_dropout
 from pipeline.parallel.groups import data_parallel_group, initialise_tensor_parallel
-from pipeline.parallel.layers import padded_vocab_size
 from pipeline.parallel.whole_tensors import is_split
 
 VOCAB, LENGTH, MASKED, ROWS, STEPS = 201, 16, 4, 8, 5

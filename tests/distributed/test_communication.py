@@ -7,7 +7,8 @@ import pytest
 
 from data_prep.contract.command_line import UserError
 from pipeline.config import ModelConfig, RunConfig, TrainingConfig
-from pipeline.model.arithmetic import RowShape, count_parameters
+from pipeline.model.arithmetic import RowShape
+from pipeline.model.parameters import count_parameters
 from pipeline.planning.communication import Collective, bytes_out_of_node, step_communication, step_seconds
 from pipeline.planning.plan import PlanOptions, plan
 from tests.processes import run_ranks

@@ -10,8 +10,8 @@ import torch.distributed as dist
 from pipeline.config import ModelConfig, RunConfig, TrainingConfig
 from pipeline.model.arithmetic import RowShape
 from pipeline.model.masked_lm import NarrowBertForPretraining
+from pipeline.model.parameters import padded_vocab_size
 from pipeline.parallel.groups import initialise_tensor_parallel
-from pipeline.parallel.layers import padded_vocab_size
 from pipeline.planning.memory import LiveBytes, activation_bytes
 from tests.processes import run_ranks
 

@@ -9,8 +9,8 @@ import torch.distributed as dist
 
 from pipeline.config import ModelConfig
 from pipeline.model.masked_lm import NarrowBertForPretraining
+from pipeline.model.parameters import padded_vocab_size
 from pipeline.parallel.groups import initialise_tensor_parallel
-from pipeline.parallel.layers import padded_vocab_size
 from tests.pipeline.model.test_options import LENGTH, OPTIONS, VOCAB, rows
 from tests.processes import run_ranks
 from tests.tensor_shards import gather_shards

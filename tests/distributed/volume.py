@@ -22,7 +22,7 @@ from pipeline.config import ModelConfig, RunConfig, TrainingConfig
 from pipeline.engine import deepspeed_engine as engine
 from pipeline.model.arithmetic import RowShape
 from pipeline.model.masked_lm import NarrowBertForPretraining
-from pipeline.parallel.layers import padded_vocab_size
+from pipeline.model.parameters import padded_vocab_size
 from pipeline.planning import communication, memory
 from tests.distributed.parity import groups_of
 

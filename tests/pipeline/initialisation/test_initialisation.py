@@ -22,8 +22,8 @@ from pipeline.export.names import sublayers
 from pipeline.initialisation.load import load_init
 from pipeline.initialisation.pretrained import export_pretrained
 from pipeline.model.masked_lm import NarrowBertForPretraining
+from pipeline.model.parameters import padded_vocab_size
 from pipeline.parallel.groups import initialise_tensor_parallel
-from pipeline.parallel.layers import padded_vocab_size
 from tests.processes import TINY_RUN, losses, run_command, run_ranks, user_error
 from tests.tensor_shards import gather_shards
 

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 
 from pipeline.config import ModelConfig
 from pipeline.layout import kv_projections, parse_layout
-from pipeline.model.feedforward import gate_blocks
 from pipeline.model.masked_lm import NarrowBertForPretraining
+from pipeline.model.parameters import gate_blocks
 from pipeline.model.position import alibi_slopes, positions_in_document
 from pipeline.model.visibility import Visibility, flex, visibility
 

@@ -10,8 +10,8 @@ from data_prep.contract.command_line import read_config
 from pipeline.config import ModelConfig, RunConfig, TrainingConfig
 from pipeline.model.arithmetic import RowShape
 from pipeline.model.masked_lm import NarrowBertForPretraining
-from pipeline.parallel.layers import padded_vocab_size
-from pipeline.planning.memory import LiveBytes, activation_bytes, predict_memory
+from pipeline.model.parameters import padded_vocab_size
+from pipeline.planning.memory import LiveBytes, activation_bytes, model_state_bytes, predict_memory
 
 SHAPE = RowShape(seq_length=32, masked_per_row=5, vocab_size=300)
 
@@ -88,3 +88,12 @@ def test_every_preset_can_be_planned(preset: Path) -> None:
     config = read_config(RunConfig, ["--config", str(preset)], "test", "test")
     shape = RowShape(seq_length=config.model.max_position_embeddings, masked_per_row=19, vocab_size=8192)
     assert activation_bytes(config, shape) > 0
+
+
+def test_model_states_follow_zero() -> None:
+    def states(stage: int, precision: str) -> int:
+        return sum(model_state_bytes(1000, precision, stage, 4))
+
+    assert [states(stage, "bf16") for stage in range(1, 4)] == [7_000, 5_500, 4_000]
+    assert [states(stage, "fp32") for stage in range(4)] == [16_000, 11_000, 8_000, 5_000]
+    assert states(1, "fp16") == 7_000
