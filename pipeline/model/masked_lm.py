@@ -36,6 +36,8 @@ class MaskedLMOutput(typing.NamedTuple):
     """Cross-entropy in nats, fp32 scalar."""
     num_correct: torch.Tensor | None
     """How often the most probable token was the right one; None unless asked for."""
+    logits: torch.Tensor | None = None
+    """fp32, [B, P, this rank's share of the vocabulary], -inf where that is padding; None unless asked for."""
 
 
 class Embeddings(nn.Module):
@@ -136,6 +138,7 @@ class NarrowBertForPretraining(nn.Module):
         document_ids: torch.Tensor | None = None,
         *,
         count_correct: bool = False,
+        return_logits: bool = False,
     ) -> MaskedLMOutput:
         """Sum of the masked-LM loss over the labels whose ``label_mask`` [B, N] is True.
 
@@ -146,5 +149,8 @@ class NarrowBertForPretraining(nn.Module):
         num_correct = None
         if count_correct:  # first: the loss may overwrite the logits
             num_correct = ((argmax(logits) == labels.flatten()) & label_mask.flatten()).sum()
+        returned = None
+        if return_logits:
+            returned, logits = logits.unflatten(0, labels.shape), logits.clone()
         loss_sum = (cross_entropy(logits, labels.flatten()) * label_mask.flatten()).sum()
-        return MaskedLMOutput(loss_sum, num_correct)
+        return MaskedLMOutput(loss_sum, num_correct, returned)

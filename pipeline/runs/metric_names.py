@@ -17,6 +17,7 @@ METRICS = {
     "train/rows": "consumed so far",
     "train/epoch": "passes over the training rows so far: rows consumed by the rows of all folders of data.path",
     "train/source_epoch/N": "passes over the training rows of folder N of data.path, from 0; where there are several",
+    "objective/NAME": "a sum of your own objective (pipeline.training.objective), divided by the step's weight",
     "validation/loss": "mean cross-entropy over the masked tokens of the validation rows, nats",
     "validation/masked_accuracy": "share of those whose most probable prediction is right",
     "validation/perplexity": "exp(validation/loss)",

@@ -51,7 +51,8 @@ from pipeline.runs.redaction import redact
 from pipeline.tracking.description import describe_run
 from pipeline.tracking.shipper import Shipper
 from pipeline.training.gauges import Gauges
-from pipeline.training.meter import Meter
+from pipeline.training.meter import LOSS, Meter, StepSums
+from pipeline.training.objective import MASKED_LANGUAGE_MODELLING, Objective
 from pipeline.training.validation import evaluate
 
 T = TypeVar("T")
@@ -59,13 +60,14 @@ T = TypeVar("T")
 log = logging.getLogger("narrowbert")
 
 
-def train(config: RunConfig, world: World, shards: Mixture) -> int:
-    """Train, or go on training, the run in ``config.run_dir``; every process calls this.
+def train(config: RunConfig, world: World, shards: Mixture, objective: Objective = MASKED_LANGUAGE_MODELLING) -> int:
+    """Train or resume the run in ``config.run_dir``; every process calls this.
 
     Args:
-        config: checked by ``run_directory.prepare_run``, which also opens ``shards``.
+        config: checked by ``pipeline.runs.directory.prepare_run``, which also opens ``shards``.
         world: which of the processes this is.
         shards: the opened shard folders.
+        objective: the loss to train with. Validation reports the masked-language-model loss whatever it is.
 
     Returns:
         0 when the last step is done and saved, ``REQUEUE_EXIT_CODE`` when a signal has ended it before.
@@ -73,7 +75,7 @@ def train(config: RunConfig, world: World, shards: Mixture) -> int:
     device = initialise_process_group(world, config.training.tensor_model_parallel_size, config.training.hang_timeout)
     try:
         with full_disk_as_user_error():
-            run = Run(config, world, shards, device)
+            run = Run(config, world, shards, device, objective)
             try:
                 with logging_redirect_tqdm([log]):  # log lines appear above the progress bar, not in it
                     code = run.train_to_end()
@@ -109,9 +111,12 @@ def full_disk_as_user_error() -> Iterator[None]:
 class Run:
     """One start of a run: the engine, the data and rank 0's records."""
 
-    def __init__(self, config: RunConfig, world: World, shards: Mixture, device: torch.device) -> None:
+    def __init__(
+        self, config: RunConfig, world: World, shards: Mixture, device: torch.device, objective: Objective
+    ) -> None:
         self.config, self.world, self.shards, self.device = config, world, shards, device
         self.run_dir = Path(config.run_dir)
+        self.objective = objective
         self.is_main = world.rank == 0
         self.agreement = Agreement()
         self.attempt = self._register_attempt()
@@ -246,7 +251,7 @@ class Run:
             batches, stop = self._read_rows()
             if stop:
                 break
-            meter.add(*self.train_step(batches))
+            meter.add(self.train_step(batches))
             self.step += 1
             progress.update()
             to_save = self._is_due(training.save_interval)
@@ -298,41 +303,38 @@ class Run:
             raise UserError(problem)
         return stop
 
-    def train_step(self, batches: list[Batch]) -> tuple[torch.Tensor, torch.Tensor, Any]:
-        """One step. Returns this rank's loss sum, the masked tokens of all ranks, and the gradient norm.
+    def train_step(self, batches: list[Batch]) -> StepSums:
+        """One step. A step whose gradients are not finite updates nothing.
 
-        A step whose gradients are not finite updates nothing. Its rows are consumed and its learning
-        rate is past all the same, so that both follow from the number of the step alone.
+        It still consumes its rows and its place in the learning-rate schedule, so that both follow from
+        the number of the step alone.
         """
         training = self.config.training
         self.watchdog.move("counting masked tokens", self.step)
-        global_masked = torch.stack([batch.label_mask.sum() for batch in batches]).sum().double()
-        dist.all_reduce(global_masked, group=data_parallel_group())
+        weight = torch.stack([self.objective.weight(batch) for batch in batches]).sum().double()
+        dist.all_reduce(weight, group=data_parallel_group())
         # DeepSpeed averages over ranks and accumulation steps; the loss is a sum over the global
         # count of masked tokens, so the average is undone here.
-        scale = (self.data_parallel_size * len(batches) / global_masked).float()
+        scale = (self.data_parallel_size * len(batches) / weight).float()
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, training.train_steps, self.config.optimizer)
         seed_dropout(training.seed, self.step, self.data_rank)
-        loss_sum = torch.zeros((), device=self.device)
+        sums = {LOSS: torch.zeros((), device=self.device)}
         gradient_norm = None
         for batch in batches:
             self.watchdog.move("in the forward pass", self.step)
             with self.own_time.forward():
-                output = self.engine(
-                    batch.input_ids,
-                    batch.masked_positions,
-                    batch.key_mask,
-                    batch.labels,
-                    batch.label_mask,
-                    batch.document_ids,
-                )
+                computed = self.objective(self.engine, batch)
             self.watchdog.move("in the backward pass", self.step)
-            self.engine.backward(output.loss_sum * scale)
+            self.engine.backward(computed.loss_sum * scale)
             gradient_norm = update_weights(self.engine, self.config.optimizer.clip_grad)
-            loss_sum += output.loss_sum.detach()
+            sums[LOSS] += computed.loss_sum.detach()
+            for name, value in computed.extra_sums.items():
+                metric = f"objective/{name}"
+                sums[metric] = sums.get(metric, 0.0) + value.detach()
         self.own_time.end_step()
-        return loss_sum, global_masked, gradient_norm
+        assert gradient_norm is not None
+        return StepSums(sums=sums, weight=weight, gradient_norm=gradient_norm)
 
     def _stop_if_diverged(self, skipped_in_a_row: int) -> None:
         if skipped_in_a_row >= self.config.training.max_skipped_steps:

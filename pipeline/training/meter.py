@@ -1,6 +1,7 @@
 """The figures of the steps between two logs."""
 
 import contextlib
+import dataclasses
 import math
 import time
 from collections.abc import Iterator
@@ -13,6 +14,21 @@ from pipeline.config import RunConfig
 from pipeline.data.mixture import Mixture
 from pipeline.engine.optimizer import learning_rate
 from pipeline.parallel.groups import data_parallel_group
+
+LOSS = "train/loss"
+"""Metric of the sum that an objective differentiates."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepSums:
+    """What one step leaves to be recorded; tensors stay on the device."""
+
+    sums: dict[str, torch.Tensor]
+    """Scalars of this rank by metric, added over its micro-batches; one of them is ``LOSS``."""
+    weight: torch.Tensor
+    """Scalar, fp64: what the sums of all ranks are divided by."""
+    gradient_norm: torch.Tensor | float
+    """Of all ranks, before clipping; not finite where the update was skipped."""
 
 
 class Meter:
@@ -29,22 +45,18 @@ class Meter:
         self.longest_skipped = 0
         self._skipped_in_a_row = 0
         self._config, self._tokens_a_step = config, config.training.global_batch_size * shards.seq_length
-        self._losses: list[torch.Tensor] = []
-        self._masked: list[torch.Tensor] = []
-        self._gradient_norms: list[Any] = []
+        self._steps: list[StepSums] = []
         self._seconds = 0.0
         self._started = time.perf_counter()
 
     @property
     def has_steps(self) -> bool:
         """Whether there is anything to flush."""
-        return bool(self._losses)
+        return bool(self._steps)
 
-    def add(self, loss_sum: torch.Tensor, global_masked: torch.Tensor, gradient_norm: Any) -> None:
-        """One step's loss sum on this rank, and the masked tokens and gradient norm of all."""
-        self._losses.append(loss_sum)
-        self._masked.append(global_masked)
-        self._gradient_norms.append(gradient_norm)
+    def add(self, step: StepSums) -> None:
+        """Remember one step's sums."""
+        self._steps.append(step)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -55,20 +67,18 @@ class Meter:
 
     def flush(self, step: int, engine: Any) -> dict[int, dict[str, float]]:
         """Metrics by step for the steps since the last flush; ``step`` is the newest of them."""
-        sums = torch.stack(self._losses).double()
-        dist.all_reduce(sums, group=data_parallel_group())
-        losses = (sums / torch.stack(self._masked)).tolist()
+        steps, self._steps = self._steps, []
+        means = _means(steps)
         now = time.perf_counter()
-        seconds = (self._seconds + now - self._started) / len(losses)
+        seconds = (self._seconds + now - self._started) / len(steps)
         self._seconds, self._started = 0.0, now
-        first = step - len(losses) + 1
-        norms = [float(norm) for norm in self._gradient_norms]
+        norms = [float(one.gradient_norm) for one in steps]
         for norm in norms:
             self._skipped_in_a_row = 0 if math.isfinite(norm) else self._skipped_in_a_row + 1
             self.skipped_steps += not math.isfinite(norm)
             self.longest_skipped = max(self.longest_skipped, self._skipped_in_a_row)
-        self._losses, self._masked, self._gradient_norms = [], [], []
-        points = {first + i: {"train/loss": loss} for i, loss in enumerate(losses)}
+        first = step - len(steps) + 1
+        points = {first + i: metrics for i, metrics in enumerate(means)}
         points[step] |= {
             "train/learning_rate": learning_rate(step - 1, self._config.training.train_steps, self._config.optimizer),
             "train/gradient_norm": norms[-1],
@@ -80,3 +90,13 @@ class Meter:
         if engine.fp16_enabled():
             points[step]["train/loss_scale"] = float(engine.optimizer.loss_scale)
         return points
+
+
+def _means(steps: list[StepSums]) -> list[dict[str, float]]:
+    """Each step's sums over all ranks, divided by its weight; every rank calls this."""
+    names = list(steps[0].sums)
+    sums = torch.stack([one.sums[name] for name in names for one in steps]).double()
+    dist.all_reduce(sums, group=data_parallel_group())
+    weights = torch.stack([one.weight for one in steps])
+    means = (sums.view(len(names), len(steps)) / weights).tolist()
+    return [{name: means[i][j] for i, name in enumerate(names)} for j in range(len(steps))]
