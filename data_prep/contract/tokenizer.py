@@ -17,7 +17,6 @@ unigram    adds up probabilities in the order of the map, so scores differ in th
 
 import hashlib
 import json
-import os
 import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,6 +26,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 
 from data_prep.config import VocabularyConfig
 from data_prep.contract.command_line import UserError
+from data_prep.contract.files import write_atomically
 
 SPECIAL_TOKENS = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
 """Role -> token, in the order of their ids in a vocabulary trained here (0 to 4)."""
@@ -68,9 +68,7 @@ def save_tokenizer(tokenizer: Tokenizer, path: str | Path) -> bool:
                 return False
             raise UserError(f"{path} holds another tokenizer: delete it or name another file with --tokenizer")
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".partial")
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
+        write_atomically(path, content)
     except OSError as error:
         raise UserError(f"cannot write the tokenizer {path}: {error.strerror}") from error
     return True

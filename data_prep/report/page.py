@@ -4,13 +4,13 @@ The page is one file without scripts or network: inline style, inline SVG. The s
 """
 
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
+from data_prep.contract.files import write_atomically
 from data_prep.report.statistics import ROW_LENGTH_BINS
 
 REPORT = "report.html"
@@ -104,9 +104,7 @@ def write_report(
 {"".join(sections)}</body>
 </html>
 """
-    partial = folder / f"{REPORT}.partial"
-    partial.write_bytes(page.encode())
-    os.replace(partial, folder / REPORT)
+    write_atomically(folder / REPORT, page)
 
 
 def _text(value: object) -> str:

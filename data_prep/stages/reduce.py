@@ -1,7 +1,6 @@
 """Reduce: gather, mask and write the rows of one shard."""
 
 import json
-import os
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.config import chunk_rows
+from data_prep.contract.files import write_atomically
 from data_prep.contract.shard_writing import write_shard
 from data_prep.contract.shards import SPLITS, TOKENIZER
 from data_prep.contract.tokenizer import continues_word, load_tokenizer, ordinary_ids
@@ -36,9 +36,7 @@ def run_reduce(plan: WorkPlan, index: int) -> dict[str, Any]:
     record = {"plan": plan.hash, "split": split, "entry": entry, "statistics": merge(statistics)}
     path = reduce_record(plan, index)
     path.parent.mkdir(exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.partial")
-    temporary.write_text(json.dumps(record, sort_keys=True))
-    os.replace(temporary, path)
+    write_atomically(path, json.dumps(record, sort_keys=True))
     return record
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from data_prep.config import PrepConfig
 from data_prep.contract.command_line import UserError
+from data_prep.contract.files import write_atomically
 from data_prep.contract.shards import TOKENIZER
 from data_prep.corpus.documents import CorpusFile
 from data_prep.corpus.files import find_corpus_files
@@ -113,6 +114,4 @@ def _prepare_work_folder(plan: WorkPlan, identity: dict[str, Any], progress: Pro
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
     (plan.work / TOKENIZER).write_bytes(tokenizer_bytes(plan.config))
     content = {"identity": identity, "stamps": [_stamp(file) for file in plan.files]}
-    temporary = path.with_suffix(".partial")
-    temporary.write_text(json.dumps(content, sort_keys=True))
-    os.replace(temporary, path)
+    write_atomically(path, json.dumps(content, sort_keys=True))

@@ -15,7 +15,6 @@ disk) leaves a line, and the next one begins anew.
 import contextlib
 import dataclasses
 import math
-import os
 import shutil
 import threading
 import time
@@ -27,6 +26,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from data_prep.contract.files import flush_to_disk, write_atomically
 from pipeline.checkpoints.format import KINDS, TEMPORARY, TrainerState, as_json, fingerprint, manifest_text, step_of
 from pipeline.checkpoints.tensor_file import TensorFile
 from pipeline.engine.deepspeed_engine import held_part, link_optimizer_state
@@ -273,18 +273,15 @@ class CheckpointWriter:
         _write_text(temporary / "trainer.json", as_json(dataclasses.asdict(state)))
         files["trainer.json"] = fingerprint(temporary / "trainer.json")
         _write_text(temporary / "manifest.json", manifest_text(files))
-        _flush(temporary)
+        flush_to_disk(temporary)
         if not self._may_commit():
             raise OSError("a newer start of this run has taken over: nothing is saved by this one any more")
         final = self._final(state)
         if final.exists():  # the same step, saved before a resume from an earlier checkpoint
             _remove(final)
         temporary.rename(final)
-        _flush(final.parent)
-        replacement = final.parent / f"{TEMPORARY}latest"
-        _write_text(replacement, final.name + "\n")
-        replacement.replace(final.parent / "latest")
-        _flush(final.parent)
+        flush_to_disk(final.parent)
+        write_atomically(final.parent / "latest", final.name + "\n", durable=True)
         for step in superseded(_steps(self._checkpoints), state.step, self._keep_last, self._keep_every):
             with contextlib.suppress(OSError):  # the next save tries again
                 _remove(self._checkpoints / f"step-{step:08d}")
@@ -326,12 +323,4 @@ def _remove(folder: Path) -> None:
 
 def _write_text(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
-    _flush(path)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    flush_to_disk(path)

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.contract.command_line import UserError, config_as_dict
+from data_prep.contract.files import write_atomically
 from pipeline.finetune.config import FinetuneConfig
 from pipeline.runs.directory import flatten
-from pipeline.runs.files import write_atomically
 from pipeline.runs.redaction import redact
 from pipeline.tracking.mlflow_client import mlflow_for_users
 

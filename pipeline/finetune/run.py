@@ -15,13 +15,13 @@ from transformers.utils import logging as transformers_logging
 
 import pipeline.export  # noqa: F401 - registers the classes, so that folders load without remote code
 from data_prep.contract.command_line import UserError, config_as_dict
+from data_prep.contract.files import write_atomically
 from pipeline.engine.bf16_products import ensure_bf16_products
 from pipeline.finetune.config import FinetuneConfig
 from pipeline.finetune.files import read_splits
 from pipeline.finetune.results import Result, log_to_mlflow, write_results
 from pipeline.finetune.tasks import open_task
 from pipeline.finetune.tasks.base import Task
-from pipeline.runs.files import write_atomically
 
 
 def finetune(config: FinetuneConfig) -> str:

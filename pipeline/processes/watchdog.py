@@ -19,9 +19,9 @@ import threading
 import time
 from pathlib import Path
 
+from data_prep.contract.files import write_atomically
 from pipeline.processes.launch import World
 from pipeline.processes.signals import HANG_EXIT_CODE
-from pipeline.runs.files import write_atomically
 from pipeline.runs.records import append_event
 
 log = logging.getLogger("narrowbert")

@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 
 from data_prep.contract.command_line import UserError
+from data_prep.contract.files import write_atomically
 from pipeline.reports.history import RunHistory, read_history
 
 
@@ -53,8 +54,6 @@ def write_report(run_dirs: list[Path], output: Path) -> None:
 
     page = render_page([read_history(run_dir) for run_dir in run_dirs])
     try:
-        temporary = output.with_name(f".{output.name}")
-        temporary.write_text(page, encoding="utf-8")
-        temporary.replace(output)
+        write_atomically(output, page)
     except OSError as error:
         raise UserError(f"cannot write {output}: {error.strerror}") from error

@@ -6,10 +6,10 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from data_prep.contract.files import write_atomically
 from pipeline.config import RunConfig
 from pipeline.data.mixture import Mixture
 from pipeline.runs.directory import read_run_record
-from pipeline.runs.files import write_atomically
 from pipeline.runs.records import read_points
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from data_prep.contract.command_line import UserError, config_as_dict, one_line
+from data_prep.contract.files import is_unfinished
 from pipeline.config import RESUMABLE_CHANGES, RunConfig, check_config
 from pipeline.data.mixture import Mixture, open_mixture
 from pipeline.runs.redaction import redact
@@ -65,7 +66,7 @@ def _check_run_dir(config: RunConfig, shards: Mixture) -> None:
     if not stored_path.exists():
         # A job that was sent and a start that was killed early leave these; anything else belongs to somebody.
         early = {"submission", "logs", "run.json", ".run.json", ".config.yaml", "events.jsonl"}
-        if run_dir.is_dir() and {path.name for path in run_dir.iterdir()} - early:
+        if run_dir.is_dir() and {path.name for path in run_dir.iterdir() if not is_unfinished(path)} - early:
             raise UserError(f"run_dir {run_dir} holds other files: give a new or empty folder")
         return
     stored = flatten(read_run_config(run_dir))

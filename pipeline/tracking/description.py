@@ -16,13 +16,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from data_prep.contract.command_line import UserError, config_as_dict
+from data_prep.contract.files import write_atomically
 from data_prep.contract.shards import SPLITS
 from pipeline.config import RunConfig, TrackingConfig
 from pipeline.data.mixture import Mixture
 from pipeline.model.parameters import count_parameters
 from pipeline.runs.attempts import Attempt, data_facts
 from pipeline.runs.directory import flatten
-from pipeline.runs.files import write_atomically
 from pipeline.runs.records import read_events
 from pipeline.runs.redaction import redact
 

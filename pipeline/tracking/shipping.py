@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.contract.command_line import UserError, one_line
+from data_prep.contract.files import write_atomically
 from pipeline.data.mixture import paths_of
 from pipeline.reports.comparison import write_report
-from pipeline.runs.files import write_atomically
 from pipeline.runs.records import EVENTS, SPOOL, parse_point
 from pipeline.runs.redaction import RedactingStream
 from pipeline.tracking.description import DESCRIPTION, LAST_SHIPMENT_S

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from data_prep.contract.command_line import UserError, config_as_dict, report_user_error
+from data_prep.contract.files import write_atomically
 from pipeline.checkpoints.format import TrainerState, remove_unfinished
 from pipeline.checkpoints.reading import load_weights, newest_checkpoint, read_trainer_state
 from pipeline.checkpoints.restore import load_optimizer, optimizer_steps
@@ -45,7 +46,6 @@ from pipeline.processes.signals import REQUEUE_EXIT_CODE
 from pipeline.processes.stragglers import OwnTime, Stragglers
 from pipeline.processes.watchdog import Watchdog
 from pipeline.runs.attempts import Attempt, is_newest_attempt, register_attempt
-from pipeline.runs.files import write_atomically
 from pipeline.runs.records import Spool, append_event
 from pipeline.runs.redaction import redact
 from pipeline.tracking.description import describe_run

@@ -1,0 +1,44 @@
+"""Small files that are there whole or not at all."""
+
+import os
+from pathlib import Path
+
+
+def write_atomically(path: Path, content: str | bytes, *, durable: bool = False) -> None:
+    """Replace a small file whole: a reader sees the old content or the new, never half.
+
+    Two processes may write the same file at once: the last one to finish wins.
+
+    Args:
+        path: the file, in a folder that exists.
+        content: text is written as UTF-8.
+        durable: return only when content and name are on disk, so that a power cut loses neither.
+
+    Raises:
+        OSError: the file cannot be written; the old one is still there.
+    """
+    temporary = path.with_name(f".tmp-{path.name}.{os.getpid()}.partial")
+    try:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        if durable:
+            flush_to_disk(temporary)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if durable:
+        flush_to_disk(path.parent)
+
+
+def is_unfinished(path: Path) -> bool:
+    """Whether a file is what a process that was killed inside ``write_atomically`` left."""
+    return path.name.startswith(".tmp-") and path.name.endswith(".partial")
+
+
+def flush_to_disk(path: Path) -> None:
+    """Return when the content of a file, or the names in a folder, are on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,39 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from data_prep.contract.files import is_unfinished, write_atomically
+
+
+@pytest.mark.parametrize("durable", [False, True])
+def test_a_file_is_replaced_and_nothing_else_is_left(tmp_path: Path, durable: bool) -> None:
+    path = tmp_path / "run.json"
+    write_atomically(path, "ä\n", durable=durable)
+    assert path.read_bytes() == b"\xc3\xa4\n"
+    write_atomically(path, b"\xff", durable=durable)
+    assert path.read_bytes() == b"\xff"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_cannot_be_written_leaves_the_old_file_alone(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    write_atomically(path, "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_atomically(path, "\ud800")
+    assert path.read_text() == "old"
+    (tmp_path / "folder" / "full").mkdir(parents=True)
+    with pytest.raises(IsADirectoryError):
+        write_atomically(tmp_path / "folder", "no file can replace a folder")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["folder", "run.json"]
+
+
+def test_a_file_that_a_kill_left_is_told_from_all_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "replace", lambda *_: os._exit(9))  # as if killed: nothing is cleaned up
+    if (child := os.fork()) == 0:
+        write_atomically(tmp_path / "run.json", "new")
+    os.waitpid(child, 0)
+    (left,) = tmp_path.iterdir()
+    assert is_unfinished(left)
+    assert not is_unfinished(tmp_path / "run.json")
+    assert not is_unfinished(tmp_path / ".run.json")
