@@ -71,6 +71,11 @@ class ModelConfig:
     recompute: bool = False
     """Keep only each layer's inputs and compute the rest again in the backward pass: less memory, more time."""
 
+    @property
+    def head_dim(self) -> int:
+        """Size of an attention head."""
+        return self.hidden_size // self.num_attention_heads
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InitConfig:
@@ -245,10 +250,9 @@ def _check_model(model: ModelConfig) -> None:
             f"model.num_attention_heads {model.num_attention_heads} does not divide "
             f"model.hidden_size {model.hidden_size}: take one of {sorted(near)}"
         )
-    head_dim = model.hidden_size // model.num_attention_heads
-    if model.position == "rope" and head_dim % 2:
+    if model.position == "rope" and model.head_dim % 2:
         raise UserError(
-            f"model.position rope turns pairs of features, but a head has {head_dim} (hidden_size / "
+            f"model.position rope turns pairs of features, but a head has {model.head_dim} (hidden_size / "
             "num_attention_heads): take sizes that give an even number, or position absolute or alibi"
         )
 

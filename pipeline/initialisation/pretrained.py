@@ -77,6 +77,7 @@ def _model_config(source: Source, layout: str | None) -> dict[str, Any]:
         config["layout"] = str(source.layout if layout is None else parse_layout(layout))
     except ValueError as error:
         raise UserError(f"--layout: {error}") from error
-    if config["activation"] not in {*ACT2FN, *GATED}:
-        raise UserError(f"{source.folder / 'config.json'}: transformers has no hidden_act {config['activation']}")
+    hidden_act = source.setting("hidden_act")
+    if hidden_act not in {*ACT2FN, *GATED}:
+        raise UserError(f"{source.folder / 'config.json'}: transformers has no hidden_act {hidden_act}")
     return config

@@ -1,7 +1,7 @@
-"""Self-attention sublayers: over every position, and from narrow queries to a frozen state.
+"""Self-attention sublayers: over every position, and from narrow positions to the frozen state.
 
-Shape suffixes: B rows, T positions of a row, N narrow positions, H hidden size, K attention
-heads of this rank, D size of a head, G key/value projections of the frozen state.
+Shape suffixes: B rows of a batch, S tokens of a row, P narrow positions of a row, H ``hidden_size``, A attention
+heads of this rank, D size of a head, J key/value projections of the frozen state. Q stands for S or P queries.
 """
 
 import torch
@@ -9,12 +9,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from pipeline.config import ModelConfig
+from pipeline.model.attention_mask import AttentionMask, flex
+from pipeline.model.linear_and_norm import column_linear, row_linear
 from pipeline.model.position import Rotation
 from pipeline.model.sublayer import Sublayer
-from pipeline.model.visibility import Visibility, flex
 from pipeline.parallel.dropout_seeds import tensor_parallel_dropout
 from pipeline.parallel.groups import tensor_parallel_group
-from pipeline.parallel.layers import ColumnLinear, Initializer, RowLinear
+from pipeline.parallel.layers import Initializer
 
 
 class _Attention(Sublayer):
@@ -22,27 +23,27 @@ class _Attention(Sublayer):
 
     def __init__(self, config: ModelConfig, init_method: Initializer) -> None:
         super().__init__(config)
-        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.head_dim = config.head_dim
         self.local_heads = config.num_attention_heads // tensor_parallel_group().size()
         self.attention_dropout = config.attention_dropout
-        self.linear_proj = RowLinear(config.hidden_size, config.hidden_size, init_method, bias=config.bias)
+        self.linear_proj = row_linear(config, config.hidden_size, init_method)
 
     def _attend(
         self,
-        q_BKND: torch.Tensor,
-        k_BKTD: torch.Tensor,
-        v_BKTD: torch.Tensor,
-        seen: Visibility,
-        residual_BNH: torch.Tensor,
+        q_BAQD: torch.Tensor,
+        k_BASD: torch.Tensor,
+        v_BASD: torch.Tensor,
+        mask: AttentionMask,
+        residual_BQH: torch.Tensor,
     ) -> torch.Tensor:
         dropout_p = self.attention_dropout if self.training else 0.0
-        if seen.block_mask is not None:  # then there is no dropout
-            context_BKND = flex(q_BKND, k_BKTD, v_BKTD, seen)
+        if mask.block_mask is not None:  # then there is no dropout
+            context_BAQD = flex(q_BAQD, k_BASD, v_BASD, mask)
         else:
             with tensor_parallel_dropout(dropout_p):  # a rank's heads are its own, so are the masks of their dropout
-                context_BKND = dot_product_attention(q_BKND, k_BKTD, v_BKTD, seen.bias, dropout_p)
-        context_BNH = context_BKND.transpose(1, 2).flatten(2)
-        return self._output(residual_BNH, self.linear_proj(context_BNH))
+                context_BAQD = dot_product_attention(q_BAQD, k_BASD, v_BASD, mask.bias, dropout_p)
+        context_BQH = context_BAQD.transpose(1, 2).flatten(2)
+        return self._output(residual_BQH, self.linear_proj(context_BQH))
 
 
 class FullAttention(_Attention):
@@ -50,45 +51,45 @@ class FullAttention(_Attention):
 
     def __init__(self, config: ModelConfig, init_method: Initializer) -> None:
         super().__init__(config, init_method)
-        # Output rows are [num_heads, 3, head_dim], so that a tensor-parallel slice holds whole heads.
-        self.linear_qkv = ColumnLinear(config.hidden_size, 3 * config.hidden_size, init_method, bias=config.bias)
+        # Output features are [num_heads, 3, head_dim], so that a tensor-parallel rank holds whole heads.
+        self.linear_qkv = column_linear(config, 3 * config.hidden_size, init_method)
 
-    def forward(self, state_BTH: torch.Tensor, seen: Visibility, rotation: Rotation | None) -> torch.Tensor:
-        """[B, T, H] -> [B, T, H]."""
-        qkv = self.linear_qkv(self._input(state_BTH)).unflatten(-1, (self.local_heads, 3, self.head_dim))
+    def forward(self, state_BSH: torch.Tensor, mask: AttentionMask, rotation: Rotation | None) -> torch.Tensor:
+        """[B, S, H] -> [B, S, H]."""
+        qkv_BSA3D = self.linear_qkv(self._input(state_BSH)).unflatten(-1, (self.local_heads, 3, self.head_dim))
         if rotation is None:
-            q, k, v = qkv.permute(3, 0, 2, 1, 4).unbind(0)
+            q_BASD, k_BASD, v_BASD = qkv_BSA3D.permute(3, 0, 2, 1, 4).unbind(0)
         else:
-            qk, v = qkv.split((2, 1), dim=3)
-            q, k = rotation(qk).permute(3, 0, 2, 1, 4).unbind(0)
-            v = v.squeeze(3).transpose(1, 2)
-        return self._attend(q, k, v, seen, state_BTH)
+            qk_BSA2D, v_BSA1D = qkv_BSA3D.split((2, 1), dim=3)
+            q_BASD, k_BASD = rotation(qk_BSA2D).permute(3, 0, 2, 1, 4).unbind(0)
+            v_BASD = v_BSA1D.squeeze(3).transpose(1, 2)
+        return self._attend(q_BASD, k_BASD, v_BASD, mask, state_BSH)
 
 
 class NarrowAttention(_Attention):
-    """The narrow rows attend to the state frozen at the narrowing point (an ``s`` right of the ``:``).
+    """The narrow positions attend to the state frozen at the narrowing point (an ``s`` right of the ``:``).
 
-    Queries come from the narrow rows. Keys and values come from the last full-length state, which no
+    Queries come from the narrow positions. Keys and values come from the last full-length state, which no
     narrow sublayer changes (Li et al. 2023, SparseQueries): the encoder projects them once for all.
     """
 
     def __init__(self, config: ModelConfig, init_method: Initializer) -> None:
         super().__init__(config, init_method)
-        self.linear_q = ColumnLinear(config.hidden_size, config.hidden_size, init_method, bias=config.bias)
+        self.linear_q = column_linear(config, config.hidden_size, init_method)
 
     def forward(
         self,
-        narrow_BNH: torch.Tensor,
-        k_BKTD: torch.Tensor,
-        v_BKTD: torch.Tensor,
-        seen: Visibility,
+        narrow_BPH: torch.Tensor,
+        k_BASD: torch.Tensor,
+        v_BASD: torch.Tensor,
+        mask: AttentionMask,
         rotation: Rotation | None,
     ) -> torch.Tensor:
-        """[B, N, H] -> [B, N, H]; ``rotation`` is that of the narrow rows' places in the whole row."""
-        q_BNKD = self.linear_q(self._input(narrow_BNH)).unflatten(-1, (self.local_heads, self.head_dim))
+        """[B, P, H] -> [B, P, H]; ``rotation`` is that of the narrow positions in the whole row."""
+        q_BPAD = self.linear_q(self._input(narrow_BPH)).unflatten(-1, (self.local_heads, self.head_dim))
         if rotation is not None:
-            q_BNKD = rotation(q_BNKD)
-        return self._attend(q_BNKD.transpose(1, 2), k_BKTD, v_BKTD, seen, narrow_BNH)
+            q_BPAD = rotation(q_BPAD)
+        return self._attend(q_BPAD.transpose(1, 2), k_BASD, v_BASD, mask, narrow_BPH)
 
 
 class FrozenKeyValue(nn.Module):
@@ -97,41 +98,41 @@ class FrozenKeyValue(nn.Module):
     def __init__(self, config: ModelConfig, num_projections: int, init_method: Initializer) -> None:
         super().__init__()
         self.num_projections = num_projections
-        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.head_dim = config.head_dim
         self.local_heads = config.num_attention_heads // tensor_parallel_group().size()
-        # Output rows are [num_heads, projections, 2, head_dim]: a tensor-parallel slice holds whole heads.
-        # One parameter rather than one a sublayer, so that ZeRO 3 gathers it where it is used.
-        self.linear = ColumnLinear(
-            config.hidden_size, 2 * num_projections * config.hidden_size, init_method, bias=config.bias
-        )
+        # Output features are [num_heads, projections, 2, head_dim]: a tensor-parallel rank holds whole heads.
+        # One parameter rather than one per sublayer, so that ZeRO 3 gathers it where it is used.
+        self.linear = column_linear(config, 2 * num_projections * config.hidden_size, init_method)
 
-    def forward(self, frozen_BTH: torch.Tensor, rotation: Rotation | None) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """[B, T, H] -> (keys, values) of each projection, each [B, K, T, D]."""
-        kv = self.linear(frozen_BTH).unflatten(-1, (self.local_heads, self.num_projections, 2, self.head_dim))
+    def forward(self, frozen_BSH: torch.Tensor, rotation: Rotation | None) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """[B, S, H] -> (keys, values) of each projection, each [B, A, S, D]."""
+        shape = (self.local_heads, self.num_projections, 2, self.head_dim)
+        kv_BSAJ2D = self.linear(frozen_BSH).unflatten(-1, shape)
         # Copied once, so that the heads of a projection lie together, as the products of attention want them.
         # unbind's backward joins all gradients in one pass, where slices would add tensors of full size.
         if rotation is None:
-            parts = kv.permute(3, 4, 0, 2, 1, 5).contiguous().flatten(0, 1).unbind(0)
+            parts = kv_BSAJ2D.permute(3, 4, 0, 2, 1, 5).contiguous().flatten(0, 1).unbind(0)
             return list(zip(parts[::2], parts[1::2], strict=True))
-        keys, values = kv.unbind(4)
-        heads_first = (part.permute(3, 0, 2, 1, 4).contiguous().unbind(0) for part in (rotation(keys), values))
-        return list(zip(*heads_first, strict=True))
+        k_BSAJD, v_BSAJD = kv_BSAJ2D.unbind(4)
+        keys = rotation(k_BSAJD).permute(3, 0, 2, 1, 4).contiguous().unbind(0)
+        values = v_BSAJD.permute(3, 0, 2, 1, 4).contiguous().unbind(0)
+        return list(zip(keys, values, strict=True))
 
 
 def dot_product_attention(
-    q_BKND: torch.Tensor,
-    k_BKTD: torch.Tensor,
-    v_BKTD: torch.Tensor,
+    q_BAQD: torch.Tensor,
+    k_BASD: torch.Tensor,
+    v_BASD: torch.Tensor,
     bias: torch.Tensor | None,
     dropout_p: float,
 ) -> torch.Tensor:
-    """softmax(q k^T / sqrt(D) + bias) v: [B, K, N, D]. A bool ``bias`` is True at the keys that are seen."""
-    if q_BKND.is_cuda or q_BKND.dtype == torch.float32:
-        return F.scaled_dot_product_attention(q_BKND, k_BKTD, v_BKTD, attn_mask=bias, dropout_p=dropout_p)
+    """softmax(q k^T / sqrt(D) + bias) v: [B, A, Q, D]. A bool ``bias`` is True at the keys that are seen."""
+    if q_BAQD.is_cuda or q_BAQD.dtype == torch.float32:
+        return F.scaled_dot_product_attention(q_BAQD, k_BASD, v_BASD, attn_mask=bias, dropout_p=dropout_p)
     # On CPU two plain products train 1.4 to 2.5 times faster in bf16 than torch's fused kernel
     # (benchmarks/cpu_choices.py). The softmax itself computes in fp32 whatever its input's type.
-    scores_BKNT = (q_BKND * q_BKND.shape[-1] ** -0.5) @ k_BKTD.transpose(-1, -2)
+    scores_BAQS = (q_BAQD * q_BAQD.shape[-1] ** -0.5) @ k_BASD.transpose(-1, -2)
     if bias is not None:
         is_mask = bias.dtype == torch.bool
-        scores_BKNT = scores_BKNT.masked_fill(~bias, float("-inf")) if is_mask else scores_BKNT + bias
-    return F.dropout(scores_BKNT.softmax(dim=-1), dropout_p) @ v_BKTD
+        scores_BAQS = scores_BAQS.masked_fill(~bias, float("-inf")) if is_mask else scores_BAQS + bias
+    return F.dropout(scores_BAQS.softmax(dim=-1), dropout_p) @ v_BASD

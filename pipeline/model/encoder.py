@@ -1,11 +1,11 @@
 """One encoder for every layout: BERT, ContextFirst, SparseQueries and mixtures.
 
-Shape suffixes: B rows, T positions of a row, N narrow positions, H hidden size, K attention
+Shape suffixes: B rows of a batch, S tokens of a row, P narrow positions of a row, H ``hidden_size``, A attention
 heads of this rank, D size of a head.
 """
 
-import functools
 from collections.abc import Callable, Sequence
+from typing import TypeVarTuple
 
 import torch
 from torch import nn
@@ -14,16 +14,17 @@ from torch.utils.checkpoint import checkpoint
 from pipeline.config import ModelConfig
 from pipeline.layout import group_sublayers, kv_projections, parse_layout
 from pipeline.model.attention import FrozenKeyValue, FullAttention, NarrowAttention
+from pipeline.model.attention_mask import AttentionMask, attention_mask
 from pipeline.model.feedforward import FeedForward
-from pipeline.model.position import Rotation, alibi_slopes
-from pipeline.model.sublayer import build_norm
-from pipeline.model.visibility import Visibility, visibility
-from pipeline.parallel.groups import tensor_parallel_group
+from pipeline.model.linear_and_norm import build_norm
+from pipeline.model.position import Rotation, build_rotation, build_slopes
 from pipeline.parallel.layers import Initializer
+
+Inputs = TypeVarTuple("Inputs")
 
 
 class Encoder(nn.Module):
-    """Runs the full sublayers, gathers the narrow rows, runs the narrow sublayers on them.
+    """Runs the full layers, gathers the narrow positions, runs the narrow layers on them.
 
     In pre-norm the frozen state is normalised once for all keys and values, and the result ends in a norm.
     """
@@ -40,8 +41,8 @@ class Encoder(nn.Module):
             NarrowAttention(config, init_method) if letter == "s" else FeedForward(config, init_method)
             for letter in self.layout.narrow
         )
-        self.kv_projections = kv_projections(config.narrow_kv, self.layout.narrow.count("s"))
-        num_projections = len(set(self.kv_projections))
+        self.projection_of_attention = kv_projections(config.narrow_kv, self.layout.narrow.count("s"))
+        num_projections = len(set(self.projection_of_attention))
         is_pre_norm = config.normalization == "pre"
         self.frozen_norm = build_norm(config) if is_pre_norm and num_projections else None
         self.narrow_kv = FrozenKeyValue(config, num_projections, init_method) if num_projections else None
@@ -49,113 +50,118 @@ class Encoder(nn.Module):
 
     def forward(
         self,
-        state_BTH: torch.Tensor,
-        narrow_positions_BN: torch.Tensor,
-        key_mask_B11T: torch.Tensor | None,
-        document_ids_BT: torch.Tensor | None = None,
+        state_BSH: torch.Tensor,
+        narrow_positions_BP: torch.Tensor,
+        key_mask_B11S: torch.Tensor | None,
+        document_ids_BS: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Encode rows and return the narrow positions only.
 
         Args:
-            state_BTH: embedded rows.
-            narrow_positions_BN: positions in 0..T-1, int64. A repeated position is computed twice.
-            key_mask_B11T: True where a key is a real token; None if every one is.
-            document_ids_BT: attention stays between tokens of equal ids; None: it knows no documents.
+            state_BSH: embedded rows.
+            narrow_positions_BP: positions in 0..S-1, int64. A repeated position is computed twice.
+            key_mask_B11S: True where a key is a real token; None if every one is.
+            document_ids_BS: attention stays between tokens of equal ids; None: it knows no documents.
 
         Returns:
-            [B, N, H].
+            [B, P, H].
         """
-        everything_T = torch.arange(state_BTH.shape[1], device=state_BTH.device)
-        see = functools.partial(self._visibility, state_BTH, key_mask_B11T, document_ids_BT)
-        rotation = self._rotation(everything_T, state_BTH.dtype)
-        seen = see(everything_T) if "s" in self.layout.full else Visibility()
-        for group in _groups(self.full_sublayers, self.layout.full):
-            state_BTH = self._run(functools.partial(_run_full, group, seen, rotation), state_BTH)
-        narrow_BNH = gather_rows(state_BTH, narrow_positions_BN)
-        keys_values: list[tuple[torch.Tensor, torch.Tensor]] = []
-        seen, narrow_rotation = Visibility(), None
-        if self.narrow_kv is not None:
-            frozen_BTH = state_BTH if self.frozen_norm is None else self.frozen_norm(state_BTH)
-            keys_values = self.narrow_kv(frozen_BTH, rotation)
-            seen = see(narrow_positions_BN)
-            narrow_rotation = self._rotation(narrow_positions_BN, state_BTH.dtype)
-        projections = iter(self.kv_projections)
-        for group in _groups(self.narrow_sublayers, self.layout.narrow):
-            kv = keys_values[next(projections)] if isinstance(group[0], NarrowAttention) else ()
-            narrow_BNH = self._run(functools.partial(_run_narrow, group, seen, narrow_rotation), narrow_BNH, *kv)
-        return narrow_BNH if self.final_norm is None else self.final_norm(narrow_BNH)
+        # Left of the narrowing point every position is computed.
+        positions_S = torch.arange(state_BSH.shape[1], device=state_BSH.device)
+        rotation = build_rotation(self.config, positions_S, state_BSH.dtype)
+        mask = AttentionMask()
+        if "s" in self.layout.full:
+            mask = self._mask(state_BSH, positions_S, key_mask_B11S, document_ids_BS)
+        for layer in _layers(self.full_sublayers, self.layout.full):
+            state_BSH = self._run(_full_layer, layer, state_BSH, mask, rotation)
 
-    def _run(self, group: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> torch.Tensor:
+        # Here the state is frozen. Its keys and values serve all narrow layers.
+        narrow_BPH = gather_positions(state_BSH, narrow_positions_BP)
+        if self.narrow_kv is None:
+            keys_values = []
+        else:
+            frozen_BSH = state_BSH if self.frozen_norm is None else self.frozen_norm(state_BSH)
+            keys_values = self.narrow_kv(frozen_BSH, rotation)
+            mask = self._mask(state_BSH, narrow_positions_BP, key_mask_B11S, document_ids_BS)
+            rotation = build_rotation(self.config, narrow_positions_BP, state_BSH.dtype)
+
+        # Right of the narrowing point the narrow positions alone are computed.
+        num_attentions = 0
+        for layer in _layers(self.narrow_sublayers, self.layout.narrow):
+            if isinstance(layer[0], NarrowAttention):
+                k_BASD, v_BASD = keys_values[self.projection_of_attention[num_attentions]]
+                narrow_BPH = self._run(_narrow_layer, layer, narrow_BPH, k_BASD, v_BASD, mask, rotation)
+                num_attentions += 1
+            else:
+                narrow_BPH = self._run(_feed_forward_alone, layer, narrow_BPH)
+        return narrow_BPH if self.final_norm is None else self.final_norm(narrow_BPH)
+
+    def _run(self, layer_function: Callable[[*Inputs], torch.Tensor], *inputs: *Inputs) -> torch.Tensor:
         if not (self.config.recompute and torch.is_grad_enabled()):
-            return group(*inputs)
+            return layer_function(*inputs)
         # Only the inputs are kept. The keys and values of the frozen state are inputs, so they are not
         # computed again. Re-entrant, because ZeRO 3 frees weights after each forward pass: here the second
         # pass builds a graph of its own, with the hooks that gather them again.
-        output = checkpoint(group, *inputs, use_reentrant=True, preserve_rng_state=True)
+        output = checkpoint(layer_function, *inputs, use_reentrant=True, preserve_rng_state=True)
         assert isinstance(output, torch.Tensor)
         return output
 
-    def _rotation(self, positions: torch.Tensor, dtype: torch.dtype) -> Rotation | None:
-        config = self.config
-        if config.position != "rope":
-            return None
-        return Rotation(positions, config.hidden_size // config.num_attention_heads, config.rotary_base, dtype)
-
-    def _visibility(
+    def _mask(
         self,
-        state_BTH: torch.Tensor,
-        key_mask_B11T: torch.Tensor | None,
-        document_ids_BT: torch.Tensor | None,
+        state_BSH: torch.Tensor,
         positions: torch.Tensor,
-    ) -> Visibility:
-        config, slopes_K = self.config, None
-        if config.position == "alibi":
-            group = tensor_parallel_group()
-            slopes_K = alibi_slopes(config.num_attention_heads, state_BTH.device).chunk(group.size())[group.rank()]
-        has_dropout = self.training and config.attention_dropout > 0
-        return visibility(
-            key_mask_B11T,
-            document_ids_BT,
-            slopes_K,
+        key_mask_B11S: torch.Tensor | None,
+        document_ids_BS: torch.Tensor | None,
+    ) -> AttentionMask:
+        """Mask of the queries at ``positions``, [S] or [B, P]."""
+        has_dropout = self.training and self.config.attention_dropout > 0
+        return attention_mask(
+            key_mask_B11S,
+            document_ids_BS,
+            build_slopes(self.config, state_BSH.device),
             positions,
-            state_BTH.shape[1],
-            state_BTH.dtype,
-            use_blocks=state_BTH.is_cuda and not has_dropout,
+            state_BSH.shape[1],
+            state_BSH.dtype,
+            use_blocks=state_BSH.is_cuda and not has_dropout,
         )
 
 
-def _groups(sublayers: nn.ModuleList, letters: str) -> list[Sequence[nn.Module]]:
+def gather_positions(state_BSH: torch.Tensor, positions_BP: torch.Tensor) -> torch.Tensor:
+    """Pick ``positions`` of each row: [B, S, H], [B, P] -> [B, P, H]."""
+    num_rows, seq_length, hidden_size = state_BSH.shape
+    # Indices into the flattened state: index_select copies whole positions, gather single numbers.
+    first_B1 = torch.arange(0, num_rows * seq_length, seq_length, device=positions_BP.device).unsqueeze(1)
+    flat = (positions_BP + first_B1).flatten()
+    return state_BSH.reshape(-1, hidden_size).index_select(0, flat).unflatten(0, positions_BP.shape)
+
+
+def _layers(sublayers: nn.ModuleList, letters: str) -> list[Sequence[nn.Module]]:
     """The sublayers as layers: an attention and the feed-forward after it, or one of them alone."""
     remaining = iter(sublayers)
     return [[next(remaining) for _ in group] for group in group_sublayers(letters)]
 
 
-def _run_full(
-    group: Sequence[nn.Module], seen: Visibility, rotation: Rotation | None, state_BTH: torch.Tensor
+def _full_layer(
+    layer: Sequence[nn.Module], state_BSH: torch.Tensor, mask: AttentionMask, rotation: Rotation | None
 ) -> torch.Tensor:
-    for sublayer in group:
+    for sublayer in layer:
         is_attention = isinstance(sublayer, FullAttention)
-        state_BTH = sublayer(state_BTH, seen, rotation) if is_attention else sublayer(state_BTH)
-    return state_BTH
+        state_BSH = sublayer(state_BSH, mask, rotation) if is_attention else sublayer(state_BSH)
+    return state_BSH
 
 
-def _run_narrow(
-    group: Sequence[nn.Module],
-    seen: Visibility,
+def _narrow_layer(
+    layer: Sequence[nn.Module],
+    narrow_BPH: torch.Tensor,
+    k_BASD: torch.Tensor,
+    v_BASD: torch.Tensor,
+    mask: AttentionMask,
     rotation: Rotation | None,
-    narrow_BNH: torch.Tensor,
-    *key_value: torch.Tensor,
 ) -> torch.Tensor:
-    for sublayer in group:
-        is_attention = isinstance(sublayer, NarrowAttention)
-        narrow_BNH = sublayer(narrow_BNH, *key_value, seen, rotation) if is_attention else sublayer(narrow_BNH)
-    return narrow_BNH
+    attention, *feed_forward = layer
+    narrow_BPH = attention(narrow_BPH, k_BASD, v_BASD, mask, rotation)
+    return feed_forward[0](narrow_BPH) if feed_forward else narrow_BPH
 
 
-def gather_rows(state_BTH: torch.Tensor, positions_BN: torch.Tensor) -> torch.Tensor:
-    """Pick ``positions`` of each row: [B, T, H], [B, N] -> [B, N, H]."""
-    rows, length, hidden = state_BTH.shape
-    # Row indices into the flattened state: index_select copies whole rows, gather single numbers.
-    first = torch.arange(0, rows * length, length, device=positions_BN.device).unsqueeze(1)
-    flat = (positions_BN + first).flatten()
-    return state_BTH.reshape(-1, hidden).index_select(0, flat).unflatten(0, positions_BN.shape)
+def _feed_forward_alone(layer: Sequence[nn.Module], state: torch.Tensor) -> torch.Tensor:
+    return layer[0](state)

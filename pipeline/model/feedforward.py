@@ -4,10 +4,11 @@ import torch
 import torch.nn.functional as F
 
 from pipeline.config import ModelConfig
+from pipeline.model.linear_and_norm import column_linear, row_linear
 from pipeline.model.parameters import gate_blocks, is_gated
 from pipeline.model.sublayer import Sublayer
 from pipeline.parallel.groups import tensor_parallel_group
-from pipeline.parallel.layers import ColumnLinear, Initializer, RowLinear
+from pipeline.parallel.layers import Initializer
 
 
 class FeedForward(Sublayer):
@@ -18,19 +19,17 @@ class FeedForward(Sublayer):
 
     def __init__(self, config: ModelConfig, init_method: Initializer) -> None:
         super().__init__(config)
-        hidden, inner = config.hidden_size, config.ffn_hidden_size
         self.is_gated = is_gated(config)
         self.activation = F.silu if config.activation == "swiglu" else F.gelu
-        # A gated unit's output rows are [blocks, 2 (gate, value), inner / blocks]: a tensor-parallel slice
-        # holds gates beside their values, and long runs of either, which elementwise kernels like. Any
-        # tensor-parallel size that is possible divides the heads and the inner width, so also the blocks.
+        # A gated unit's output features are [blocks, 2 (gate, value), F / blocks]: a tensor-parallel rank holds
+        # gates beside their values, and long runs of either, which elementwise kernels like.
         self.local_blocks = gate_blocks(config) // tensor_parallel_group().size()
-        rows = 2 * inner if self.is_gated else inner
-        self.linear_fc1 = ColumnLinear(hidden, rows, init_method, bias=config.bias)
-        self.linear_fc2 = RowLinear(inner, hidden, init_method, bias=config.bias)
+        output_size = 2 * config.ffn_hidden_size if self.is_gated else config.ffn_hidden_size
+        self.linear_fc1 = column_linear(config, output_size, init_method)
+        self.linear_fc2 = row_linear(config, config.ffn_hidden_size, init_method)
 
     def forward(self, state: torch.Tensor) -> torch.Tensor:
-        """[B, any number of positions, hidden] -> the same shape."""
+        """[B, any number of positions, H] -> the same shape."""
         inner = self.linear_fc1(self._input(state))
         if self.is_gated:
             gate, value = inner.unflatten(-1, (self.local_blocks, 2, -1)).unbind(-2)

@@ -1,7 +1,7 @@
-"""The trained model: embeddings, encoder, masked-LM head on the narrow rows, loss sum.
+"""The trained model: embeddings, encoder, masked-LM head on the narrow positions, loss sum.
 
-Shape suffixes: B rows, T positions of a row, N narrow positions, H hidden size, V this rank's share
-of the (padded) vocabulary.
+Shape suffixes: B rows of a batch, S tokens of a row, P narrow positions of a row, H ``hidden_size``, V this
+rank's share of the (padded) vocabulary.
 """
 
 import functools
@@ -13,11 +13,10 @@ from torch import nn
 
 from pipeline.config import ModelConfig
 from pipeline.model.encoder import Encoder
-from pipeline.model.parameters import NUM_TOKEN_TYPES
+from pipeline.model.linear_and_norm import build_norm, column_linear
+from pipeline.model.parameters import NUM_TOKEN_TYPES, has_position_embeddings
 from pipeline.model.position import positions_in_document
-from pipeline.model.sublayer import build_norm
 from pipeline.parallel.layers import (
-    ColumnLinear,
     Initializer,
     WordEmbedding,
     argmax,
@@ -47,7 +46,7 @@ class Embeddings(nn.Module):
         super().__init__()
         self.word_embeddings = WordEmbedding(vocab_size, config.hidden_size, init_method, padded_size)
         self.position_embeddings = None
-        if config.position == "absolute":
+        if has_position_embeddings(config):
             self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
             init_method(self.position_embeddings.weight)
         self.token_type_embeddings = nn.Embedding(NUM_TOKEN_TYPES, config.hidden_size)
@@ -55,15 +54,15 @@ class Embeddings(nn.Module):
         self.norm = build_norm(config)
         self.dropout = nn.Dropout(config.hidden_dropout)
 
-    def forward(self, input_ids_BT: torch.Tensor, document_ids_BT: torch.Tensor | None = None) -> torch.Tensor:
-        """[B, T] -> [B, T, H]; with ``document_ids`` absolute positions start from 0 in each document."""
-        rows = self.token_type_embeddings.weight[0]
+    def forward(self, input_ids_BS: torch.Tensor, document_ids_BS: torch.Tensor | None = None) -> torch.Tensor:
+        """[B, S] -> [B, S, H]; with ``document_ids`` absolute positions start from 0 in each document."""
+        added = self.token_type_embeddings.weight[0]
         if self.position_embeddings is not None:
-            places = self.position_embeddings.weight[: input_ids_BT.shape[1]]
-            if document_ids_BT is not None:
-                places = F.embedding(positions_in_document(document_ids_BT), places)
-            rows = places + rows
-        return self.dropout(self.norm(self.word_embeddings(input_ids_BT) + rows))
+            places = self.position_embeddings.weight[: input_ids_BS.shape[1]]
+            if document_ids_BS is not None:
+                places = F.embedding(positions_in_document(document_ids_BS), places)
+            added = places + added
+        return self.dropout(self.norm(self.word_embeddings(input_ids_BS) + added))
 
 
 class MaskedLMHead(nn.Module):
@@ -73,18 +72,18 @@ class MaskedLMHead(nn.Module):
 
     def __init__(self, config: ModelConfig, vocab_size: int, padded_size: int, init_method: Initializer) -> None:
         super().__init__()
-        self.dense = ColumnLinear(config.hidden_size, config.hidden_size, init_method, bias=config.bias)
+        self.dense = column_linear(config, config.hidden_size, init_method)
         self.norm = build_norm(config)
         self.bias = vocab_parallel_bias(vocab_size, padded_size)
         self.padding_V: torch.Tensor | None
         self.register_buffer("padding_V", is_padding_of_vocabulary(vocab_size, padded_size), persistent=False)
 
-    def forward(self, narrow_BNH: torch.Tensor, decoder_VH: torch.Tensor) -> torch.Tensor:
-        """[B, N, H] -> logits [B, N, V]; those of padding are -inf."""
-        state_BNH = self.norm(gather_from_tensor_parallel(F.gelu(self.dense(narrow_BNH))))
+    def forward(self, narrow_BPH: torch.Tensor, decoder_VH: torch.Tensor) -> torch.Tensor:
+        """[B, P, H] -> logits [B, P, V]; those of padding are -inf."""
+        state_BPH = self.norm(gather_from_tensor_parallel(F.gelu(self.dense(narrow_BPH))))
         # Through the bias padding costs no pass over the logits; probability and gradient are exactly 0.
         bias_V = self.bias if self.padding_V is None else self.bias.masked_fill(self.padding_V, float("-inf"))
-        return F.linear(copy_to_tensor_parallel(state_BNH), decoder_VH, bias_V)
+        return F.linear(copy_to_tensor_parallel(state_BPH), decoder_VH, bias_V)
 
 
 class NarrowBertForPretraining(nn.Module):
@@ -113,10 +112,10 @@ class NarrowBertForPretraining(nn.Module):
         key_mask: torch.Tensor | None,
         document_ids: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """This rank's vocabulary logits [B, N, V] at ``narrow_positions`` [B, N] of ``input_ids`` [B, T].
+        """This rank's vocabulary logits [B, P, V] at ``narrow_positions`` [B, P] of ``input_ids`` [B, S].
 
-        ``key_mask`` [B, 1, 1, T] is True at real tokens, None where there is no padding.
-        ``document_ids`` [B, T] is needed, and looked at, where ``document_attention`` is isolated.
+        ``key_mask`` [B, 1, 1, S] is True at real tokens, None where there is no padding.
+        ``document_ids`` [B, S] is needed, and looked at, where ``document_attention`` is isolated.
 
         Raises:
             ValueError: isolated documents without ``document_ids``.
@@ -140,7 +139,7 @@ class NarrowBertForPretraining(nn.Module):
         count_correct: bool = False,
         return_logits: bool = False,
     ) -> MaskedLMOutput:
-        """Sum of the masked-LM loss over the labels whose ``label_mask`` [B, N] is True.
+        """Sum of the masked-LM loss over the labels whose ``label_mask`` [B, P] is True.
 
         A sum, not a mean: the mean over the *global* count of masked tokens of a step can only be
         formed across micro-batches and ranks, and that is the trainer's to do.

@@ -85,6 +85,11 @@ def padded_vocab_size(vocab_size: int, tensor_parallel_size: int) -> int:
     return -(-vocab_size // multiple) * multiple
 
 
+def has_position_embeddings(model: ModelConfig) -> bool:
+    """Whether the embeddings know positions; otherwise attention does."""
+    return model.position == "absolute"
+
+
 def is_gated(model: ModelConfig) -> bool:
     """Whether the feed-forward sublayers have a gate beside the value."""
     return model.activation in ("geglu", "swiglu")
@@ -112,7 +117,7 @@ def _embeddings(model: ModelConfig, vocab_size: int) -> Iterator[Parameter]:
         multiplies="narrow",  # as the decoder, to which it is tied
     )
     yield Parameter(name="embeddings.token_type_embeddings.weight", shape=(NUM_TOKEN_TYPES, hidden_size))
-    if model.position == "absolute":
+    if has_position_embeddings(model):
         yield Parameter(
             name="embeddings.position_embeddings.weight",
             shape=(model.max_position_embeddings, hidden_size),

@@ -1,24 +1,27 @@
 """Positions: rotary embeddings, ALiBi, and where a position starts again.
 
-Shape suffixes: B rows, T positions of a row, N positions that ask, K attention heads of this rank,
-D size of a head.
+Shape suffixes: B rows of a batch, S tokens of a row, P narrow positions of a row, A attention heads of this
+rank, D size of a head.
 """
 
 import math
 
 import torch
 
+from pipeline.config import ModelConfig
+from pipeline.parallel.groups import tensor_parallel_group
 
-def positions_in_document(document_ids_BT: torch.Tensor) -> torch.Tensor:
-    """Each token's place in its own document, from 0: int64 [B, T].
+
+def positions_in_document(document_ids_BS: torch.Tensor) -> torch.Tensor:
+    """Each token's place in its own document, from 0: int64 [B, S].
 
     A document of a packed row then has the positions that it has in a row of its own.
     """
-    index_T = torch.arange(document_ids_BT.shape[1], device=document_ids_BT.device)
-    begins_BT = torch.ones_like(document_ids_BT, dtype=torch.bool)
-    begins_BT[:, 1:] = document_ids_BT[:, 1:] != document_ids_BT[:, :-1]
-    starts_BT = torch.where(begins_BT, index_T, 0).cummax(dim=1).values
-    return index_T - starts_BT
+    index_S = torch.arange(document_ids_BS.shape[1], device=document_ids_BS.device)
+    begins_BS = torch.ones_like(document_ids_BS, dtype=torch.bool)
+    begins_BS[:, 1:] = document_ids_BS[:, 1:] != document_ids_BS[:, :-1]
+    starts_BS = torch.where(begins_BS, index_S, 0).cummax(dim=1).values
+    return index_S - starts_BS
 
 
 class Rotation:
@@ -27,7 +30,7 @@ class Rotation:
     Feature i of a head is paired with feature i + D/2, as in GPT-NeoX, Megatron and transformers.
 
     Args:
-        positions: [T], or [B, N] for gathered rows: their places in the whole row.
+        positions: [S], or [B, P] for narrow positions: their places in the whole row.
         head_dim: D, even.
         base: of the wavelengths, 2 pi base^(2 i / D).
         dtype: of what will be rotated. The angles themselves are fp32.
@@ -46,6 +49,19 @@ class Rotation:
         shape = (*self.cos.shape[:-1], *(1,) * (x.dim() - 3), self.cos.shape[-1])
         first, second = x.chunk(2, -1)
         return torch.addcmul(x * self.cos.view(shape), torch.cat((second, first), -1), self.sin.view(shape))
+
+
+def build_rotation(config: ModelConfig, positions: torch.Tensor, dtype: torch.dtype) -> Rotation | None:
+    """The rotation of queries and keys at ``positions`` (as in ``Rotation``); None unless the model has RoPE."""
+    return Rotation(positions, config.head_dim, config.rotary_base, dtype) if config.position == "rope" else None
+
+
+def build_slopes(config: ModelConfig, device: torch.device) -> torch.Tensor | None:
+    """ALiBi's slopes of this rank's heads, fp32 [A]; None unless the model has ALiBi."""
+    if config.position != "alibi":
+        return None
+    group = tensor_parallel_group()
+    return alibi_slopes(config.num_attention_heads, device).chunk(group.size())[group.rank()]
 
 
 def alibi_slopes(num_heads: int, device: torch.device) -> torch.Tensor:

@@ -4,13 +4,7 @@ import torch
 from torch import nn
 
 from pipeline.config import ModelConfig
-
-
-def build_norm(config: ModelConfig) -> nn.Module:
-    """LayerNorm (Ba et al. 2016) or RMSNorm (Zhang and Sennrich 2019) over the hidden size."""
-    if config.norm == "rmsnorm":
-        return nn.RMSNorm(config.hidden_size, eps=config.layernorm_epsilon)
-    return nn.LayerNorm(config.hidden_size, eps=config.layernorm_epsilon, bias=config.bias)
+from pipeline.model.linear_and_norm import build_norm
 
 
 class Sublayer(nn.Module):
@@ -27,10 +21,10 @@ class Sublayer(nn.Module):
         self.norm = build_norm(config)
 
     def _input(self, state: torch.Tensor) -> torch.Tensor:
-        """What the sublayer computes on: ``state`` [..., hidden], normalised in pre-norm."""
+        """What the sublayer computes on: ``state`` [..., H], normalised in pre-norm."""
         return self.norm(state) if self.is_pre_norm else state
 
     def _output(self, state: torch.Tensor, computed: torch.Tensor) -> torch.Tensor:
-        """``computed`` added to ``state``, both [..., hidden]; normalised in post-norm."""
+        """``computed`` added to ``state``, both [..., H]; normalised in post-norm."""
         total = state + self.dropout(computed)
         return total if self.is_pre_norm else self.norm(total)

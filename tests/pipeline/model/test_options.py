@@ -11,10 +11,10 @@ import torch.nn.functional as F
 
 from pipeline.config import ModelConfig
 from pipeline.layout import kv_projections, parse_layout
+from pipeline.model.attention_mask import AttentionMask, attention_mask, flex
 from pipeline.model.masked_lm import NarrowBertForPretraining
 from pipeline.model.parameters import gate_blocks
 from pipeline.model.position import alibi_slopes, positions_in_document
-from pipeline.model.visibility import Visibility, flex, visibility
 
 VOCAB, LENGTH = 23, 12
 LAYOUTS = ["2sf", "sf:2sf", "sf 2s:2f", "sf s:f 2s f s", ":3sf"]
@@ -245,8 +245,8 @@ def test_full_rotary_shift_changes_nothing_but_absolute_positions_do() -> None:
         assert bool(difference.abs().max() < 1e-4) is equal, position
 
 
-def test_narrow_rows_have_the_positions_they_had_in_the_row() -> None:
-    # With a narrow side alone, moving the gathered row to slot 0 must not move it to position 0.
+def test_narrow_positions_are_those_of_the_whole_row() -> None:
+    # With a narrow side alone, moving the gathered position to slot 0 must not move it to position 0.
     for position in ("rope", "alibi"):
         model, batch = build(":2sf", position=position).eval(), rows()
         together = model.logits(batch["input_ids"], batch["narrow_positions"], None)
@@ -306,7 +306,7 @@ def test_the_block_form_for_cuda_sees_what_the_mask_shows(queries: torch.Tensor,
     q = torch.randn(3, 2, queries.shape[-1], 16, generator=generator)
     k, v = (torch.randn(3, 2, LENGTH, 16, generator=generator) for _ in range(2))
     mask, blocks = (
-        visibility(
+        attention_mask(
             batch["key_mask"], batch["document_ids"], slopes, queries, LENGTH, q.dtype, use_blocks=use_blocks
         )
         for use_blocks in (False, True)
@@ -321,8 +321,8 @@ def test_the_block_form_for_cuda_sees_what_the_mask_shows(queries: torch.Tensor,
 
 
 def test_without_padding_documents_and_alibi_there_is_no_mask() -> None:
-    seen = visibility(None, None, None, torch.arange(4), 4, torch.float32, use_blocks=True)
-    assert seen == Visibility()
+    mask = attention_mask(None, None, None, torch.arange(4), 4, torch.float32, use_blocks=True)
+    assert mask == AttentionMask()
 
 
 # --- recomputation --------------------------------------------------------------------------------

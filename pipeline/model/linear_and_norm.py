@@ -1,0 +1,23 @@
+"""The linear layers and norms of which every part of the model is built."""
+
+from torch import nn
+
+from pipeline.config import ModelConfig
+from pipeline.parallel.layers import ColumnLinear, Initializer, RowLinear
+
+
+def column_linear(config: ModelConfig, output_size: int, init_method: Initializer) -> ColumnLinear:
+    """From the hidden state; tensor-parallel ranks divide the output features among them."""
+    return ColumnLinear(config.hidden_size, output_size, init_method, bias=config.bias)
+
+
+def row_linear(config: ModelConfig, input_size: int, init_method: Initializer) -> RowLinear:
+    """Back to the hidden state; tensor-parallel ranks divide the input features among them."""
+    return RowLinear(input_size, config.hidden_size, init_method, bias=config.bias)
+
+
+def build_norm(config: ModelConfig) -> nn.Module:
+    """LayerNorm (Ba et al. 2016) or RMSNorm (Zhang and Sennrich 2019) over the hidden size."""
+    if config.norm == "rmsnorm":
+        return nn.RMSNorm(config.hidden_size, eps=config.layernorm_epsilon)
+    return nn.LayerNorm(config.hidden_size, eps=config.layernorm_epsilon, bias=config.bias)
