@@ -1,7 +1,6 @@
 """The optimizer's state of a checkpoint into an engine."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -9,10 +8,11 @@ from torch import nn
 from pipeline.checkpoints.format import KINDS, TrainerState
 from pipeline.checkpoints.reading import read_tensors
 from pipeline.engine.deepspeed_engine import held_part, inner_optimizer, set_loss_scaler_state, set_optimizer_state
+from pipeline.engine.protocol import Engine
 from pipeline.parallel.whole_tensors import shard_of
 
 
-def load_optimizer(engine: Any, folder: Path, state: TrainerState) -> None:
+def load_optimizer(engine: Engine, folder: Path, state: TrainerState) -> None:
     """Put a checkpoint's fp32 master weights and Adam moments into a fresh engine."""
     set_optimizer_state(engine, state.optimizer_steps)
     set_loss_scaler_state(engine, state.loss_scaler)
@@ -23,7 +23,7 @@ def load_optimizer(engine: Any, folder: Path, state: TrainerState) -> None:
     engine.global_steps = state.step
 
 
-def _set_fp32(engine: Any, parameter: nn.Parameter, kind: str, shard: torch.Tensor) -> None:
+def _set_fp32(engine: Engine, parameter: nn.Parameter, kind: str, shard: torch.Tensor) -> None:
     """Set a weight or moment from this tensor-parallel rank's whole shard of it."""
     from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
@@ -38,6 +38,6 @@ def _set_fp32(engine: Any, parameter: nn.Parameter, kind: str, shard: torch.Tens
         safe_set_full_optimizer_state(parameter, shard, kind)
 
 
-def optimizer_steps(engine: Any) -> int:
+def optimizer_steps(engine: Engine) -> int:
     """Updates that Adam has counted so far."""
     return int(next(iter(inner_optimizer(engine).state.values()))["step"])

@@ -30,6 +30,7 @@ from data_prep.contract.files import flush_to_disk, write_atomically
 from pipeline.checkpoints.format import KINDS, TEMPORARY, TrainerState, as_json, fingerprint, manifest_text, step_of
 from pipeline.checkpoints.tensor_file import TensorFile
 from pipeline.engine.deepspeed_engine import held_part, link_optimizer_state
+from pipeline.engine.protocol import Engine
 from pipeline.parallel.groups import data_parallel_group, tensor_parallel_group
 from pipeline.parallel.whole_tensors import full_shape, is_split, join_shards, shard_shape
 
@@ -76,7 +77,7 @@ class CheckpointWriter:
 
     def __init__(
         self,
-        engine: Any,
+        engine: Engine,
         checkpoints: Path,
         *,
         keep_last: int = 0,

@@ -9,7 +9,7 @@ import socket
 import sys
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -19,6 +19,8 @@ from data_prep.contract.command_line import UserError
 from pipeline.config import LIVE_ELEMENTS, RunConfig
 from pipeline.engine.bf16_products import ensure_bf16_products
 from pipeline.engine.optimizer import build_optimizer, clip_gradients
+from pipeline.engine.protocol import Engine
+from pipeline.model.masked_lm import NarrowBertForPretraining
 from pipeline.parallel.groups import (
     data_parallel_group,
     initialise_tensor_parallel,
@@ -27,7 +29,7 @@ from pipeline.parallel.groups import (
 )
 from pipeline.processes.launch import World
 
-# Collectives give up later than the watchdog, which says more.
+# Collectives time out after the watchdog, because its report is more useful.
 _AFTER_WATCHDOG = datetime.timedelta(minutes=10)
 
 # Elements that DeepSpeed's buffers hold while it sums gradients.
@@ -121,7 +123,7 @@ def deepspeed_config(config: RunConfig, data_parallel_size: int) -> dict[str, An
     }
 
 
-def build_engine(config: RunConfig, model: nn.Module, device: torch.device) -> Any:
+def build_engine(config: RunConfig, model: NarrowBertForPretraining, device: torch.device) -> Engine:
     """Wrap ``model`` (fp32, weights already in place) in a DeepSpeed engine on ``device``.
 
     Raises:
@@ -138,20 +140,21 @@ def build_engine(config: RunConfig, model: nn.Module, device: torch.device) -> A
     if config.training.precision == "bf16":
         ensure_bf16_products(device)
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    # DeepSpeed calls collectives that torch has renamed; nothing a user can mend.
+    # DeepSpeed calls collectives that torch has renamed; nothing a user can fix.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     # An inference-only shared-memory operator that would be compiled (25 s) and never used.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    engine: Any = deepspeed.initialize(
+    initialised = deepspeed.initialize(
         model=model.to(device),
         optimizer=build_optimizer(model.named_parameters(), config.optimizer),
         config=deepspeed_config(config, dist.get_world_size(data_parallel_group())),
         mpu=model_parallel_unit(),
         dist_init_required=False,
-    )[0]
+    )
+    engine = cast(Engine, initialised[0])
     set_optimizer_state(engine, 0)  # there from the start: a run whose every step was skipped can be saved
     if config.training.precision == "fp16":
-        # At the smallest scale go on skipping: training.max_skipped_steps says when to stop.
+        # At the smallest scale keep skipping: training.max_skipped_steps says when to stop.
         engine.optimizer.loss_scaler.raise_error_at_min_scale = False
     if device.type == "cuda" and config.training.zero_stage < 3 and tensor_parallel_group().size() == 1:
         # Shapes never change. Collectives inside the forward pass (split layers, ZeRO 3) stay uncompiled.
@@ -173,12 +176,12 @@ def _without_mlflow() -> Iterator[None]:
         del modules["mlflow"]
 
 
-def update_weights(engine: Any, clip_grad: float) -> Any:
+def update_weights(engine: Engine, clip_grad: float) -> torch.Tensor | float | None:
     """End a micro-batch; after the last of a step, update the weights.
 
     Returns:
         The gradient norm of all ranks before clipping (a number or a tensor on the device). It is not
-        finite where the update was skipped. Without meaning before the step's last micro-batch.
+        finite where the update was skipped. Undefined before the step's last micro-batch.
     """
     if engine.zero_optimization_stage() > 0:
         engine.step()
@@ -192,12 +195,14 @@ def update_weights(engine: Any, clip_grad: float) -> Any:
     return norm
 
 
-def inner_optimizer(engine: Any) -> torch.optim.AdamW:
+def inner_optimizer(engine: Engine) -> torch.optim.AdamW:
     """The AdamW inside of DeepSpeed's wrapping."""
-    return engine.optimizer if engine.zero_optimization_stage() == 0 else engine.optimizer.optimizer
+    if engine.zero_optimization_stage() > 0:
+        return engine.optimizer.optimizer
+    return cast(torch.optim.AdamW, engine.optimizer)
 
 
-def set_optimizer_state(engine: Any, steps: int) -> None:
+def set_optimizer_state(engine: Engine, steps: int) -> None:
     """Give the optimizer zero moments after ``steps`` updates, whatever it had before."""
     optimizer = inner_optimizer(engine)
     if engine.zero_optimization_stage() == 3:
@@ -214,7 +219,7 @@ def set_optimizer_state(engine: Any, steps: int) -> None:
     link_optimizer_state(engine)
 
 
-def link_optimizer_state(engine: Any) -> None:
+def link_optimizer_state(engine: Engine) -> None:
     """Let DeepSpeed find every parameter's moments in the flat partitions of ZeRO 1 and 2."""
     if engine.zero_optimization_stage() in (1, 2):
         # It links parameters to their state after the first group's first update, when the second
@@ -223,7 +228,7 @@ def link_optimizer_state(engine: Any) -> None:
         engine.optimizer._lazy_init_hp_params_optimizer_state()
 
 
-def held_part(engine: Any, parameter: nn.Parameter, kind: str) -> tuple[int, torch.Tensor] | None:
+def held_part(engine: Engine, parameter: nn.Parameter, kind: str) -> tuple[int, torch.Tensor] | None:
     """What this rank holds in fp32 of a parameter's weight or moment, without asking another rank.
 
     Args:
@@ -254,20 +259,20 @@ def held_part(engine: Any, parameter: nn.Parameter, kind: str) -> tuple[int, tor
 _LOSS_SCALER_FIELDS = ("cur_scale", "cur_hysteresis", "cur_iter", "last_overflow_iter")
 
 
-def loss_scaler_state(engine: Any) -> dict[str, float] | None:
+def loss_scaler_state(engine: Engine) -> dict[str, float] | None:
     """What fp16's dynamic loss scaling remembers; None in other precisions."""
     if not engine.fp16_enabled():
         return None
     return {name: getattr(engine.optimizer.loss_scaler, name) for name in _LOSS_SCALER_FIELDS}
 
 
-def set_loss_scaler_state(engine: Any, state: dict[str, float] | None) -> None:
-    """Go on with the loss scale of a checkpoint."""
+def set_loss_scaler_state(engine: Engine, state: dict[str, float] | None) -> None:
+    """Restore the loss scale of a checkpoint."""
     for name, value in (state or {}).items():
         setattr(engine.optimizer.loss_scaler, name, value)
 
 
-def destroy_engine(engine: Any) -> None:
+def destroy_engine(engine: Engine) -> None:
     """End DeepSpeed and the process group in the order that never aborts."""
     engine.destroy()
     del engine

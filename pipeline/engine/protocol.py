@@ -1,0 +1,102 @@
+"""What the project uses of ``deepspeed.DeepSpeedEngine``, typed: DeepSpeed itself gives no types."""
+
+from typing import Protocol
+
+import torch
+
+from pipeline.model.masked_lm import MaskedLMOutput, NarrowBertForPretraining
+
+
+class LossScaler(Protocol):
+    """fp16's dynamic loss scaling."""
+
+    cur_scale: float
+    cur_hysteresis: int
+    cur_iter: int
+    last_overflow_iter: int
+    raise_error_at_min_scale: bool
+
+
+class EngineOptimizer(Protocol):
+    """AdamW, or with ZeRO DeepSpeed's wrapping of it."""
+
+    param_groups: list[dict[str, float]]
+    """Settings of each parameter group; ``lr`` is set before each step."""
+    state: dict[torch.Tensor, dict[str, torch.Tensor]]
+    """Moments of each parameter; ZeRO 0 only."""
+    found_inf: torch.Tensor
+    """1 where the gradients are not finite: the fused AdamW then changes nothing; ZeRO 0 only."""
+    optimizer: torch.optim.AdamW
+    """The wrapped one; ZeRO 1, 2 and 3 only."""
+    fp32_partitioned_groups_flat: list[torch.Tensor]
+    """Weights that this rank updates; ZeRO 3 only."""
+    loss_scale: float
+    """By which the loss is multiplied; fp16 only."""
+    loss_scaler: LossScaler
+    """Changes ``loss_scale``; fp16 only."""
+    _hp_optimizer_states_linked: bool
+
+    def _lazy_init_hp_params_optimizer_state(self) -> None: ...
+
+
+class Engine(Protocol):
+    """A model in training: forward, backward and update, whatever is distributed and in whatever precision."""
+
+    global_steps: int
+    """Steps done, for DeepSpeed's own account."""
+
+    @property
+    def module(self) -> NarrowBertForPretraining:
+        """The wrapped model."""
+        ...
+
+    @property
+    def optimizer(self) -> EngineOptimizer:
+        """What updates its weights."""
+        ...
+
+    def __call__(
+        self,
+        input_ids: torch.Tensor,
+        narrow_positions: torch.Tensor,
+        key_mask: torch.Tensor | None,
+        labels: torch.Tensor,
+        label_mask: torch.Tensor,
+        document_ids: torch.Tensor | None = None,
+        *,
+        return_logits: bool = False,
+    ) -> MaskedLMOutput:
+        """The model's forward pass."""
+        ...
+
+    def backward(self, loss: torch.Tensor) -> torch.Tensor | None:
+        """Add the gradients of a micro-batch's scalar ``loss``, averaged over ranks and micro-batches."""
+        ...
+
+    def step(self) -> None:
+        """End a micro-batch; after the last of a step, update the weights."""
+        ...
+
+    def is_gradient_accumulation_boundary(self) -> bool:
+        """Whether this is the last micro-batch of a step."""
+        ...
+
+    def get_global_grad_norm(self) -> torch.Tensor | float:
+        """Gradient norm of all ranks before clipping; with ZeRO only."""
+        ...
+
+    def zero_optimization_stage(self) -> int:
+        """0, 1, 2 or 3."""
+        ...
+
+    def fp16_enabled(self) -> bool:
+        """Whether the loss is scaled."""
+        ...
+
+    def compile(self, *, compile_kwargs: dict[str, bool]) -> None:
+        """Compile the forward pass."""
+        ...
+
+    def destroy(self) -> None:
+        """Remove DeepSpeed's hooks and buffers."""
+        ...
