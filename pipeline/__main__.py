@@ -170,7 +170,7 @@ def _export(argv: Sequence[str]) -> None:
     if arguments.source is None:
         export_run(arguments.run_dir, arguments.output, arguments.pooling)
     else:
-        export_pretrained(
+        lines = export_pretrained(
             arguments.source,
             arguments.output,
             layout=arguments.layout,
@@ -178,6 +178,8 @@ def _export(argv: Sequence[str]) -> None:
             allow=arguments.allow,
             pooling=arguments.pooling,
         )
+        for line in lines:
+            print(line)
     print(
         f"{arguments.output} loads with transformers: AutoModelForMaskedLM.from_pretrained(..., trust_remote_code=True)"
     )

@@ -32,7 +32,7 @@ from pipeline.checkpoints.tensor_file import TensorFile
 from pipeline.engine.deepspeed_engine import held_part, link_optimizer_state
 from pipeline.engine.protocol import Engine
 from pipeline.parallel.groups import data_parallel_group, tensor_parallel_group
-from pipeline.parallel.whole_tensors import full_shape, is_split, join_shards, shard_shape
+from pipeline.parallel.whole_tensors import full_shape, is_partitioned, join_shards, shard_shape
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -160,7 +160,7 @@ class CheckpointWriter:
             held = held_part(self._engine, parameter, "weights")
             # What several ranks hold alike, the first of them gives.
             repeated = (stage == 0 and dist.get_rank(data_parallel_group()) > 0) or (
-                tensor_rank > 0 and not is_split(parameter)
+                tensor_rank > 0 and not is_partitioned(parameter)
             )
             if held is not None and held[1].numel() and not repeated:
                 mine[name] = (held[0], held[1].numel())

@@ -8,7 +8,7 @@ import torch.distributed as dist
 
 from pipeline.config import OptimizerConfig
 from pipeline.parallel.groups import tensor_parallel_group
-from pipeline.parallel.whole_tensors import is_split
+from pipeline.parallel.whole_tensors import is_partitioned
 
 
 def learning_rate(step: int, train_steps: int, config: OptimizerConfig) -> float:
@@ -54,11 +54,11 @@ def clip_gradients(parameters: Iterable[torch.nn.Parameter], max_norm: float) ->
     """
     gradients = {p: p.grad for p in parameters if p.grad is not None}
     squares = {p: torch.linalg.vector_norm(g, dtype=torch.float32).square() for p, g in gradients.items()}
-    split = [square for p, square in squares.items() if is_split(p)]
-    whole = [square for p, square in squares.items() if not is_split(p)]
+    partitioned = [square for p, square in squares.items() if is_partitioned(p)]
+    whole = [square for p, square in squares.items() if not is_partitioned(p)]
     total = torch.stack(whole).sum()
-    if split:
-        of_all_ranks = torch.stack(split).sum()
+    if partitioned:
+        of_all_ranks = torch.stack(partitioned).sum()
         dist.all_reduce(of_all_ranks, group=tensor_parallel_group())  # type: ignore[arg-type]
         total = total + of_all_ranks
     norm = total.sqrt()

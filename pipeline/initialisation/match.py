@@ -13,7 +13,7 @@ from data_prep.contract.command_line import UserError
 from data_prep.contract.tokenizer import load_tokenizer
 from pipeline.export.configuration_narrowbert import NarrowBertConfig
 from pipeline.export.names import CONFIG_NAMES, TIED, State, parameter_shapes, sublayers
-from pipeline.initialisation.source import FLOATING, Source
+from pipeline.initialisation.source import FLOATING, PretrainedSource
 from pipeline.layout import Layout, parse_layout
 
 _WORDS = "bert.embeddings.word_embeddings.weight"
@@ -39,7 +39,7 @@ _NAMES_SHOWN = 12
 class Match:
     """Which tensor of a checkpoint goes where in the exported form of a model."""
 
-    source: Source
+    source: PretrainedSource
     """The checkpoint."""
     config: NarrowBertConfig
     """The model."""
@@ -82,7 +82,7 @@ class Match:
         return lines
 
 
-def match(source: Source, config: NarrowBertConfig, allow: Sequence[str], tokenizer_path: Path) -> Match:
+def match(source: PretrainedSource, config: NarrowBertConfig, allow: Sequence[str], tokenizer_path: Path) -> Match:
     """Find every parameter of a model in a checkpoint.
 
     Args:
@@ -134,7 +134,7 @@ def _refuse(folder: Path, problems: dict[str, dict[str, str]], allow: Sequence[s
         )
 
 
-def _different_settings(source: Source, config: NarrowBertConfig) -> dict[str, str]:
+def _different_settings(source: PretrainedSource, config: NarrowBertConfig) -> dict[str, str]:
     different = {}
     kind = source.config.get("model_type", "bert")
     if kind not in ("bert", NarrowBertConfig.model_type):
@@ -194,7 +194,7 @@ def _origins(there: Layout, config: NarrowBertConfig) -> dict[str, str]:
     return origins
 
 
-def _different_tensors(source: Source, expected: dict[str, tuple[int, ...]]) -> dict[str, dict[str, str]]:
+def _different_tensors(source: PretrainedSource, expected: dict[str, tuple[int, ...]]) -> dict[str, dict[str, str]]:
     """What is wrong, by kind; ``expected`` holds the checkpoint's names."""
     tensors = source.tensors
     found = {name: tensors[name] for name in expected if name in tensors}

@@ -14,7 +14,7 @@ from pipeline.export.folder import export_config, write_export
 from pipeline.export.modeling_narrowbert import GATED
 from pipeline.export.names import CONFIG_NAMES, from_transformers
 from pipeline.initialisation.match import match
-from pipeline.initialisation.source import Source, open_source
+from pipeline.initialisation.source import PretrainedSource, open_source
 from pipeline.layout import parse_layout
 
 
@@ -26,7 +26,7 @@ def export_pretrained(
     tokenizer_path: Path | None,
     allow: Sequence[str],
     pooling: str | None = None,
-) -> None:
+) -> list[str]:
     """Export a BERT of transformers or a NarrowBERT of its authors, as it is.
 
     Args:
@@ -35,6 +35,9 @@ def export_pretrained(
         tokenizer_path: a tokenizer.json; ``folder/tokenizer.json`` where it is None.
         allow: names or patterns of tensors to leave out, and of what else may differ.
         pooling: as in ``write_export``.
+
+    Returns:
+        Lines that say what was taken from the checkpoint and what differs.
 
     Raises:
         UserError: no such checkpoint, one that does not fit, or ``output`` exists already.
@@ -65,11 +68,10 @@ def export_pretrained(
         output=output,
         pooling=pooling,
     )
-    for line in matched.describe():
-        print(line)
+    return matched.describe()
 
 
-def _model_config(source: Source, layout: str | None) -> dict[str, Any]:
+def _model_config(source: PretrainedSource, layout: str | None) -> dict[str, Any]:
     """A checkpoint's configuration as the training model's."""
     config: dict[str, Any] = dataclasses.asdict(ModelConfig())
     config |= {ours: source.setting(theirs) for ours, theirs in CONFIG_NAMES.items() if ours != "layout"}

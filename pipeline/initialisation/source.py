@@ -40,7 +40,7 @@ class _Stored:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Source:
+class PretrainedSource:
     """A checkpoint on disk: what it holds, no weight read yet."""
 
     folder: Path
@@ -78,7 +78,7 @@ class Source:
         return Layout(full="sf" * full, narrow="sf" * (layers - full))
 
 
-def open_source(folder: Path) -> Source:
+def open_source(folder: Path) -> PretrainedSource:
     """Read configuration, names and shapes of a checkpoint of transformers.
 
     Raises:
@@ -97,7 +97,9 @@ def open_source(folder: Path) -> Source:
     for tied, name in TIED.items():
         if tied in tensors and name not in tensors:
             tensors[name] = tensors.pop(tied)
-    return Source(folder=folder, config=config, tensors={k: v for k, v in tensors.items() if k not in _BUFFERS})
+    return PretrainedSource(
+        folder=folder, config=config, tensors={k: v for k, v in tensors.items() if k not in _BUFFERS}
+    )
 
 
 def _read_json(path: Path) -> dict[str, Any]:

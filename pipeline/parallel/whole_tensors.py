@@ -5,9 +5,9 @@ import torch
 from pipeline.parallel.groups import tensor_parallel_group
 
 
-def is_split(parameter: torch.nn.Parameter) -> bool:
+def is_partitioned(parameter: torch.nn.Parameter) -> bool:
     """Whether each tensor-parallel rank holds another part of the parameter."""
-    return _split_dimension(parameter) is not None
+    return _partition_dim(parameter) is not None
 
 
 def full_shape(parameter: torch.nn.Parameter) -> tuple[int, ...]:
@@ -21,8 +21,8 @@ def shard_of(full: torch.Tensor, parameter: torch.nn.Parameter) -> torch.Tensor:
     padding = _padded_shape(parameter)[0] - full.shape[0]
     if padding:
         full = torch.cat([full, full.new_zeros(padding, *full.shape[1:])])
-    group, dimension = tensor_parallel_group(), _split_dimension(parameter)
-    return full if dimension is None else full.chunk(group.size(), dimension)[group.rank()]
+    group, dim = tensor_parallel_group(), _partition_dim(parameter)
+    return full if dim is None else full.chunk(group.size(), dim)[group.rank()]
 
 
 def shard_shape(parameter: torch.nn.Parameter) -> tuple[int, ...]:
@@ -33,20 +33,20 @@ def shard_shape(parameter: torch.nn.Parameter) -> tuple[int, ...]:
 
 def join_shards(shards: list[torch.Tensor], parameter: torch.nn.Parameter) -> torch.Tensor:
     """The inverse of ``shard_of``: the shards of all tensor-parallel ranks (of one, where they are equal) -> whole."""
-    dimension = _split_dimension(parameter)
-    whole = shards[0] if dimension is None else torch.cat(shards, dimension)
+    dim = _partition_dim(parameter)
+    whole = shards[0] if dim is None else torch.cat(shards, dim)
     return whole[: full_shape(parameter)[0]]
 
 
 def _padded_shape(parameter: torch.nn.Parameter) -> tuple[int, ...]:
     shape = list(shard_shape(parameter))
-    dimension = _split_dimension(parameter)
-    if dimension is not None:
-        shape[dimension] *= tensor_parallel_group().size()
+    dim = _partition_dim(parameter)
+    if dim is not None:
+        shape[dim] *= tensor_parallel_group().size()
     return tuple(shape)
 
 
-def _split_dimension(parameter: torch.nn.Parameter) -> int | None:
-    """Along which dimension the tensor-parallel ranks split the parameter; None if each holds it whole."""
-    is_split = tensor_parallel_group().size() > 1 and getattr(parameter, "tensor_model_parallel", False)
-    return getattr(parameter, "partition_dim") if is_split else None  # noqa: B009 - set by Megatron, unknown to torch
+def _partition_dim(parameter: torch.nn.Parameter) -> int | None:
+    """Along which dimension the tensor-parallel ranks divide the parameter; None if each holds it whole."""
+    is_divided = tensor_parallel_group().size() > 1 and getattr(parameter, "tensor_model_parallel", False)
+    return getattr(parameter, "partition_dim") if is_divided else None  # noqa: B009 - set by Megatron, unknown to torch

@@ -33,7 +33,7 @@ from pipeline.model.masked_lm import NarrowBertForPretraining
 from pipeline.model.parameters import padded_vocab_size
 from pipeline.parallel.dropout_seeds import seed_dropout, tensor_parallel_dropout
 from pipeline.parallel.groups import data_parallel_group, initialise_tensor_parallel
-from pipeline.parallel.whole_tensors import is_split
+from pipeline.parallel.whole_tensors import is_partitioned
 
 VOCAB, LENGTH, MASKED, ROWS, STEPS = 201, 16, 4, 8, 5
 LAYOUTS = ("6sf", "2sf:4sf", "2sf 4s:4f")
@@ -294,7 +294,7 @@ def dropout(world_size: int, folder: Path) -> dict[str, Any]:
             losses.append(loss.item())
         unequal = []
         for name, parameter in model.named_parameters():
-            if not is_split(parameter):
+            if not is_partitioned(parameter):
                 of_ranks = [torch.empty_like(parameter) for _ in range(world_size)]
                 dist.all_gather(of_ranks, parameter.grad)
                 unequal += [name] if not torch.equal(of_ranks[0], of_ranks[1]) else []
