@@ -1,20 +1,10 @@
 """One shard folder or several, mixed by weight, as the one source of rows that a run reads. Imports no torch.
 
-Which folder a position of the endless row stream comes from is a pure function of (root hash of the mixture, data
-seed, position):
-
-1. weights are read as the decimal fractions that they are written as, and reduced to whole *shares*: 0.75 and 0.25
-   are 3 and 1;
-2. the stream is cut into periods, a multiple of the sum of the shares and at least ``MIN_PERIOD`` rows long;
-3. in every period each folder has exactly its share of the rows, in an order shuffled by a generator that is keyed on
-   the period;
-4. the n-th row that a folder is dealt is the n-th of its own endless stream, with epochs of its own (`data.RowOrder`).
-
-Any position is found without those before it. A single folder is dealt every position: its order is its own.
+Weights are read as the decimal fractions that they are written as, and reduced to whole *shares*: 0.75 and 0.25 are 3
+and 1. ``order`` says which folder a position of the row stream comes from.
 """
 
 import dataclasses
-import functools
 import hashlib
 import json
 import math
@@ -27,63 +17,12 @@ import numpy as np
 
 from data_prep.contract.command_line import UserError
 from data_prep.contract.shards import ShardFolder, ShardSplit, open_shards
-
-MIN_PERIOD = 1000
-MAX_PERIOD = 1_000_000
-"""Rows; a period's order is laid out in memory"""
+from pipeline.data.order import MAX_PERIOD, Deal, validation_order
 
 
 def paths_of(path: str | Sequence[str]) -> tuple[str, ...]:
     """``data.path``, one folder or a list, as a tuple."""
     return (path,) if isinstance(path, str) else tuple(path)
-
-
-def generator(*key: object) -> np.random.Generator:
-    """Random numbers that depend on nothing but the key."""
-    digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
-    # Philox is counter-based and its stream is pinned by numpy's compatibility policy.
-    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
-
-
-class Deal:
-    """Deals the positions of the row stream to the folders of a mixture.
-
-    Args:
-        shares: rows of each folder in sum(shares) rows.
-        root_hash: of the mixture.
-        seed: data seed.
-    """
-
-    def __init__(self, shares: Sequence[int], root_hash: str, seed: int) -> None:
-        self.counts = np.array(shares, dtype=np.int64) * -(-MIN_PERIOD // sum(shares))
-        self.period = int(self.counts.sum())
-        self._key = (root_hash, seed)
-        self._order = functools.lru_cache(maxsize=4)(self._shuffle)
-
-    def locate(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Positions [n] -> (folder, how many rows that folder was dealt before), each [n] int64."""
-        periods, offsets = np.divmod(np.asarray(positions, dtype=np.int64), self.period)
-        folders, places = np.empty_like(offsets), np.empty_like(offsets)
-        for period in np.unique(periods):
-            here = periods == period
-            order, before = self._order(int(period))
-            folders[here] = order[offsets[here]]
-            places[here] = period * self.counts[folders[here]] + before[offsets[here]]
-        return folders, places
-
-    def dealt(self, position: int) -> np.ndarray:
-        """[folders] rows that each folder was dealt before ``position``."""
-        period, offset = divmod(position, self.period)
-        order, _ = self._order(period)
-        return period * self.counts + np.bincount(order[:offset], minlength=len(self.counts))
-
-    def _shuffle(self, period: int) -> tuple[np.ndarray, np.ndarray]:
-        """For each row of a period: its folder, and that folder's rows before it in the period."""
-        folders = np.repeat(np.arange(len(self.counts), dtype=np.uint16), self.counts)
-        order = generator(*self._key, "deal", period).permutation(folders)
-        before = np.empty(self.period, dtype=np.int32)
-        before[np.argsort(order, kind="stable")] = np.concatenate([np.arange(count) for count in self.counts])
-        return order, before
 
 
 class MixedSplit:
@@ -112,9 +51,9 @@ class Mixture:
     """Opened shard folders that agree in everything a model sees, and their shares; see ``open_mixture``."""
 
     folders: tuple[ShardFolder, ...]
-    """In the order of ``data.path``"""
+    """In the order of ``data.path``."""
     shares: tuple[int, ...]
-    """Rows of each folder in sum(shares) rows"""
+    """Rows of each folder in sum(shares) rows."""
 
     @property
     def root_hash(self) -> str:
@@ -141,17 +80,17 @@ class Mixture:
 
     @property
     def num_variants(self) -> tuple[int, ...]:
-        """Maskings of each row, by folder."""
+        """K of each folder, mask variants of a row."""
         return tuple(folder.num_variants for folder in self.folders)
 
     @property
     def seq_length(self) -> int:
-        """Tokens a row."""
+        """S, tokens of a row."""
         return self.folders[0].seq_length
 
     @property
     def masked_per_row(self) -> int:
-        """Mask slots of a row."""
+        """P, mask slots of a row."""
         return self.folders[0].masked_per_row
 
     @property
@@ -178,14 +117,8 @@ class Mixture:
         return Deal(self.shares, self.root_hash, seed)
 
     def validation_rows(self, max_rows: int) -> np.ndarray:
-        """[n] numbers of the rows of the validation split to evaluate, n at most ``max_rows``; each once.
-
-        Folders take turns by their shares; one that has no more rows leaves its turns to the others.
-        """
-        rows = [_rows(folder, "validation") for folder in self.folders]
-        # In a stream of such shares the i-th row of a folder is due at about (i + 1/2) / share.
-        due = [(np.arange(n) + 0.5) / share for n, share in zip(rows, self.shares, strict=True)]
-        return np.argsort(np.concatenate(due), kind="stable")[:max_rows]
+        """Numbers of the rows of the validation split to evaluate, at most ``max_rows``; see ``validation_order``."""
+        return validation_order([_rows(folder, "validation") for folder in self.folders], self.shares, max_rows)
 
 
 def open_mixture(path: str | Sequence[str], weights: Sequence[float] | None) -> Mixture:

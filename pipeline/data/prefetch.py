@@ -1,17 +1,24 @@
 """Batches read ahead of the training by threads."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import Self, TypeAlias
 
 import torch
 
-from pipeline.data.batches import Batch, Loaded, TrainingData
+from pipeline.data.batches import Batch, TrainingData
+
+Loaded: TypeAlias = tuple[list[Batch], torch.cuda.Event | None]
+"""Batches, and when their copies are done."""
 
 
 class Prefetcher:
     """Reads the batches of the next steps in threads, and copies them to the device, during this one.
 
-    A thread reads whole steps, and what a step reads follows from its position alone: the number of threads and how
-    far they are ahead change nothing. On CUDA the copies run on a stream of their own beside the computation.
+    A thread reads whole steps. What a step reads follows from its position alone, so neither the number of threads nor
+    how far they are ahead changes anything. On CUDA the copies run on a stream of their own beside the computation.
+
+    The threads start with the first ``step``. They end with ``close``, or with the ``with`` block.
 
     Args:
         data: what to read.
@@ -27,8 +34,20 @@ class Prefetcher:
         self._steps_ahead = num_workers * prefetch_factor
         self._reading: dict[int, Future[Loaded]] = {}
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
     def step(self, rows_consumed: int) -> list[Batch]:
-        """``TrainingData.step`` on the device. What goes wrong in reading is raised when it is asked for."""
+        """``TrainingData.step`` on the device.
+
+        Raises:
+            UserError: what a thread found wrong in reading this step.
+        """
         size = self._data.global_batch_size
         wanted = [rows_consumed + ahead * size for ahead in range(self._steps_ahead + 1)]
         for position in self._reading.keys() - set(wanted):

@@ -70,7 +70,7 @@ class Gauges:
             "train/epoch": rows / sum(self._train_rows),
         }
         if len(self._train_rows) > 1:
-            dealt = self._deal.dealt(rows)
+            dealt = self._deal.rows_dealt(rows)
             found |= {f"train/source_epoch/{n}": float(dealt[n] / size) for n, size in enumerate(self._train_rows)}
         return found
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.data.batches import RowOrder
 from pipeline.data.mixture import Mixture
+from pipeline.data.order import RowOrder
 from tests.processes import TINY_RUN, kill_group, losses, run_command, start_command, user_error, wait_until
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.contract.shards import open_shards
-from pipeline.data.batches import RowOrder
+from pipeline.data.order import RowOrder
 from tests.processes import TINY_RUN
 
 LONG = os.environ.get("NARROWBERT_TEST_LONG") == "1"

@@ -10,55 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.contract.command_line import UserError
-from pipeline.data import batches as data
-from pipeline.data.batches import Batch, RowOrder, TrainingData, validation_batches
+from pipeline.data.batches import Batch, TrainingData, validation_batches
 from pipeline.data.mixture import Mixture, open_mixture
+from pipeline.data.order import RowOrder
 from pipeline.data.prefetch import Prefetcher
-
-CHUNKS = st.lists(st.integers(1, 40), min_size=1, max_size=12)
-
-
-@given(CHUNKS, st.integers(0, 2**40))
-@settings(max_examples=40, deadline=None)
-def test_every_row_comes_exactly_once_an_epoch(chunk_rows: list[int], seed: int) -> None:
-    order = RowOrder(np.array(chunk_rows), "hash", seed)
-    epochs, chunks, rows = order.locate(np.arange(3 * order.num_rows))
-    flat = np.concatenate([[0], np.cumsum(chunk_rows)])[chunks] + rows
-    for epoch in range(3):
-        assert sorted(flat[epochs == epoch]) == list(range(order.num_rows))
-
-
-def test_lanes_and_windows_still_cover_every_row_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Reason for the patch: the real window would need a million rows to give many lanes.
-    monkeypatch.setattr(data, "WINDOW_ROWS", 16)
-    order = RowOrder(np.array([37] * 60 + [5]), "hash", 3)
-    assert order.lanes == 64
-    _, chunks, rows = order.locate(np.arange(2 * order.num_rows))
-    flat = 37 * chunks + rows
-    assert sorted(flat[: order.num_rows]) == list(range(order.num_rows))
-    assert sorted(flat[order.num_rows :]) == list(range(order.num_rows))
-
-
-@given(CHUNKS, st.integers(0, 200), st.integers(1, 100))
-@settings(max_examples=40, deadline=None)
-def test_any_position_is_found_without_the_ones_before(chunk_rows: list[int], start: int, count: int) -> None:
-    whole = RowOrder(np.array(chunk_rows), "hash", 7).locate(np.arange(start + count))
-    seek = RowOrder(np.array(chunk_rows), "hash", 7).locate(np.arange(start, start + count))
-    for from_whole, from_seek in zip(whole, seek, strict=True):
-        assert np.array_equal(from_whole[start:], from_seek)
-
-
-def test_order_changes_with_seed_data_and_epoch() -> None:
-    def rows(root_hash: str, seed: int, first: int = 0) -> list[int]:
-        _, chunks, rows = RowOrder(np.array([50, 50]), root_hash, seed).locate(np.arange(first, first + 100))
-        return (50 * chunks + rows).tolist()
-
-    assert rows("a", 1) == rows("a", 1)
-    assert rows("a", 1) != rows("a", 2)
-    assert rows("a", 1) != rows("b", 1)
-    assert rows("a", 1) != rows("a", 1, first=100)
-    # A run that was started by an earlier version must go on with the same rows.
-    assert rows("a", 1)[:12] == [87, 30, 27, 76, 34, 21, 80, 63, 10, 46, 31, 26]
 
 
 def row_contents(batches: list[Batch]) -> list[tuple[int, bytes]]:

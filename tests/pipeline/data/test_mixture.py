@@ -1,4 +1,4 @@
-"""Shard folders mixed by weight: exact shares, every row once an epoch of its folder, any position at once."""
+"""Shard folders mixed by weight: which agree, their shares, and what is refused."""
 
 import ast
 import hashlib
@@ -18,66 +18,8 @@ from hypothesis import strategies as st
 from data_prep.contract.command_line import UserError
 from data_prep.contract.shard_writing import write_manifest
 from data_prep.contract.shards import ShardFolder, read_manifest
-from pipeline.data.batches import MixedOrder, RowOrder
-from pipeline.data.mixture import MAX_PERIOD, MIN_PERIOD, Deal, Mixture, open_mixture
-
-SHARES = st.lists(st.integers(1, 60), min_size=1, max_size=6)
-SEED = st.integers(0, 2**40)
-
-
-@given(SHARES, SEED, st.integers(0, 10**12))
-@settings(max_examples=60, deadline=None)
-def test_every_period_holds_exactly_the_shares(shares: list[int], seed: int, period: int) -> None:
-    deal = Deal(shares, "hash", seed)
-    assert deal.period >= MIN_PERIOD
-    folders, places = deal.locate(np.arange(period * deal.period, (period + 1) * deal.period))
-    counts = np.bincount(folders, minlength=len(shares))
-    assert [Fraction(int(count), deal.period) for count in counts] == [Fraction(n, sum(shares)) for n in shares]
-    for folder, count in enumerate(counts):  # the next rows of the folder, in turn
-        assert np.array_equal(places[folders == folder], np.arange(period * count, (period + 1) * count))
-
-
-@given(SHARES, SEED, st.integers(0, 3000), st.integers(1, 1500))
-@settings(max_examples=40, deadline=None)
-def test_any_position_is_found_without_those_before(shares: list[int], seed: int, start: int, count: int) -> None:
-    dealt, walk = [0] * len(shares), []
-    for folder in Deal(shares, "hash", seed).locate(np.arange(start + count))[0]:
-        walk.append((int(folder), dealt[folder]))
-        dealt[folder] += 1
-    seek = Deal(shares, "hash", seed)
-    folders, places = seek.locate(np.arange(start, start + count))
-    assert np.array_equal(np.stack([folders, places], axis=1), walk[start:])
-    assert seek.dealt(start + count).tolist() == dealt
-
-
-@given(st.lists(st.tuples(st.integers(1, 5), st.integers(10, 60)), min_size=1, max_size=3), SEED)
-@settings(max_examples=40, deadline=None)
-def test_every_row_comes_once_an_epoch_of_its_folder(folders: list[tuple[int, int]], seed: int) -> None:
-    shares = [share for share, _ in folders]
-    orders = [
-        RowOrder(np.array([7] * (rows // 7) + [rows % 7] * (rows % 7 > 0)), str(rows), seed) for _, rows in folders
-    ]
-    order = MixedOrder(Deal(shares, "hash", seed), orders)
-    count = max(2 * rows * sum(shares) // share for share, rows in folders) + MIN_PERIOD
-    found, epochs, chunks, rows = order.locate(np.arange(count))
-    for folder, (_, num_rows) in enumerate(folders):
-        flat = (7 * chunks + rows)[found == folder]
-        assert len(flat) >= 2 * num_rows
-        for epoch in range(len(flat) // num_rows):
-            here = slice(epoch * num_rows, (epoch + 1) * num_rows)
-            assert np.array_equal(np.sort(flat[here]), np.arange(num_rows))
-            assert np.all(epochs[found == folder][here] == epoch)
-
-
-def test_the_order_follows_from_seed_hash_and_shares() -> None:
-    def folders(shares: list[int], root_hash: str = "a", seed: int = 1, first: int = 0) -> list[int]:
-        return Deal(shares, root_hash, seed).locate(np.arange(first, first + 1000))[0].tolist()
-
-    assert folders([3, 1]) == folders([3, 1])
-    others = [folders([3, 1], seed=2), folders([3, 1], "b"), folders([3, 1], first=1000), folders([1, 3])]
-    assert all(other != folders([3, 1]) for other in others)
-    # A run that was started by an earlier version must go on with the same rows.
-    assert folders([3, 1])[:24] == [0] * 2 + [1] + [0] * 14 + [1] + [0] * 6
+from pipeline.data.mixture import Mixture, open_mixture
+from pipeline.data.order import MAX_PERIOD, MixedOrder, RowOrder
 
 
 def test_one_folder_keeps_its_own_order(shards: Mixture) -> None:
