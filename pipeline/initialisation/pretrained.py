@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from transformers.activations import ACT2FN
 
@@ -14,7 +13,7 @@ from pipeline.export.folder import export_config, write_export
 from pipeline.export.modeling_narrowbert import GATED
 from pipeline.export.names import CONFIG_NAMES, from_transformers
 from pipeline.initialisation.match import match
-from pipeline.initialisation.source import PretrainedSource, open_source
+from pipeline.initialisation.source import Json, PretrainedSource, open_source
 from pipeline.layout import parse_layout
 
 
@@ -71,9 +70,9 @@ def export_pretrained(
     return matched.describe()
 
 
-def _model_config(source: PretrainedSource, layout: str | None) -> dict[str, Any]:
+def _model_config(source: PretrainedSource, layout: str | None) -> dict[str, Json]:
     """A checkpoint's configuration as the training model's."""
-    config: dict[str, Any] = dataclasses.asdict(ModelConfig())
+    config: dict[str, Json] = dataclasses.asdict(ModelConfig())
     config |= {ours: source.setting(theirs) for ours, theirs in CONFIG_NAMES.items() if ours != "layout"}
     try:
         config["layout"] = str(source.layout if layout is None else parse_layout(layout))

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,11 +17,13 @@ from pipeline.layout import Layout, parse_layout
 _BUFFERS = {"bert.embeddings.position_ids", "bert.embeddings.token_type_ids"}
 """Counted, not learned; older versions of transformers stored them."""
 
+Json: TypeAlias = "str | int | float | bool | list[Json] | dict[str, Json] | None"
+
 FLOATING = {"F64", "F32", "F16", "BF16"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Stored:
+class StoredTensor:
     """One tensor of a checkpoint."""
 
     path: Path
@@ -45,12 +47,12 @@ class PretrainedSource:
 
     folder: Path
     """Where it is."""
-    config: dict[str, Any]
+    config: dict[str, Json]
     """Its config.json."""
-    tensors: dict[str, _Stored]
+    tensors: dict[str, StoredTensor]
     """By BertForMaskedLM's names, whichever way the file spells them."""
 
-    def setting(self, key: str) -> Any:
+    def setting(self, key: str) -> Json:
         """A value of config.json, or BERT's default where there is none."""
         return self.config.get(key, getattr(NarrowBertConfig(), key))
 
@@ -87,7 +89,7 @@ def open_source(folder: Path) -> PretrainedSource:
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder: download the model first, with all its files, and name its folder")
     config = _read_json(folder / "config.json")
-    tensors: dict[str, _Stored] = {}
+    tensors: dict[str, StoredTensor] = {}
     for path in _weight_files(folder):
         for key, stored in _headers(path).items():
             name = _bert_name(key)
@@ -102,7 +104,7 @@ def open_source(folder: Path) -> PretrainedSource:
     )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Json]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -122,7 +124,7 @@ def _weight_files(folder: Path) -> list[Path]:
         names = _read_json(index).get("weight_map")
         if not isinstance(names, dict) or any(Path(str(name)).name != name for name in names.values()):
             raise UserError(f"{index} is damaged: its weight_map does not name files beside it")
-        return [folder / name for name in sorted(set(names.values()))]
+        return [folder / name for name in sorted({str(name) for name in names.values()})]
     pickled = sorted(folder.glob("pytorch_model*.bin"))
     if pickled:
         raise UserError(
@@ -134,13 +136,13 @@ def _weight_files(folder: Path) -> list[Path]:
     raise UserError(f"{folder} has no model.safetensors")
 
 
-def _headers(path: Path) -> dict[str, _Stored]:
+def _headers(path: Path) -> dict[str, StoredTensor]:
     """Every tensor of a file by its name there."""
     try:
         with safe_open(path, framework="pt") as file:
             slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 - a handle is no dictionary
             return {
-                key: _Stored(path=path, key=key, shape=tuple(part.get_shape()), dtype=part.get_dtype())
+                key: StoredTensor(path=path, key=key, shape=tuple(part.get_shape()), dtype=part.get_dtype())
                 for key, part in slices.items()
             }
     except (OSError, SafetensorError) as error:

@@ -97,6 +97,6 @@ def flex(q_BAQD: torch.Tensor, k_BASD: torch.Tensor, v_BASD: torch.Tensor, mask:
 
 
 @functools.cache
-def _compiled_flex() -> Callable[..., object]:
+def _compiled_flex() -> Callable[..., torch.Tensor | tuple[torch.Tensor, ...]]:
     # Uncompiled it would form all scores; shapes are static, so one compilation per side suffices.
     return torch.compile(flex_attention, dynamic=False)

@@ -1,7 +1,6 @@
-"""Everything that comes from Megatron-core, and the random seeds of each rank.
+"""The layers that come from Megatron-core: linear layers, the word embedding and the loss.
 
-The model is built from Megatron's tensor-parallel parts. A tensor-parallel size of 1 needs no
-process group and no ``initialize_model_parallel``.
+A tensor-parallel size of 1 needs no process group and no ``initialize_model_parallel``.
 
 Processes number themselves so that the ranks of one tensor-parallel group are neighbours (on one
 machine, where there are several): rank = data rank * tensor-parallel size + tensor rank.
@@ -10,7 +9,6 @@ machine, where there are several): rank = data rank * tensor-parallel size + ten
 import functools
 import warnings
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -36,7 +34,7 @@ def _megatron_config() -> ModelParallelConfig:
 
 
 class ColumnLinear(ColumnParallelLinear):
-    """Linear layer whose output features are split over the tensor-parallel group."""
+    """Linear layer whose output features are divided among the tensor-parallel group."""
 
     # Core adds an empty ``_extra_state`` to every state dict; a checkpoint holds tensors only.
     get_extra_state = torch.nn.Module.get_extra_state
@@ -58,7 +56,7 @@ class ColumnLinear(ColumnParallelLinear):
 
 
 class RowLinear(RowParallelLinear):
-    """Linear layer whose input features are split over the tensor-parallel group."""
+    """Linear layer whose input features are divided among the tensor-parallel group."""
 
     get_extra_state = torch.nn.Module.get_extra_state
 
@@ -88,13 +86,13 @@ def _local_linear(layer: ColumnLinear | RowLinear, input_: torch.Tensor) -> torc
 
 
 class WordEmbedding(VocabParallelEmbedding):
-    """Embedding whose rows (the vocabulary) are split over the tensor-parallel group.
+    """Embedding whose tokens (the vocabulary) are divided among the tensor-parallel group.
 
     Args:
         vocab_size: tokens there are.
-        hidden_size: width of a row.
-        init_method: draws the rows of those tokens, the same ones at every group size.
-        padded_size: rows to allocate; those above ``vocab_size`` are zero and never looked up.
+        hidden_size: H.
+        init_method: draws the embeddings of those tokens, the same ones at every group size.
+        padded_size: tokens to allocate; those above ``vocab_size`` are zero and never looked up.
     """
 
     def __init__(self, vocab_size: int, hidden_size: int, init_method: Initializer, padded_size: int) -> None:
@@ -137,20 +135,24 @@ def is_padding_of_vocabulary(vocab_size: int, padded_size: int) -> torch.Tensor 
 
 
 def copy_to_tensor_parallel(replicated: torch.Tensor) -> torch.Tensor:
-    """Before a product that is split by output features: the ranks' gradients are added up on the way back."""
+    """Before a product that is divided by output features: the ranks' gradients are added up on the way back."""
     group = tensor_parallel_group()
     return replicated if group.size() == 1 else copy_to_tensor_model_parallel_region(replicated, group=group)
+
+
+class _GatherContext(torch.autograd.function.FunctionCtx):
+    group: dist.ProcessGroup
 
 
 class _GatherFeatures(torch.autograd.Function):
     # Core's own allocates on CUDA whatever its input's device.
     @staticmethod
-    def forward(ctx: Any, split: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:  # type: ignore[override]
+    def forward(ctx: _GatherContext, part: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:  # type: ignore[override]
         ctx.group = group
-        return _all_gather(split, group, -1)
+        return _all_gather(part, group, -1)
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
+    def backward(ctx: _GatherContext, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
         return gradient.chunk(ctx.group.size(), -1)[ctx.group.rank()], None
 
 
@@ -160,18 +162,18 @@ def _all_gather(part: torch.Tensor, group: dist.ProcessGroup, dimension: int) ->
     return torch.cat(parts, dimension)
 
 
-def gather_from_tensor_parallel(split: torch.Tensor) -> torch.Tensor:
+def gather_from_tensor_parallel(part: torch.Tensor) -> torch.Tensor:
     """[..., features / group size] of each rank -> [..., features] on every rank."""
     group = tensor_parallel_group()
     if group.size() == 1:
-        return split
-    gathered = _GatherFeatures.apply(split, group)
+        return part
+    gathered = _GatherFeatures.apply(part, group)
     assert isinstance(gathered, torch.Tensor)
     return gathered
 
 
 def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy in nats of each row: fp32 [n, vocabulary / group size], int64 [n] -> [n].
+    """Cross-entropy in nats of each position: fp32 [positions, V / group size], int64 [positions] -> [positions].
 
     May overwrite ``logits``.
     """
@@ -183,7 +185,7 @@ def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 def argmax(logits: torch.Tensor) -> torch.Tensor:
-    """The most probable token of each row: [n, vocabulary / group size] -> [n]."""
+    """The most probable token of each position: [positions, V / group size] -> [positions]."""
     group = tensor_parallel_group()
     if isinstance(group, SingleRankGroup) or group.size() == 1:
         return logits.argmax(-1)

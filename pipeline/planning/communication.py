@@ -1,33 +1,33 @@
 """Bytes that a step sends between processes, and what they cost on several nodes.
 
-Payload is what a collective is given: the whole tensor for an all-reduce, the gathered one for an all-gather, the one
-before it is split for a reduce-scatter. By a ring each of n processes sends 2 (n-1)/n of it for an all-reduce and
+The payload is what a collective is given: the whole tensor for an all-reduce, the gathered one for an all-gather, the
+one before it is divided for a reduce-scatter. By a ring each of n processes sends 2 (n-1)/n of it for an all-reduce and
 (n-1)/n for the others (Thakur, Rabenseifner and Gropp, "Optimization of Collective Communication Operations in
-MPICH", 2005, section 4). With P parameters of a process after tensor parallelism, b bytes each, a micro-batches a step:
+MPICH", 2005, section 4). What a process holds after tensor parallelism is sent as follows:
 
-- ZeRO 0: gradients all-reduced once, P b.
-- ZeRO 1: gradients all-reduced once, weights gathered once after the update: P b each. (The paper's ZeRO
+- ZeRO 0: gradients all-reduced once per step.
+- ZeRO 1: gradients all-reduced once per step, weights gathered once after the update. (The paper's ZeRO
   reduce-scatters the gradients, half of that; DeepSpeed all-reduces buckets and keeps its part.)
-- ZeRO 2: the same, the gradients a times.
-- ZeRO 3: weights gathered for every forward pass, and again for its backward pass where they were let go;
-  gradients reduce-scattered a times. Small weights stay and are gathered once a step.
+- ZeRO 2: the same, the gradients once per micro-batch.
+- ZeRO 3: weights gathered for every forward pass, and again for its backward pass where they were freed;
+  gradients reduce-scattered once per micro-batch. Small weights stay and are gathered once per step.
 
-Tensor parallelism sums [rows, hidden] after every sublayer forward and before every sublayer backward (Shoeybi et al.,
-"Megatron-LM", 2019, section 3), on all positions left of the narrowing and on the masked ones right of it. What the
-optimizer and the log exchange (norms, counts; below 1 kB) is left out.
+Tensor parallelism sums [positions, ``hidden_size``] after every sublayer forward and before every sublayer backward
+(Shoeybi et al., "Megatron-LM", 2019, section 3): all positions left of the narrowing point, the masked ones right of
+it. What the optimizer and the log exchange (norms, counts; below 1 kB) is left out.
 """
 
 import dataclasses
 from typing import Literal
 
 from data_prep.contract.command_line import UserError
-from pipeline.config import LIVE_ELEMENTS, ModelConfig, RunConfig
+from pipeline.config import LIVE_ELEMENTS, RunConfig
 from pipeline.layout import parse_layout
 from pipeline.model.arithmetic import RowShape
 from pipeline.model.parameters import VOCABULARY_PARAMETERS, model_parameters, padded_vocab_size
 
 PERSISTENT_ELEMENTS = 100_000
-"""Weights with fewer elements are never let go by ZeRO 3 (DeepSpeed's stage3_param_persistence_threshold)."""
+"""ZeRO 3 never frees weights with fewer elements (DeepSpeed's stage3_param_persistence_threshold)."""
 
 Operation = Literal["all_reduce", "all_gather", "reduce_scatter"]
 
@@ -55,7 +55,7 @@ class Collective:
 
 
 def step_communication(config: RunConfig, shape: RowShape, world_size: int) -> list[Collective]:
-    """What one process exchanges in one optimizer step; nothing is listed where there is nobody.
+    """What one process exchanges in one optimizer step; empty for a single process.
 
     Args:
         config: of the run.
@@ -63,22 +63,20 @@ def step_communication(config: RunConfig, shape: RowShape, world_size: int) -> l
         world_size: processes.
     """
     training = config.training
-    split = training.tensor_model_parallel_size
-    data_size = world_size // split
+    tensor_size = training.tensor_model_parallel_size
+    data_size = world_size // tensor_size
     accumulation = training.global_batch_size // (training.micro_batch_size * data_size)
     found: list[Collective] = []
     if data_size > 1:
-        for what, operation, payload in _data_parallel(config, shape, accumulation):
-            found.append(
-                Collective(what=what, operation=operation, group="data", group_size=data_size, payload=payload)
-            )
-    if split > 1:
-        for what, operation, payload in _tensor_parallel(config, shape):
-            found.append(
-                Collective(
-                    what=what, operation=operation, group="tensor", group_size=split, payload=payload * accumulation
-                )
-            )
+        found += [
+            Collective(what=what, operation=operation, group="data", group_size=data_size, payload=payload)
+            for what, operation, payload in _data_parallel(config, shape, accumulation)
+        ]
+    if tensor_size > 1:
+        found += [
+            Collective(what=what, operation=operation, group="tensor", group_size=tensor_size, payload=payload)
+            for what, operation, payload in _tensor_parallel(config, shape, accumulation)
+        ]
     return [collective for collective in found if collective.payload]
 
 
@@ -87,41 +85,38 @@ def _unit(config: RunConfig) -> int:
 
 
 def _data_parallel(config: RunConfig, shape: RowShape, accumulation: int) -> list[tuple[str, Operation, int]]:
-    split, stage, unit = config.training.tensor_model_parallel_size, config.training.zero_stage, _unit(config)
-    whole, divided = parameter_elements(config.model, shape.vocab_size, split)
-    size = (whole + divided) * unit
+    """What is sent in one step, the operation and its bytes."""
+    elements = _rank_elements(config, shape)
+    stage, unit = config.training.zero_stage, _unit(config)
+    total = sum(elements.values())
     if stage == 0:
-        return [("gradients", "all_reduce", size)]
+        return [("gradients", "all_reduce", total * unit)]
     if stage < 3:
         times = accumulation if stage == 2 else 1
-        return [("gradients", "all_reduce", size * times), ("weights", "all_gather", size)]
-    # What a pass has let go when the backward pass comes to it: all but the last weights, which are used again before
+        return [("gradients", "all_reduce", total * unit * times), ("weights", "all_gather", total * unit)]
+    # ZeRO 3 never frees the small ones; those of the vocabulary are counted as large.
+    small = sum(
+        size for name, size in elements.items() if size < PERSISTENT_ELEMENTS and name not in VOCABULARY_PARAMETERS
+    )
+    large = total - small
+    # What a pass has freed when the backward pass comes to it: all but the last weights, which are used again before
     # LIVE_ELEMENTS others were.
-    small = _persistent_elements(config.model, shape.vocab_size, split)
-    large = whole + divided - small
     again = max(0, large - LIVE_ELEMENTS // 2)
     return [
-        ("gradients", "reduce_scatter", size * accumulation),
+        ("gradients", "reduce_scatter", total * unit * accumulation),
         ("weights", "all_gather", ((large + again) * accumulation + small) * unit),
     ]
 
 
-def parameter_elements(model: ModelConfig, vocab_size: int, split: int) -> tuple[int, int]:
-    """Elements of one process: what every tensor-parallel rank holds whole, and its part of the rest."""
-    table = model_parameters(model, padded_vocab_size(vocab_size, split))
-    whole = sum(parameter.num_elements for parameter in table if parameter.partition_dim is None)
-    return whole, sum(parameter.rank_elements(split) for parameter in table) - whole
+def _rank_elements(config: RunConfig, shape: RowShape) -> dict[str, int]:
+    """Elements of each parameter that one tensor-parallel rank holds."""
+    tensor_size = config.training.tensor_model_parallel_size
+    table = model_parameters(config.model, padded_vocab_size(shape.vocab_size, tensor_size))
+    return {parameter.name: parameter.rank_elements(tensor_size) for parameter in table}
 
 
-def _persistent_elements(model: ModelConfig, vocab_size: int, split: int) -> int:
-    """Elements of the parameters that ZeRO 3 never frees; those of the vocabulary are counted as freed."""
-    table = model_parameters(model, padded_vocab_size(vocab_size, split))
-    sizes = [parameter.rank_elements(split) for parameter in table if parameter.name not in VOCABULARY_PARAMETERS]
-    return sum(size for size in sizes if size < PERSISTENT_ELEMENTS)
-
-
-def _tensor_parallel(config: RunConfig, shape: RowShape) -> list[tuple[str, Operation, int]]:
-    """Of one micro-batch."""
+def _tensor_parallel(config: RunConfig, shape: RowShape, accumulation: int) -> list[tuple[str, Operation, int]]:
+    """What is sent in one step, the operation and its bytes."""
     layout, model = parse_layout(config.model.layout), config.model
     row = config.training.micro_batch_size * model.hidden_size * _unit(config)
     every, masked = shape.seq_length * row, shape.masked_per_row * row
@@ -132,27 +127,27 @@ def _tensor_parallel(config: RunConfig, shape: RowShape) -> list[tuple[str, Oper
     # Largest logit, sum of exponentials, the label's own logit; fp32.
     loss = 3 * config.training.micro_batch_size * shape.masked_per_row * 4
     return [
-        ("activations", "all_reduce", forward + backward + loss),
-        ("the head's input", "all_gather", masked),
+        ("activations", "all_reduce", (forward + backward + loss) * accumulation),
+        ("the head's input", "all_gather", masked * accumulation),
     ]
 
 
 def bytes_out_of_node(collectives: list[Collective], processes_per_node: int, nodes: int) -> float:
-    """Bytes a step that leave a node, rings laid so that they cross to the next node once.
+    """Bytes per step that leave a node, rings laid so that they cross to the next node once.
 
     Raises:
         UserError: a tensor-parallel group lies across nodes unevenly.
     """
     if nodes == 1:
         return 0.0
-    split = next((c.group_size for c in collectives if c.group == "tensor"), 1)
-    if max(split, processes_per_node) % min(split, processes_per_node):
+    tensor_size = next((c.group_size for c in collectives if c.group == "tensor"), 1)
+    if max(tensor_size, processes_per_node) % min(tensor_size, processes_per_node):
         raise UserError(
-            f"training.tensor_model_parallel_size {split} and {processes_per_node} processes a node: one must divide "
-            "the other"
+            f"training.tensor_model_parallel_size {tensor_size} and {processes_per_node} processes per node: "
+            "one must divide the other"
         )
     # Neighbouring ranks form a tensor-parallel group, so every one of its ranks on a node has a data ring of its own.
-    rings = {"data": min(split, processes_per_node), "tensor": 1 if split > processes_per_node else 0}
+    rings = {"data": min(tensor_size, processes_per_node), "tensor": 1 if tensor_size > processes_per_node else 0}
     return sum(collective.sent * rings[collective.group] for collective in collectives)
 
 

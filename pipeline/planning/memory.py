@@ -9,7 +9,8 @@ GPU's fused attention keeps less.
 import dataclasses
 import math
 import weakref
-from typing import Any
+from collections.abc import Callable, Collection
+from typing import TypeVar
 
 import torch
 from torch.nn import functional
@@ -23,6 +24,9 @@ from pipeline.model.arithmetic import RowShape
 from pipeline.model.masked_lm import NarrowBertForPretraining
 from pipeline.model.parameters import count_parameters, padded_vocab_size
 
+Argument = torch.Tensor | torch.dtype | torch.device | float | bool | None
+Result = TypeVar("Result")
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -34,7 +38,13 @@ class LiveBytes(TorchDispatchMode):
         self.now = self.peak = 0
         self._known: dict[int, weakref.finalize] = {}
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Result],
+        types: Collection[type],
+        args: tuple[Argument, ...] = (),
+        kwargs: dict[str, Argument] | None = None,
+    ) -> Result:
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
             if isinstance(tensor, torch.Tensor):
@@ -62,13 +72,20 @@ class LiveBytes(TorchDispatchMode):
 class _FusedAttention(TorchFunctionMode):
     """Takes the CPU's fused attention without dropout, as torch does for tensors that have storage."""
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self,
+        func: Callable[..., Result],
+        types: Collection[type],
+        args: tuple[Argument, ...] = (),
+        kwargs: dict[str, Argument] | None = None,
+    ) -> Result:
         kwargs = kwargs or {}
         if func is not functional.scaled_dot_product_attention or kwargs["dropout_p"]:
             return func(*args, **kwargs)
-        mask = kwargs["attn_mask"]
-        if mask is not None and mask.dtype == torch.bool:
-            mask = torch.zeros_like(mask, dtype=args[0].dtype).masked_fill(~mask, float("-inf"))
+        query, mask = args[0], kwargs["attn_mask"]
+        assert isinstance(query, torch.Tensor)
+        if isinstance(mask, torch.Tensor) and mask.dtype == torch.bool:
+            mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, float("-inf"))
         return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*args, attn_mask=mask)[0]
 
 
@@ -92,7 +109,7 @@ class Memory:
 
 
 def predict_memory(config: RunConfig, shape: RowShape, world_size: int) -> Memory:
-    """Bytes a process of ``world_size`` needs for weights, gradients, optimizer states and activations."""
+    """Bytes that one of ``world_size`` processes needs for weights, gradients, optimizer states and activations."""
     weights, gradients, optimizer = state_bytes(config, shape, world_size, config.training.zero_stage)
     activations = activation_bytes(config, shape)
     return Memory(weights=weights, gradients=gradients, optimizer=optimizer, activations=activations)
@@ -101,15 +118,15 @@ def predict_memory(config: RunConfig, shape: RowShape, world_size: int) -> Memor
 def state_bytes(config: RunConfig, shape: RowShape, world_size: int, zero_stage: int) -> tuple[int, int, int]:
     """Bytes of weights, gradients and optimizer states at a ZeRO stage."""
     training = config.training
-    split = training.tensor_model_parallel_size
-    parameters = count_parameters(config.model, shape.vocab_size) // split
-    weights, gradients, optimizer = model_state_bytes(parameters, training.precision, zero_stage, world_size // split)
+    size = training.tensor_model_parallel_size
+    parameters = count_parameters(config.model, shape.vocab_size) // size
+    weights, gradients, optimizer = model_state_bytes(parameters, training.precision, zero_stage, world_size // size)
     if zero_stage == 3:
         # What is fetched stays until LIVE_ELEMENTS are there; the largest gradient exists whole, once as
-        # computed and once in the buffer from which it is split.
+        # computed and once in the buffer from which it is scattered.
         unit = DTYPES[training.precision].itemsize
         weights += unit * min(parameters, LIVE_ELEMENTS)
-        gradients += 2 * unit * padded_vocab_size(shape.vocab_size, split) // split * config.model.hidden_size
+        gradients += 2 * unit * padded_vocab_size(shape.vocab_size, size) // size * config.model.hidden_size
     return weights, gradients, optimizer
 
 
@@ -119,14 +136,14 @@ def model_state_bytes(
     """Bytes per rank of weights, gradients, and fp32 master weights with Adam moments (no activations).
 
     Per parameter: bf16 and fp16 2 + 2 + 12, fp32 4 + 4 + 12 (DeepSpeed keeps a master copy there as
-    well; without ZeRO it does not: 4 + 4 + 8). Stage 1 splits the 12 over the ranks, 2 the gradients
+    well; without ZeRO it does not: 4 + 4 + 8). Stage 1 divides the 12 among the ranks, 2 the gradients
     too, 3 the weights too (Rajbhandari et al., "ZeRO", SC 2020, section 3).
 
     Args:
         num_parameters: that a rank holds, after tensor parallelism.
         precision: of weights and gradients.
         zero_stage: 0 to 3.
-        data_parallel_size: ranks over which ZeRO splits.
+        data_parallel_size: ranks among which ZeRO divides.
     """
     unit = 4 if precision == "fp32" else 2
     weights, gradients, optimizer = unit * num_parameters, unit * num_parameters, 12 * num_parameters
@@ -158,8 +175,8 @@ def activation_bytes(config: RunConfig, shape: RowShape) -> int:
 def _replicated_bytes(config: RunConfig, shape: RowShape) -> int:
     """What every tensor-parallel rank keeps whole: dropout, sum and norm after each sublayer.
 
-    With ``recompute`` the input of each group of sublayers, and all of that for the last one, with which the
-    backward pass begins while nothing has been freed.
+    With recomputation: the input of each layer, and all of that for the last one, with which the backward
+    pass begins while nothing has been freed.
     """
     layout = parse_layout(config.model.layout)
     kept = 3 if config.model.hidden_dropout else 2
@@ -167,10 +184,10 @@ def _replicated_bytes(config: RunConfig, shape: RowShape) -> int:
     sides = ((layout.full, shape.seq_length), (layout.narrow, shape.masked_per_row))
     if config.model.recompute:
         groups = [(len(group), length) for letters, length in sides for group in group_sublayers(letters)]
-        rows = sum(length for _, length in groups) + kept * math.prod(groups[-1])
+        positions = sum(length for _, length in groups) + kept * math.prod(groups[-1])
     else:
-        rows = kept * sum(len(letters) * length for letters, length in sides)
-    return config.training.micro_batch_size * (rows + kept * shape.seq_length) * width
+        positions = kept * sum(len(letters) * length for letters, length in sides)
+    return config.training.micro_batch_size * (positions + kept * shape.seq_length) * width
 
 
 def _trace(config: RunConfig, shape: RowShape) -> int:

@@ -21,9 +21,9 @@ class PlanOptions:
     tokens_per_second: float | None = None
     """Rate of all processes together at which to state the time."""
     seq_length: int | None = None
-    """Tokens a row; default: as in the shards at data.path."""
+    """Tokens per row; default: as in the shards at data.path."""
     masked_per_row: int | None = None
-    """Masked positions a row; default: as in the shards, or 15% of seq_length."""
+    """Masked positions per row; default: as in the shards, or 15% of seq_length."""
     vocab_size: int | None = None
     """Vocabulary size; default: as in the shards."""
     nodes: int = 1
@@ -31,7 +31,7 @@ class PlanOptions:
     node_tokens_per_second: float | None = None
     """Rate of one node alone, measured: what several could do if the network cost nothing."""
     network_gigabytes_per_second: float | None = None
-    """10^9 bytes a second that a node's network carries in one direction (400 Gbit/s are 50)."""
+    """10^9 bytes per second that a node's network carries in one direction (400 Gbit/s are 50)."""
 
 
 def plan(config: RunConfig, options: PlanOptions) -> str:
@@ -89,7 +89,7 @@ def _check_options(options: PlanOptions) -> None:
 
 
 def _memory_lines(config: RunConfig, shape: RowShape, processes: int) -> list[tuple[str, str]]:
-    """Memory a process for every ZeRO stage, and what the configured one is made of."""
+    """Memory per process for every ZeRO stage, and what the configured one is made of."""
     from pipeline.planning.memory import predict_memory, state_bytes  # torch, which only this needs
 
     lines = []
@@ -107,7 +107,7 @@ def _memory_lines(config: RunConfig, shape: RowShape, processes: int) -> list[tu
 
 
 def _communication_lines(config: RunConfig, shape: RowShape, options: PlanOptions) -> list[tuple[str, str]]:
-    """Bytes a step by collective; on several nodes the time of a step and what the network takes of it."""
+    """Bytes per step by collective; on several nodes the time of a step and what the network takes of it."""
     if options.processes == 1:
         return []
     collectives = step_communication(config, shape, options.processes)
