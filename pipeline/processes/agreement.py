@@ -1,18 +1,20 @@
 """What all ranks decide together."""
 
-from typing import Any
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
 
 from pipeline.processes.signals import stop_requested
 
+T = TypeVar("T")
+
 
 class Agreement:
     """What all ranks decide together, over a gloo group of its own: on CUDA the device does not wait for it."""
 
     def __init__(self) -> None:
-        self._group: Any = dist.new_group(backend="gloo")
+        self._group = dist.new_group(backend="gloo")
         self._size = dist.get_world_size()
 
     def reach(self, problem: str) -> tuple[str, bool]:
@@ -31,8 +33,8 @@ class Agreement:
             problem = next(text for text in self.gather(problem) if text)
         return problem, bool(flags[1])
 
-    def gather(self, value: Any) -> list[Any]:
+    def gather(self, value: T) -> list[T]:
         """Every rank's value, by rank."""
-        values: list[Any] = [None] * self._size
+        values: list[T | None] = [None] * self._size
         dist.all_gather_object(values, value, group=self._group)
-        return values
+        return cast(list[T], values)

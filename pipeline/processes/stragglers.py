@@ -5,7 +5,6 @@ import logging
 import statistics
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 
@@ -25,7 +24,7 @@ class OwnTime:
     def __init__(self, device: torch.device) -> None:
         self._on_cuda = device.type == "cuda"
         self._seconds = 0.0
-        self._events: list[tuple[Any, Any]] = []
+        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
         self._steps = 0
 
     @contextlib.contextmanager

@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Self
 
 from data_prep.contract.files import write_atomically
 from pipeline.processes.launch import World
@@ -43,7 +44,10 @@ class _Heartbeat:
 
 
 class Watchdog:
-    """One rank's watch.
+    """One rank's watch; a context manager that starts it and, after a good end, stops it.
+
+    After an error the watch continues until the process ends: what is closed then may hang as well, and
+    the heartbeat tells the other ranks where this one was.
 
     Args:
         run_dir: of the run.
@@ -61,6 +65,16 @@ class Watchdog:
         self._ticks, self._quiet_s = 0, 0.0
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    def __enter__(self) -> Self:
+        """``start``."""
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """``stop``, unless an error ends the run."""
+        if kind is None:
+            self.stop()
 
     def start(self) -> None:
         """Begin; folders of earlier starts are removed."""

@@ -5,7 +5,6 @@ import dataclasses
 import math
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -13,6 +12,7 @@ import torch.distributed as dist
 from pipeline.config import RunConfig
 from pipeline.data.mixture import Mixture
 from pipeline.engine.optimizer import learning_rate
+from pipeline.engine.protocol import Engine
 from pipeline.parallel.groups import data_parallel_group
 
 LOSS = "train/loss"
@@ -65,7 +65,7 @@ class Meter:
         yield
         self._started = time.perf_counter()
 
-    def flush(self, step: int, engine: Any) -> dict[int, dict[str, float]]:
+    def flush(self, step: int, engine: Engine) -> dict[int, dict[str, float]]:
         """Metrics by step for the steps since the last flush; ``step`` is the newest of them."""
         steps, self._steps = self._steps, []
         means = _means(steps)

@@ -1,6 +1,7 @@
 """Held-out masked-LM loss and accuracy."""
 
 import dataclasses
+import logging
 import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -10,10 +11,19 @@ import torch.distributed as dist
 
 from data_prep.contract.command_line import UserError
 from pipeline.checkpoints.reading import load_run_model
+from pipeline.config import TrainingConfig
 from pipeline.data.batches import Batch, validation_batches
+from pipeline.data.mixture import Mixture
+from pipeline.engine.protocol import Engine
 from pipeline.model.masked_lm import NarrowBertForPretraining
 from pipeline.parallel.groups import data_parallel_group
+from pipeline.processes.ranks import Ranks
 from pipeline.runs.directory import open_run_shards
+from pipeline.training.gauges import Gauges
+from pipeline.training.reading import try_to_read
+from pipeline.training.records import Records
+
+log = logging.getLogger("narrowbert")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,21 +48,21 @@ def evaluate(
     model: NarrowBertForPretraining,
     batches: Iterable[Batch],
     device: torch.device,
-    go_on: Callable[[], bool] = lambda: True,
+    may_continue: Callable[[], bool] = lambda: True,
 ) -> Evaluation | None:
     """Evaluate ``batches`` on this process and add the sums of all data-parallel ranks.
 
     Args:
-        model: its mode, training or not, is as before afterwards.
+        model: its training mode is restored afterwards.
         batches: as many on every rank.
         device: the model's.
-        go_on: asked before each batch; the same answer on every rank. After a no the result is None.
+        may_continue: asked before each batch; the same answer on every rank. After a no the result is None.
     """
     was_training = model.training
     model.eval()
     sums = torch.zeros(3, dtype=torch.float64, device=device)
     for batch in batches:
-        if not go_on():
+        if not may_continue():
             model.train(was_training)
             return None
         moved = batch.to(device)
@@ -72,6 +82,83 @@ def evaluate(
         dist.all_reduce(sums, group=data_parallel_group())
     loss_sum, num_correct, num_masked = sums.tolist()
     return Evaluation(loss=loss_sum / num_masked, masked_accuracy=num_correct / num_masked, num_masked=int(num_masked))
+
+
+class Validation:
+    """The evaluations of a run beside its training.
+
+    Args:
+        engine: whose model is evaluated.
+        shards: whose validation rows are read.
+        training: how many rows, and in what micro-batches.
+        ranks: this process among the others.
+        gauges: what the figures are plotted against.
+        records: where the figures go.
+        device: of this process.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        shards: Mixture,
+        training: TrainingConfig,
+        ranks: Ranks,
+        gauges: Gauges,
+        records: Records,
+        device: torch.device,
+    ) -> None:
+        self._engine, self._shards, self._training, self._device = engine, shards, training, device
+        self._ranks, self._gauges, self._records = ranks, gauges, records
+
+    def catch_up(self, step: int) -> bool:
+        """``run``, unless it was done before: a stop or a kill may have come between a checkpoint and its evaluation.
+
+        Returns:
+            Whether all were asked to stop.
+        """
+        return not self._records.has(step, "validation/loss") and self.run(step)
+
+    def run(self, step: int) -> bool:
+        """Evaluate on the validation split after ``step`` steps and write the figures.
+
+        Returns:
+            Whether all were asked to stop; the evaluation is then given up.
+
+        Raises:
+            UserError: on every rank, if any cannot read its rows.
+        """
+        self._ranks.move("reading validation rows", step)
+        batches, problem = try_to_read(
+            lambda: list(
+                validation_batches(
+                    self._shards,
+                    max_rows=self._training.eval_rows,
+                    micro_batch_size=self._training.micro_batch_size,
+                    data_rank=self._ranks.data_rank,
+                    data_parallel_size=self._ranks.data_parallel_size,
+                )
+            )
+        )
+        if self._ranks.agree(problem, step):
+            return True
+
+        def may_continue() -> bool:
+            stop = self._ranks.agree("", step)
+            self._ranks.move("evaluating", step)
+            return not stop
+
+        result = evaluate(self._engine.module, batches or [], self._device, may_continue)
+        if result is None:
+            return True
+        if self._ranks.is_main:
+            figures = {
+                "validation/loss": result.loss,
+                "validation/masked_accuracy": result.masked_accuracy,
+                "validation/perplexity": result.perplexity,
+            }
+            self._records.write(step, figures | self._gauges.consumed(step))
+            log.info("step %d  validation loss %.4f, masked accuracy %.4f", step, result.loss, result.masked_accuracy)
+        return False
 
 
 def evaluate_run(run_dir: Path, max_rows: int | None) -> str:

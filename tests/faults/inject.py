@@ -19,24 +19,29 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline import __main__ as command
 
+if TYPE_CHECKING:  # the command imports nothing heavy before its signals are caught
+    from pipeline.data.batches import Batch
+    from pipeline.training.meter import StepSums
+
 
 def record(fault: dict[str, Any]) -> None:
-    from pipeline.training.loop import Run
+    from pipeline.training.step import Trainer
 
-    original, path = Run.train_step, Path(f"{fault['file']}-{os.environ['RANK']}")
+    original, path = Trainer.step, Path(f"{fault['file']}-{os.environ['RANK']}")
 
-    def train_step(run: Run, batches: Any) -> Any:
+    def record_and_step(trainer: Trainer, batches: "list[Batch]", step: int) -> "StepSums":
         ids = [int(i) for batch in batches for i in batch.sequence_ids]
-        entry = {"step": run.step, "rank": run.data_rank, "size": run.data_parallel_size, "ids": ids}
+        ranks = trainer.ranks
+        entry = {"step": step, "rank": ranks.data_rank, "size": ranks.data_parallel_size, "ids": ids}
         with path.open("a") as file:
             file.write(json.dumps(entry) + "\n")
-        return original(run, batches)
+        return original(trainer, batches, step)
 
-    Run.train_step = train_step
+    Trainer.step = record_and_step
 
 
 def at_place(fault: dict[str, Any], act: Any) -> None:
@@ -76,20 +81,20 @@ def slow(fault: dict[str, Any]) -> None:
 
 
 def poison(fault: dict[str, Any]) -> None:
-    from pipeline.training.loop import Run
+    from pipeline.training.step import Trainer
 
-    original = Run.train_step
+    original = Trainer.step
 
-    def train_step(run: Run, batches: Any) -> Any:
+    def poison_and_step(trainer: Trainer, batches: "list[Batch]", step: int) -> "StepSums":
         hooks = []
-        if run.step in fault["steps"]:
-            hooks = [p.register_hook(lambda grad: grad * float("nan")) for p in run.engine.module.parameters()]
-        result = original(run, batches)
+        if step in fault["steps"]:
+            hooks = [p.register_hook(lambda grad: grad * float("nan")) for p in trainer.engine.module.parameters()]
+        result = original(trainer, batches, step)
         for hook in hooks:
             hook.remove()
         return result
 
-    Run.train_step = train_step
+    Trainer.step = poison_and_step
 
 
 def fail_write(fault: dict[str, Any]) -> None:

@@ -1,0 +1,58 @@
+"""This process among the ranks of a run, for whatever must be done together with them."""
+
+from typing import TypeVar
+
+import torch.distributed as dist
+
+from data_prep.contract.command_line import UserError
+from pipeline.parallel.groups import data_parallel_group
+from pipeline.processes.agreement import Agreement
+from pipeline.processes.launch import World
+from pipeline.processes.watchdog import Watchdog
+
+T = TypeVar("T")
+
+
+class Ranks:
+    """Which rank this is, and the ways in which all ranks act together.
+
+    Args:
+        world: which of the processes this is.
+        agreement: of all ranks.
+        watchdog: told how far this rank has come.
+    """
+
+    def __init__(self, world: World, agreement: Agreement, watchdog: Watchdog) -> None:
+        self.world, self.watchdog = world, watchdog
+        self._agreement = agreement
+        self.is_main = world.rank == 0
+        # The ranks of a tensor-parallel group read the same rows.
+        self.data_rank = dist.get_rank(data_parallel_group())
+        self.data_parallel_size = dist.get_world_size(data_parallel_group())
+
+    def move(self, place: str, step: int) -> None:
+        """Tell the watchdog that this rank has come to ``place`` after ``step`` steps."""
+        self.watchdog.move(place, step)
+
+    def agree(self, problem: str, step: int) -> bool:
+        """Agree with all ranks, at the same point of a step.
+
+        Args:
+            problem: what went wrong on this rank; empty if nothing did.
+            step: steps done.
+
+        Returns:
+            Whether any rank was asked to stop.
+
+        Raises:
+            UserError: on every rank, if any has a problem.
+        """
+        self.move("waiting for the others", step)
+        problem, stop = self._agreement.reach(problem)
+        if problem:
+            raise UserError(problem)
+        return stop
+
+    def gather(self, value: T) -> list[T]:
+        """Every rank's value, by rank."""
+        return self._agreement.gather(value)

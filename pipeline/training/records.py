@@ -1,0 +1,145 @@
+"""What rank 0 writes down of a training: metrics, events, and the process that carries them to MLflow."""
+
+import logging
+import os
+import shutil
+import socket
+from pathlib import Path
+
+import yaml
+
+from data_prep.contract.command_line import UserError, config_as_dict
+from data_prep.contract.files import write_atomically
+from pipeline.config import RunConfig
+from pipeline.data.mixture import Mixture
+from pipeline.processes.ranks import Ranks
+from pipeline.processes.stragglers import OwnTime, Stragglers
+from pipeline.runs.attempts import Attempt, is_newest_attempt
+from pipeline.runs.records import Spool, append_event
+from pipeline.runs.redaction import redact
+from pipeline.tracking.description import describe_run
+from pipeline.tracking.shipper import Shipper
+from pipeline.training.gauges import Gauges
+from pipeline.training.terminal import Progress
+
+log = logging.getLogger("narrowbert")
+
+Points = dict[int, dict[str, float]]
+"""Metrics by name, by step."""
+
+
+class Records:
+    """The records of one start of a run. Every rank has one; only rank 0's writes anything.
+
+    Args:
+        config: of the run.
+        attempt: which start of the run this is.
+        ranks: this process among the others.
+        gauges: read at each log.
+        own_time: of this rank, compared with the others' at each log.
+    """
+
+    def __init__(self, config: RunConfig, attempt: Attempt, ranks: Ranks, gauges: Gauges, own_time: OwnTime) -> None:
+        self.run_dir = Path(config.run_dir)
+        self._config, self._attempt, self._ranks = config, attempt, ranks
+        self._gauges, self._own_time, self._stragglers = gauges, own_time, Stragglers()
+        self._spool: Spool | None = None
+        self._shipper: Shipper | None = None
+        self._hosts: list[str] = []
+
+    def open(self, shards: Mixture, step: int, device: str) -> None:
+        """Describe this start, which begins after ``step`` steps; every rank calls this."""
+        hosts = self._hosts = self._ranks.gather(socket.gethostname())
+        if self._ranks.is_main:
+            self._check_newest()  # a newer start may have registered while this one was loading
+            _write_configuration(self.run_dir, self._config, shards)
+            self._spool = Spool(
+                self.run_dir, computed_otherwise=self._attempt.computed_otherwise, check_newest=self._check_newest
+            )
+            world_size, number = self._ranks.world.size, self._attempt.number
+            append_event(
+                self.run_dir, "start", step, f"start {number}, {world_size} processes",
+                attempt=number, hosts=list(dict.fromkeys(hosts)), job_id=os.environ.get("SLURM_JOB_ID"),
+            )  # fmt: skip
+            if self._config.tracking.enabled:
+                describe_run(self.run_dir, self._config, shards, self._attempt, world_size=world_size, device=device)
+                self._shipper = Shipper(self.run_dir)
+        self.progress = Progress(self._config.training.train_steps, step, is_main=self._ranks.is_main)
+
+    def event(self, kind: str, step: int, text: str) -> None:
+        """Record that something happened to the run."""
+        if self._ranks.is_main:
+            append_event(self.run_dir, kind, step, text)
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        """Record metrics of a step; a loss that a resume should have repeated, and has not, is reported."""
+        if self._spool is not None:
+            self._spool.write(step, metrics)
+            self._report_changes(step)
+
+    def has(self, step: int, metric: str) -> bool:
+        """Whether an earlier start has recorded this; the same answer on every rank."""
+        return self._ranks.gather(self._spool is not None and self._spool.has(step, metric))[0]
+
+    def sync(self) -> None:
+        """Have the metrics survive a loss of power."""
+        if self._spool is not None:
+            self._spool.sync()
+
+    def log(self, step: int, points: Points) -> None:
+        """Write and show the metrics of a log after ``step`` steps; every rank calls this."""
+        own_seconds = self._ranks.gather(self._own_time.take())
+        if self._spool is None:
+            return
+        self._check_newest()
+        last = points[step]
+        last |= self._gauges.read(step, last["train/step_seconds"])
+        if self._ranks.world.size > 1:
+            last["train/straggler_ratio"] = self._straggler_ratio(step, own_seconds, last["train/step_seconds"])
+        for point, metrics in points.items():
+            self._spool.write(point, metrics)
+        self.progress.show(step, last)
+        self._report_changes(step)
+        if self._shipper is not None:
+            self._shipper.keep_alive()
+
+    def close(self) -> None:
+        """Close the files; what MLflow did not get stays on disk."""
+        if self._spool is not None:
+            self._spool.close()
+        if self._shipper is not None and not self._shipper.finish():
+            log.warning(
+                "MLflow did not get all metrics (see %s): they are kept, send them with: narrowbert sync %s",
+                self.run_dir / "logs/tracking.log", self.run_dir,
+            )  # fmt: skip
+
+    def _check_newest(self) -> None:
+        """End a start that a newer one of the run has taken over: nothing of its own may be written any more."""
+        number = self._attempt.number
+        if not is_newest_attempt(self.run_dir, number):
+            raise UserError(f"a newer start of this run has taken over: start {number} of {self.run_dir} ends")
+
+    def _straggler_ratio(self, step: int, own_seconds: list[float], step_seconds: float) -> float:
+        """Slowest over median own time; a rank that stays behind is named."""
+        ratio, slowest = self._stragglers.update(own_seconds, step_seconds)
+        if slowest is not None:
+            text = (
+                f"rank {slowest} on {self._hosts[slowest]} takes {own_seconds[slowest]:.3g} s of its own a step, "
+                f"{ratio:.1f} times the median rank's"
+            )
+            log.warning("slow: %s", text)
+            append_event(self.run_dir, "straggler", step, text)
+        return ratio
+
+    def _report_changes(self, step: int) -> None:
+        assert self._spool is not None
+        for change in self._spool.changed:
+            log.warning("not deterministic: %s", change)
+            append_event(self.run_dir, "not deterministic", step, change)
+        self._spool.changed.clear()
+
+
+def _write_configuration(run_dir: Path, config: RunConfig, shards: Mixture) -> None:
+    write_atomically(run_dir / "config.yaml", yaml.safe_dump(redact(config_as_dict(config)), sort_keys=False))
+    # The run keeps what an export needs: its shards may be gone by then.
+    shutil.copyfile(shards.tokenizer_path, run_dir / "tokenizer.json")

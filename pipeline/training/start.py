@@ -1,0 +1,198 @@
+"""How a start of a run begins: it registers, resumes or initialises, and opens its records."""
+
+import dataclasses
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar, cast
+
+import torch
+import torch.distributed as dist
+
+from data_prep.contract.command_line import UserError
+from pipeline.checkpoints.format import remove_unfinished
+from pipeline.checkpoints.reading import load_weights, newest_checkpoint, read_trainer_state
+from pipeline.checkpoints.restore import load_optimizer
+from pipeline.checkpoints.writing import CheckpointWriter
+from pipeline.config import RunConfig
+from pipeline.data.batches import TrainingData
+from pipeline.data.mixture import Mixture
+from pipeline.data.prefetch import Prefetcher
+from pipeline.engine.bf16_products import has_bf16_products
+from pipeline.engine.deepspeed_engine import build_engine
+from pipeline.engine.protocol import Engine
+from pipeline.model.masked_lm import NarrowBertForPretraining
+from pipeline.model.parameters import padded_vocab_size
+from pipeline.processes.launch import World
+from pipeline.processes.ranks import Ranks
+from pipeline.processes.stragglers import OwnTime
+from pipeline.runs.attempts import Attempt, is_newest_attempt, register_attempt
+from pipeline.runs.records import append_event
+from pipeline.training.gauges import Gauges
+from pipeline.training.meter import Meter
+from pipeline.training.objective import Objective
+from pipeline.training.reading import RowReader
+from pipeline.training.records import Records
+from pipeline.training.saving import Saver
+from pipeline.training.step import Trainer
+from pipeline.training.terminal import set_up_logging
+from pipeline.training.validation import Validation
+
+T = TypeVar("T")
+
+log = logging.getLogger("narrowbert")
+
+
+@dataclasses.dataclass(kw_only=True)
+class Run:
+    """One start of a run: how far it has come, and who does what in its loop."""
+
+    config: RunConfig
+    """Of the run."""
+    step: int
+    """Steps done; the only field that changes."""
+    ranks: Ranks
+    """This process among the others."""
+    engine: Engine
+    """The model in training."""
+    rows: RowReader
+    """Reads the rows of each step."""
+    trainer: Trainer
+    """Does the steps."""
+    meter: Meter
+    """Collects their figures."""
+    records: Records
+    """Writes the figures down."""
+    validation: Validation
+    """Evaluates on the validation split."""
+    saver: Saver
+    """Writes checkpoints."""
+
+    @property
+    def train_steps(self) -> int:
+        """Steps of the whole run."""
+        return self.config.training.train_steps
+
+    def is_due(self, interval: int) -> bool:
+        """Whether something that is done every ``interval`` steps, and after the last, is due now."""
+        return self.step % interval == 0 or self.step == self.train_steps
+
+    def close(self) -> None:
+        """End the reader, the writer and the records, in good order or after an error."""
+        self.rows.close()
+        self.saver.wait(self.step)
+        self.records.close()
+
+
+def register(config: RunConfig, world: World, shards: Mixture) -> Attempt:
+    """Register one more start of the run; every rank calls this."""
+    return _from_rank_0(lambda: register_attempt(Path(config.run_dir), config, shards, world.size), world)
+
+
+def open_run(
+    config: RunConfig, shards: Mixture, objective: Objective, ranks: Ranks, attempt: Attempt, device: torch.device
+) -> Run:
+    """Bring this start of the run to where its first step can be done; every rank calls this.
+
+    The order is the same on every rank, since most of it waits for the others.
+
+    Raises:
+        UserError: no checkpoint is intact, the weights cannot be read, or a newer start has taken over.
+    """
+    run_dir, training = Path(config.run_dir), config.training
+    set_up_logging(run_dir, ranks.world)
+    if ranks.is_main and training.precision == "bf16" and not has_bf16_products(device):
+        log.warning("this processor has no bf16 products: they are computed in fp32, at no more than its speed")
+
+    # Rows: read ahead from the first one asked for.
+    data = _open_rows(config, shards, ranks, device)
+
+    # Weights: of the newest intact checkpoint, or new ones.
+    engine, step, skipped_steps = _build_or_resume(config, shards, ranks.world, device)
+
+    # Checkpoints: memory for their copies is taken now.
+    writer = CheckpointWriter(
+        engine,
+        run_dir / "checkpoints",
+        keep_last=training.keep_last,
+        keep_every=training.keep_every,
+        may_commit=lambda: is_newest_attempt(run_dir, attempt.number),
+        on_progress=ranks.watchdog.alive,
+    )
+
+    # Records: what is there from earlier starts is kept.
+    gauges, own_time = Gauges(config, shards, ranks.world.size, device), OwnTime(device)
+    records = Records(config, attempt, ranks, gauges, own_time)
+    records.open(shards, step, str(device))
+
+    return Run(
+        config=config,
+        step=step,
+        ranks=ranks,
+        engine=engine,
+        rows=RowReader(data, training.global_batch_size, ranks, gauges, own_time),
+        trainer=Trainer(engine, objective, config, ranks, own_time, device),
+        meter=Meter(config, shards, skipped_steps),
+        records=records,
+        validation=Validation(engine, shards, training, ranks, gauges, records, device),
+        saver=Saver(writer, engine, config, shards, attempt, ranks, records, step),
+    )
+
+
+def _open_rows(config: RunConfig, shards: Mixture, ranks: Ranks, device: torch.device) -> Prefetcher:
+    data = TrainingData(
+        shards,
+        seed=config.data.seed,
+        global_batch_size=config.training.global_batch_size,
+        micro_batch_size=config.training.micro_batch_size,
+        data_rank=ranks.data_rank,
+        data_parallel_size=ranks.data_parallel_size,
+    )
+    return Prefetcher(data, device, num_workers=config.data.num_workers, prefetch_factor=config.data.prefetch_factor)
+
+
+def _build_or_resume(config: RunConfig, shards: Mixture, world: World, device: torch.device) -> tuple[Engine, int, int]:
+    """Build the engine. Returns it, the steps done, and how many of them were skipped."""
+    torch.manual_seed(config.training.seed)  # the same initial weights on every rank
+    padded_size = padded_vocab_size(shards.vocab_size, config.training.tensor_model_parallel_size)
+    model = NarrowBertForPretraining(config.model, shards.vocab_size, padded_size)
+    folder = _choose_checkpoint(Path(config.run_dir), world)
+    if folder is None:
+        if config.init.from_huggingface is not None:
+            # Imports transformers, which no other start needs.
+            from pipeline.initialisation.load import load_init
+
+            for line in load_init(model, config, shards):
+                log.info(line)
+        return build_engine(config, model, device), 0, 0
+    state = read_trainer_state(folder)
+    load_weights(model, folder)
+    engine = build_engine(config, model, device)
+    load_optimizer(engine, folder, state)
+    log.info("resuming from %s (step %d of %d)", folder, state.step, config.training.train_steps)
+    return engine, state.step, state.skipped_steps
+
+
+def _choose_checkpoint(run_dir: Path, world: World) -> Path | None:
+    """The newest intact checkpoint, the same on every rank; None where nothing was saved yet."""
+    checkpoints = run_dir / "checkpoints"
+
+    def choose() -> tuple[Path | None, list[str]]:
+        remove_unfinished(checkpoints)
+        return newest_checkpoint(checkpoints)
+
+    folder, problems = _from_rank_0(choose, world)
+    for problem in problems:
+        log.warning("checkpoint passed over: %s", problem)
+        if world.rank == 0:
+            append_event(run_dir, "checkpoint passed over", 0, problem)
+    if folder is None and problems:
+        raise UserError(f"no checkpoint of {run_dir} is intact: restore one, or start anew in another --run_dir")
+    return folder
+
+
+def _from_rank_0(compute: Callable[[], T], world: World) -> T:
+    """What rank 0 computes, on every rank."""
+    answer: list[T | None] = [compute() if world.rank == 0 else None]
+    dist.broadcast_object_list(answer, src=0)
+    return cast(T, answer[0])

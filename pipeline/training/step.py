@@ -1,0 +1,79 @@
+"""One optimizer step: forward and backward passes of its micro-batches, then the update."""
+
+import torch
+import torch.distributed as dist
+
+from pipeline.config import RunConfig
+from pipeline.data.batches import Batch
+from pipeline.engine.deepspeed_engine import update_weights
+from pipeline.engine.optimizer import learning_rate
+from pipeline.engine.protocol import Engine
+from pipeline.parallel.dropout_seeds import seed_dropout
+from pipeline.parallel.groups import data_parallel_group
+from pipeline.processes.ranks import Ranks
+from pipeline.processes.stragglers import OwnTime
+from pipeline.training.meter import LOSS, StepSums
+from pipeline.training.objective import Objective
+
+
+class Trainer:
+    """Does the steps of a run.
+
+    Args:
+        engine: the model in training.
+        objective: the loss to minimise.
+        config: of the run.
+        ranks: this process among the others.
+        own_time: told how long the forward passes take.
+        device: of this process.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        objective: Objective,
+        config: RunConfig,
+        ranks: Ranks,
+        own_time: OwnTime,
+        device: torch.device,
+    ) -> None:
+        self.engine, self.ranks = engine, ranks
+        self._objective, self._config, self._own_time, self._device = objective, config, own_time, device
+
+    def step(self, batches: list[Batch], step: int) -> StepSums:
+        """Do the step that follows ``step`` steps. A step whose gradients are not finite updates nothing.
+
+        It still consumes its rows and its place in the learning-rate schedule, so that both follow from
+        the number of the step alone.
+        """
+        training = self._config.training
+        weight = self._weight_of_all_ranks(batches, step)
+        # DeepSpeed averages over ranks and accumulation steps; the loss is a sum over the global
+        # count of masked tokens, so the average is undone here.
+        scale = (self.ranks.data_parallel_size * len(batches) / weight).float()
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = learning_rate(step, training.train_steps, self._config.optimizer)
+        seed_dropout(training.seed, step, self.ranks.data_rank)
+        sums = {LOSS: torch.zeros((), device=self._device)}
+        gradient_norm = None
+        for batch in batches:
+            self.ranks.move("in the forward pass", step)
+            with self._own_time.forward():
+                computed = self._objective(self.engine, batch)
+            self.ranks.move("in the backward pass", step)
+            self.engine.backward(computed.loss_sum * scale)
+            gradient_norm = update_weights(self.engine, self._config.optimizer.clip_grad)
+            sums[LOSS] += computed.loss_sum.detach()
+            for name, value in computed.extra_sums.items():
+                metric = f"objective/{name}"
+                sums[metric] = sums.get(metric, 0.0) + value.detach()
+        self._own_time.end_step()
+        assert gradient_norm is not None
+        return StepSums(sums=sums, weight=weight, gradient_norm=gradient_norm)
+
+    def _weight_of_all_ranks(self, batches: list[Batch], step: int) -> torch.Tensor:
+        """Scalar, fp64: the terms of the step's loss, such as its masked tokens."""
+        self.ranks.move("counting masked tokens", step)
+        weight = torch.stack([self._objective.weight(batch) for batch in batches]).sum().double()
+        dist.all_reduce(weight, group=data_parallel_group())
+        return weight
