@@ -1,0 +1,1140 @@
+"""NarrowBERT for transformers (5.18 or newer). Self-contained: copied beside exported weights.
+
+Source: Li, Keung, Cheng, Kasai, Smith, "NarrowBERT: Accelerating Masked Language Model Pretraining
+and Inference", ACL 2023, arXiv 2301.04761.
+
+The sublayers left of ``:`` in ``config.layout`` run on every position and end in the state h_K. Then
+only the rows at the *narrow positions* go on: a narrow attention sublayer takes its queries from
+them, its keys and values from h_K, which stays as it is; a narrow feed-forward sublayer runs on them
+alone. Narrow rows never read each other, so a row's result does not depend on which other rows are
+narrow. Positions, where attention knows them (rope, alibi), are those of the whole row.
+
+Parameter names are BERT's, with the narrow layers under ``bert.encoder_narrow`` as in the authors'
+release; the state dict of layout ``12sf`` has exactly the keys of ``BertForMaskedLM``. Options that BERT
+does not have add ``intermediate.gate`` (gated units), ``frozen_norm`` and ``final_norm`` (pre-norm); a
+sublayer's norm is called ``output.LayerNorm`` wherever it stands.
+
+Two things are done without being asked for, and change results by rounding only: few narrow rows are
+*folded* (``folded_attention``), and a padded batch is *packed*: its real tokens are computed, its padding
+is not, and the outputs there are zeros (``Packing``).
+
+Shapes: B batch, S sequence, N narrow rows, R computed rows of a whole batch, T real tokens of a whole
+batch, H hidden, V vocabulary, L labels, A attention heads, D = H / A.
+"""
+
+import itertools
+from collections.abc import Callable, Collection
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPooling,
+    MaskedLMOutput,
+    QuestionAnsweringModelOutput,
+    SequenceClassifierOutput,
+    TokenClassifierOutput,
+)
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.utils.generic import can_return_tuple, is_flash_attention_requested
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_narrowbert import NarrowBertConfig
+
+try:  # torch 2.10 or newer
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:
+    varlen_attn = None
+
+IGNORE_INDEX = -100
+GATED = {"geglu": "gelu", "swiglu": "silu"}
+
+Rotation = tuple[torch.Tensor, torch.Tensor]
+"""Cosines and signed sines of rope's angles, [B or 1, 1, positions, D]."""
+
+
+def build_norm(config: NarrowBertConfig) -> nn.Module:
+    if config.norm == "rmsnorm":
+        return nn.RMSNorm(config.hidden_size, eps=config.layer_norm_eps)
+    return nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps, bias=config.bias)
+
+
+def rotation(config: NarrowBertConfig, positions: torch.Tensor, dtype: torch.dtype) -> Rotation | None:
+    """Rope's angles of ``positions`` [B or 1, any number]; None for another kind of positions."""
+    if config.position_embedding_type != "rope":
+        return None
+    head_dim = config.hidden_size // config.num_attention_heads
+    exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
+    angles = positions[:, None, :, None].float() * config.rope_theta**-exponents
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat((cos, cos), -1).to(dtype), torch.cat((-sin, sin), -1).to(dtype)
+
+
+def rotate(x_BAND: torch.Tensor, by: Rotation | None) -> torch.Tensor:
+    """Turn feature i together with feature i + D/2 by its position's angle."""
+    if by is None:
+        return x_BAND
+    first, second = x_BAND.chunk(2, -1)
+    return x_BAND * by[0] + torch.cat((second, first), -1) * by[1]
+
+
+def add_alibi(
+    config: NarrowBertConfig, mask: torch.Tensor | None, queries: torch.Tensor, keys: torch.Tensor, dtype: torch.dtype
+) -> torch.Tensor | None:
+    """``mask`` (bool or added to the scores) joined with ALiBi's bias by distance, where the model has it.
+
+    queries [B or 1, N] and keys [B or 1, S] are positions.
+    """
+    if config.position_embedding_type != "alibi":
+        return mask
+    heads = config.num_attention_heads
+    power = 1 << (heads.bit_length() - 1)  # the largest power of two that is not above
+    exponents = [8 * (i + 1) / power for i in range(power)] + [4 * (2 * i + 1) / power for i in range(heads - power)]
+    slopes_A11 = 2.0 ** -torch.tensor(exponents, device=queries.device).view(-1, 1, 1)
+    bias_BANS = -slopes_A11 * (queries[:, None, :, None] - keys[:, None, None, :]).abs()
+    if mask is None:
+        return bias_BANS.to(dtype)
+    if mask.dtype == torch.bool:
+        return bias_BANS.masked_fill(~mask, torch.finfo(dtype).min).to(dtype)
+    return mask + bias_BANS.to(dtype)
+
+
+class NarrowBertEmbeddings(nn.Module):
+    """Sum of word, absolute position (if the model has any) and segment embeddings, then norm and dropout."""
+
+    def __init__(self, config: NarrowBertConfig) -> None:
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
+        self.position_embeddings = None
+        if config.position_embedding_type == "absolute":
+            self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.LayerNorm = build_norm(config)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(
+        self,
+        input_ids_BS: torch.Tensor | None,
+        token_type_ids_BS: torch.Tensor | None,
+        position_ids_BS: torch.Tensor | None,
+        inputs_embeds_BSH: torch.Tensor | None,
+    ) -> torch.Tensor:
+        words_BSH = self.word_embeddings(input_ids_BS) if inputs_embeds_BSH is None else inputs_embeds_BSH
+        if token_type_ids_BS is None:
+            token_type_ids_BS = torch.zeros(words_BSH.shape[:2], dtype=torch.long, device=words_BSH.device)
+        hidden_BSH = words_BSH + self.token_type_embeddings(token_type_ids_BS)
+        if self.position_embeddings is not None:
+            length = words_BSH.shape[1]
+            if position_ids_BS is None:
+                if length > self.position_embeddings.num_embeddings:
+                    raise ValueError(
+                        f"the input has {length} positions, the model {self.position_embeddings.num_embeddings}: "
+                        "truncate it (tokenizer(..., truncation=True))"
+                    )
+                position_ids_BS = torch.arange(length, device=words_BSH.device).unsqueeze(0)
+            hidden_BSH = hidden_BSH + self.position_embeddings(position_ids_BS)
+        return self.dropout(self.LayerNorm(hidden_BSH))
+
+
+def eager_attention(
+    module: nn.Module,
+    query_BAND: torch.Tensor,
+    key_BASD: torch.Tensor,
+    value_BASD: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **_: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention in plain operations, for ``output_attentions``. Returns [B, N, A, D] and [B, A, N, S]."""
+    scores_BANS = query_BAND @ key_BASD.transpose(2, 3) * scaling
+    if attention_mask is not None:
+        scores_BANS = scores_BANS + attention_mask
+    weights_BANS = nn.functional.dropout(scores_BANS.softmax(dim=-1), p=dropout, training=module.training)
+    return (weights_BANS @ value_BASD).transpose(1, 2), weights_BANS
+
+
+class Packing(NamedTuple):
+    """The real tokens of a padded batch in one line, T of them; its sentences stand sorted by length."""
+
+    tokens_T: torch.Tensor
+    """Where each token was in the batch flattened to [B * S]."""
+    order_B: torch.Tensor
+    """Which row of the batch is the first sentence, the second, ..."""
+    runs: tuple[tuple[int, int], ...]
+    """(length, sentences of this length), ascending: the buckets, none of which holds padding."""
+    num_narrow: int | None = None
+    """Queries of a sentence; None where each of its tokens is one."""
+
+
+def pack(attention_mask_BS: torch.Tensor) -> Packing | None:
+    """How to lay out the real tokens; None where there is no padding, or nothing but padding in a row."""
+    real_BS = attention_mask_BS != 0
+    lengths_B, order_B = real_BS.sum(dim=1).sort(stable=True)
+    lengths = lengths_B.tolist()
+    if not 0 < lengths[0] < real_BS.shape[1]:
+        return None
+    rows_T, columns_T = real_BS[order_B].nonzero(as_tuple=True)
+    runs = tuple((length, len(list(equal))) for length, equal in itertools.groupby(lengths))
+    return Packing(order_B[rows_T] * real_BS.shape[1] + columns_T, order_B, runs)
+
+
+def unpack(hidden_1TH: torch.Tensor, packing: Packing, batch: int, length: int) -> torch.Tensor:
+    """The packed rows at their places in [B, S, H]; zeros where there was padding."""
+    flat = hidden_1TH.new_zeros(batch * length, hidden_1TH.shape[-1])
+    return flat.index_copy(0, packing.tokens_T, hidden_1TH[0]).unflatten(0, (batch, length))
+
+
+def packed_attention(
+    query_1AND: torch.Tensor, key_1ATD: torch.Tensor, value_1ATD: torch.Tensor, packing: Packing, dropout: float
+) -> torch.Tensor:
+    """Attention inside each sentence of a packed batch: [1, N, A, D], N the queries of all sentences.
+
+    One fused attention for all sentences of equal length, or one kernel for all on CUDA.
+    """
+    if query_1AND.is_cuda:
+        return varlen_attention(query_1AND, key_1ATD, value_1ATD, packing)
+    contexts, first_query, first_key = [], 0, 0
+    for length, sentences in packing.runs:
+        queries = packing.num_narrow or length
+        query, key, value = (
+            x_1AND[0, :, first : first + sentences * each].unflatten(1, (sentences, each)).transpose(0, 1)
+            for x_1AND, first, each in (
+                (query_1AND, first_query, queries),
+                (key_1ATD, first_key, length),
+                (value_1ATD, first_key, length),
+            )
+        )
+        context = nn.functional.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
+        contexts.append(context.transpose(1, 2).flatten(0, 1))
+        first_query, first_key = first_query + sentences * queries, first_key + sentences * length
+    return torch.cat(contexts).unsqueeze(0)
+
+
+def varlen_attention(
+    query_1AND: torch.Tensor, key_1ATD: torch.Tensor, value_1ATD: torch.Tensor, packing: Packing
+) -> torch.Tensor:
+    """``packed_attention`` by torch's variable-length kernel."""
+    assert varlen_attn is not None
+    # Under autocast rope leaves fp32 behind, which the kernel does not take.
+    query, key, value = (x[0].transpose(0, 1).to(value_1ATD.dtype) for x in (query_1AND, key_1ATD, value_1ATD))
+    keys = [length for length, sentences in packing.runs for _ in range(sentences)]
+    queries = keys if packing.num_narrow is None else [packing.num_narrow] * len(keys)
+    query_ends, key_ends = (
+        torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device=query.device)
+        for lengths in (queries, keys)
+    )
+    context = varlen_attn(query, key, value, query_ends, key_ends, max(queries), max(keys))
+    assert isinstance(context, torch.Tensor)
+    return context.unsqueeze(0)
+
+
+def folded_attention(
+    query_BAND: torch.Tensor,
+    state_BSH: torch.Tensor,
+    key: nn.Linear,
+    value: nn.Linear,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention to ``state_BSH`` whose keys and values are never formed. Returns [B, N, A, D] and [B, A, N, S].
+
+    A score is q (W_K h + b_K) = (W_K^T q) h + q b_K, and an output sum_s p_s (W_V h_s + b_V) =
+    W_V (sum_s p_s h_s) + b_V sum_s p_s, head by head: two products with each narrow row instead of
+    two with each position of the sentence.
+    """
+    batch, heads, rows, head_dim = query_BAND.shape
+    key_ADH, value_ADH = (linear.weight.unflatten(0, (heads, head_dim)) for linear in (key, value))
+    query_BAND = query_BAND * scaling
+    query_ARH = query_BAND.transpose(0, 1).flatten(1, 2) @ key_ADH
+    query_BANH = query_ARH.unflatten(1, (batch, rows)).transpose(0, 1)
+    scores_BANS = (query_BANH.flatten(1, 2) @ state_BSH.transpose(1, 2)).unflatten(1, (heads, rows))
+    if key.bias is not None:
+        scores_BANS = scores_BANS + query_BAND @ key.bias.view(heads, head_dim, 1)
+    if attention_mask is not None and attention_mask.dtype == torch.bool:
+        scores_BANS = scores_BANS.masked_fill(~attention_mask, torch.finfo(scores_BANS.dtype).min)
+    elif attention_mask is not None:
+        scores_BANS = scores_BANS + attention_mask
+    weights_BANS = nn.functional.dropout(scores_BANS.softmax(-1), p=dropout, training=dropout > 0)
+    context_BANH = (weights_BANS.flatten(1, 2) @ state_BSH).unflatten(1, (heads, rows))
+    context_ARD = context_BANH.transpose(0, 1).flatten(1, 2) @ value_ADH.transpose(1, 2)
+    context_BAND = context_ARD.unflatten(1, (batch, rows)).transpose(0, 1)
+    if value.bias is not None:
+        context_BAND = context_BAND + weights_BANS.sum(-1, keepdim=True) * value.bias.view(heads, 1, head_dim)
+    return context_BAND.transpose(1, 2), weights_BANS
+
+
+def folding_pays(config: NarrowBertConfig, num_narrow: int, length: int) -> bool:
+    """Whether ``num_narrow`` folded rows of a sentence take fewer FLOPs than the keys and values of all positions.
+
+    Multiply-adds of a sentence, in units of hidden size: each owner of keys and values projects S
+    positions twice, 2 S H, and each narrow attention compares and adds up heads, 2 N S; folded, each
+    narrow attention projects N rows twice, 2 N H, and compares and adds up whole rows, 2 A N S. With 12
+    heads of 64 and keys and values in every layer, up to 45 rows are folded at 128 positions, 61 at 512.
+    """
+    attentions = sum("s" in sublayers for sublayers in config.narrow_layers)
+    formed = len(config.narrow_kv_owners) * length * config.hidden_size + attentions * num_narrow * length
+    folded = attentions * num_narrow * (config.hidden_size + config.num_attention_heads * length)
+    return folded < formed
+
+
+class NarrowBertSelfAttention(nn.Module):
+    """Multi-head attention whose queries may be fewer rows than its keys and values."""
+
+    # Read by transformers' SDPA function, which otherwise takes an attention without mask as causal.
+    is_causal = False
+
+    def __init__(self, config: NarrowBertConfig, has_key_value: bool = True) -> None:
+        super().__init__()
+        self.config = config
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.query = nn.Linear(config.hidden_size, config.hidden_size, bias=config.bias)
+        if has_key_value:
+            self.key = nn.Linear(config.hidden_size, config.hidden_size, bias=config.bias)
+            self.value = nn.Linear(config.hidden_size, config.hidden_size, bias=config.bias)
+
+    def key_value(self, state_BSH: torch.Tensor, by: Rotation | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of ``state_BSH``, each [B, A, S, D]."""
+        return rotate(self._split_heads(self.key(state_BSH)), by), self._split_heads(self.value(state_BSH))
+
+    def can_fold(self) -> bool:
+        """Whether keys and values are what the weights say: plain linears, whole (not quantised, adapted, split)."""
+        shape = (self.config.hidden_size, self.config.hidden_size)
+        return all(type(x) is nn.Linear and tuple(x.weight.shape) == shape for x in (self.key, self.value))
+
+    def forward(
+        self,
+        hidden_BNH: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        by: Rotation | None,
+        folded_into: "NarrowBertSelfAttention | None" = None,
+        packing: Packing | None = None,
+        implementation: str | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Attend to ``key`` and ``value`` [B, A, S, D], or, given ``folded_into``, to the state [B, S, H] in ``key``.
+
+        Args:
+            folded_into: whose keys and values of that state are meant.
+            packing: the batch is packed; there is no mask then.
+            implementation: of attention, instead of the configuration's.
+        """
+        query_BAND = rotate(self._split_heads(self.query(hidden_BNH)), by)
+        scaling = self.head_dim**-0.5
+        dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
+        weights_BANS = None
+        if folded_into is not None:
+            context_BNAD, weights_BANS = folded_attention(
+                query_BAND, key, folded_into.key, folded_into.value, attention_mask, scaling, dropout
+            )
+        elif packing is not None:
+            context_BNAD = packed_attention(query_BAND, key, value, packing, dropout)
+        else:
+            attention: Callable[..., tuple[torch.Tensor, torch.Tensor | None]] = ALL_ATTENTION_FUNCTIONS.get_interface(
+                implementation or self.config._attn_implementation or "eager", eager_attention
+            )
+            context_BNAD, weights_BANS = attention(
+                self, query_BAND, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
+            )
+        return context_BNAD.flatten(2), weights_BANS
+
+    def _split_heads(self, projected: torch.Tensor) -> torch.Tensor:
+        return projected.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+
+class NarrowBertSublayerOutput(nn.Module):
+    """What ends every sublayer: projection, dropout, residual; and its norm, before it or after the sum."""
+
+    def __init__(self, config: NarrowBertConfig, input_size: int) -> None:
+        super().__init__()
+        self.is_pre_norm = config.normalization == "pre"
+        self.dense = nn.Linear(input_size, config.hidden_size, bias=config.bias)
+        self.LayerNorm = build_norm(config)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def sublayer_input(self, hidden: torch.Tensor) -> torch.Tensor:
+        """What the sublayer computes on."""
+        return self.LayerNorm(hidden) if self.is_pre_norm else hidden
+
+    def forward(self, inner: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        total = self.dropout(self.dense(inner)) + residual
+        return total if self.is_pre_norm else self.LayerNorm(total)
+
+
+class NarrowBertAttention(nn.Module):
+    """One ``s`` of the layout. Keys and values are those it is given, or those of its own input."""
+
+    def __init__(self, config: NarrowBertConfig, has_key_value: bool) -> None:
+        super().__init__()
+        self.self = NarrowBertSelfAttention(config, has_key_value)
+        self.output = NarrowBertSublayerOutput(config, config.hidden_size)
+
+    def forward(
+        self,
+        hidden_BNH: torch.Tensor,
+        key: torch.Tensor | None,
+        value: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+        by: Rotation | None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        input_BNH = self.output.sublayer_input(hidden_BNH)
+        if key is None or value is None:
+            key, value = self.self.key_value(input_BNH, by)
+        context_BNH, _ = self.self(input_BNH, key, value, attention_mask, by, **kwargs)
+        return self.output(context_BNH, hidden_BNH)
+
+
+class NarrowBertIntermediate(nn.Module):
+    """First half of one ``f`` of the layout."""
+
+    def __init__(self, config: NarrowBertConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.bias)
+        self.gate = None
+        if config.hidden_act in GATED:
+            self.gate = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.bias)
+        self.activation = ACT2FN[GATED.get(config.hidden_act, config.hidden_act)]
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        if self.gate is None:
+            return self.activation(self.dense(hidden))
+        return self.activation(self.gate(hidden)) * self.dense(hidden)
+
+
+class NarrowBertLayer(GradientCheckpointingLayer):
+    """``"sf"``, or one of the two alone."""
+
+    def __init__(self, config: NarrowBertConfig, sublayers: str, has_key_value: bool) -> None:
+        super().__init__()
+        self.attention = NarrowBertAttention(config, has_key_value) if "s" in sublayers else None
+        self.intermediate = NarrowBertIntermediate(config) if "f" in sublayers else None
+        self.output = NarrowBertSublayerOutput(config, config.intermediate_size) if "f" in sublayers else None
+
+    def forward(
+        self,
+        hidden_BNH: torch.Tensor,
+        key: torch.Tensor | None,
+        value: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+        by: Rotation | None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        if self.attention is not None:
+            hidden_BNH = self.attention(hidden_BNH, key, value, attention_mask, by, **kwargs)
+        if self.intermediate is not None and self.output is not None:
+            hidden_BNH = self.output(self.intermediate(self.output.sublayer_input(hidden_BNH)), hidden_BNH)
+        return hidden_BNH
+
+
+class NarrowBertEncoder(nn.Module):
+    """The layers of one side of the narrowing point; ``kv_owners`` are those with keys and values of their own.
+
+    ``fold`` may be set on the narrow side: True and False fold always and never, None where it pays.
+    """
+
+    fold: bool | None = None
+
+    def __init__(self, config: NarrowBertConfig, layers: list[str], kv_owners: Collection[int]) -> None:
+        super().__init__()
+        self.kv_owners = kv_owners
+        self.layer = nn.ModuleList(
+            [NarrowBertLayer(config, sublayers, number in kv_owners) for number, sublayers in enumerate(layers)]
+        )
+
+    def forward(
+        self,
+        hidden_BNH: torch.Tensor,
+        frozen_BSH: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+        by: Rotation | None,
+        frozen_by: Rotation | None,
+        folds: bool = False,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """Keys and values come from ``frozen_BSH``, or from the running state where that is None."""
+        key, value, folded_into = None, None, None
+        for number, layer in enumerate(self.layer):
+            assert isinstance(layer, NarrowBertLayer)
+            if frozen_BSH is not None and number in self.kv_owners:
+                assert layer.attention is not None
+                if folds:
+                    key, value, folded_into = frozen_BSH, frozen_BSH, layer.attention.self
+                else:
+                    key, value = layer.attention.self.key_value(frozen_BSH, frozen_by)
+            # All positional: gradient checkpointing hands tensors on by position.
+            hidden_BNH = layer(hidden_BNH, key, value, attention_mask, by, folded_into=folded_into, **kwargs)
+        return hidden_BNH
+
+    def folds(self, config: NarrowBertConfig, num_narrow: int, length: int) -> bool:
+        """Whether the narrow layers fold ``num_narrow`` rows of sentences of ``length`` positions.
+
+        Never with rope, which turns a key by its position after its projection.
+        """
+        if self.fold is False or config.position_embedding_type == "rope":
+            return False
+        attentions = [layer.attention for layer in self.layer if isinstance(layer, NarrowBertLayer)]
+        if not all(attentions[number].self.can_fold() for number in self.kv_owners):  # pyright: ignore[reportOptionalMemberAccess]
+            return False
+        return self.fold or folding_pays(config, num_narrow, length)
+
+
+class NarrowBertHeadTransform(nn.Module):
+    """Dense, activation, norm."""
+
+    def __init__(self, config: NarrowBertConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size, bias=config.bias)
+        self.activation = ACT2FN["gelu" if config.hidden_act in GATED else config.hidden_act]
+        self.LayerNorm = build_norm(config)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.LayerNorm(self.activation(self.dense(hidden)))
+
+
+class NarrowBertPredictionHead(nn.Module):
+    """Scores over the vocabulary; the decoder's weight is the word embedding, its bias is ``bias``."""
+
+    def __init__(self, config: NarrowBertConfig) -> None:
+        super().__init__()
+        self.transform = NarrowBertHeadTransform(config)
+        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.decoder(self.transform(hidden))
+
+
+class NarrowBertHead(nn.Module):
+    """Holds the head under BERT's parameter names, ``cls.predictions.*``."""
+
+    def __init__(self, config: NarrowBertConfig) -> None:
+        super().__init__()
+        self.predictions = NarrowBertPredictionHead(config)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.predictions(hidden)
+
+
+class NarrowBertPooler(nn.Module):
+    """Dense and tanh, of the [CLS] row."""
+
+    def __init__(self, config: NarrowBertConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size, bias=config.bias)
+
+    def forward(self, cls_BH: torch.Tensor) -> torch.Tensor:
+        return self.dense(cls_BH).tanh()
+
+
+class NarrowBertPreTrainedModel(PreTrainedModel):
+    """Initialisation and what transformers needs to know about the classes below."""
+
+    config: NarrowBertConfig
+    config_class = NarrowBertConfig
+    base_model_prefix = "bert"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    # Left of ``:`` alone. transformers drops padding by taking the last rows of the mask for the queries,
+    # which is wrong when the queries are N chosen rows: those take SDPA.
+    _supports_flash_attn = True
+    # Tells transformers' Trainer whether forward() divides by num_items_in_batch itself.
+    accepts_loss_kwargs = False
+    _new_parts: tuple[str, ...] = ()
+    """Parts that a pretrained checkpoint does not have, by the beginning of their parameters' names."""
+    # transformers declares these as attributes of the instance, so they cannot be ClassVar.
+    _no_split_modules = ["NarrowBertEmbeddings", "NarrowBertLayer"]  # noqa: RUF012
+    _can_record_outputs: dict | None = {  # noqa: RUF012
+        "hidden_states": NarrowBertLayer,
+        "attentions": NarrowBertSelfAttention,
+    }
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """transformers' own, which refuses a checkpoint that lacks tensors instead of filling them at random.
+
+        Only what a pretrained encoder cannot have may be missing, and only all of it: the pooler and the
+        classifier of a model that is to be fine-tuned.
+
+        Raises:
+            ValueError: a tensor is missing.
+        """
+        loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        model, info = loaded
+        missing = set(info["missing_keys"]) - {key[0] for key in info["mismatched_keys"]}
+        new = {name for name in model.state_dict() if name.startswith(cls._new_parts)}
+        refused = sorted(missing if missing & new != new else missing - new)
+        if refused:
+            raise ValueError(f"the checkpoint lacks {len(refused)} tensors of {cls.__name__}: {', '.join(refused)}")
+        return (model, info) if output_loading_info else model
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, NarrowBertPredictionHead):
+            init.zeros_(module.bias)
+
+
+class NarrowBertModel(NarrowBertPreTrainedModel):
+    """The encoder. Set ``unpad`` to False to compute padding as well."""
+
+    unpad = True
+    _keys_to_ignore_on_load_unexpected = [r"^(bert\.)?pooler\.", r"^cls\."]  # noqa: RUF012
+
+    def __init__(
+        self, config: NarrowBertConfig, add_pooling_layer: bool = False, default_positions: str | None = None
+    ) -> None:
+        super().__init__(config)
+        self.default_positions = default_positions or config.default_positions
+        self.embeddings = NarrowBertEmbeddings(config)
+        self.encoder = NarrowBertEncoder(config, config.full_layers, range(len(config.full_layers)))
+        self.encoder_narrow = NarrowBertEncoder(config, config.narrow_layers, config.narrow_kv_owners)
+        is_pre_norm = config.normalization == "pre"
+        self.frozen_norm = build_norm(config) if is_pre_norm and config.narrow_kv_owners else None
+        self.final_norm = build_norm(config) if is_pre_norm else None
+        self.pooler = NarrowBertPooler(config) if add_pooling_layer else None
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.embeddings.word_embeddings
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        assert isinstance(value, nn.Embedding)
+        self.embeddings.word_embeddings = value
+
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        narrow_positions: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPooling:
+        """Encode the rows at the narrow positions.
+
+        Args:
+            input_ids: [B, S]; or give inputs_embeds, [B, S, H].
+            attention_mask: [B, S], 1 for real tokens, 0 for padding.
+            narrow_positions: [B, N], the positions to compute, in any order. Rows with fewer than N
+                are filled up with any valid position, whose result is then to be ignored. Default:
+                every position, N = S, or ``config.default_positions``.
+
+        Returns:
+            ``last_hidden_state`` [B, N, H]; what it holds at padding has no meaning. ``pooler_output``
+            [B, H], of the first of these rows, where the model has a pooler. With
+            ``output_hidden_states`` the embeddings and the output of every layer: [B, S, H] left of
+            ``:``, [B, N, H] right of it, before any final norm. With ``output_attentions`` (eager
+            attention only) [B, A, S, S] and [B, A, N, S].
+
+        Raises:
+            ValueError: both or neither of input_ids and inputs_embeds, an attention mask that is not
+                [B, S], narrow positions that are not [B, N], an input longer than the model, attentions
+                of an implementation that does not give them.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        is_captured = self._check_options(kwargs)
+        hidden_BSH = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)
+        if attention_mask is not None and attention_mask.shape != hidden_BSH.shape[:2]:
+            raise ValueError(
+                f"attention_mask has shape {list(attention_mask.shape)}, expected {list(hidden_BSH.shape[:2])}"
+            )
+        if position_ids is None:
+            position_ids = torch.arange(hidden_BSH.shape[1], device=hidden_BSH.device).unsqueeze(0)
+        if narrow_positions is None and self.default_positions == "cls":
+            narrow_positions = cls_positions(hidden_BSH, attention_mask)
+        packing = None
+        if attention_mask is not None and not is_captured and self._can_pack(hidden_BSH):
+            packing = pack(attention_mask)
+        if packing is None:
+            narrow_BNH = self._encode(hidden_BSH, attention_mask, position_ids, narrow_positions, **kwargs)
+        else:
+            narrow_BNH = self._encode_packed(
+                hidden_BSH, attention_mask, position_ids, narrow_positions, packing, **kwargs
+            )
+        if self.final_norm is not None:
+            narrow_BNH = self.final_norm(narrow_BNH)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=narrow_BNH, pooler_output=None if self.pooler is None else self.pooler(narrow_BNH[:, 0])
+        )
+
+    def _check_options(self, kwargs: dict[str, Any]) -> bool:
+        """Refuse what cannot be given; is any layer's output asked for?"""
+        captured = {
+            name: kwargs.get(name, getattr(self.config, name)) for name in ("output_attentions", "output_hidden_states")
+        }
+        if captured["output_attentions"] and self.config._attn_implementation != "eager":
+            raise ValueError("output_attentions needs eager attention: model.set_attn_implementation('eager')")
+        if is_flash_attention_requested(self.config) and self.config.position_embedding_type == "alibi":
+            raise ValueError("flash attention has no place for alibi: use attn_implementation='sdpa'")
+        return any(captured.values())
+
+    def _can_pack(self, hidden_BSH: torch.Tensor) -> bool:
+        """Packed shapes depend on the data, so nothing that records a graph may meet them."""
+        is_recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+        is_fused = self.config._attn_implementation == "sdpa" or is_flash_attention_requested(self.config)
+        if not self.unpad or is_recorded or not is_fused or self.config.position_embedding_type == "alibi":
+            return False
+        if not hidden_BSH.is_cuda:
+            return True
+        dtype = hidden_BSH.dtype
+        if torch.is_autocast_enabled("cuda"):
+            dtype = torch.get_autocast_dtype("cuda")
+        has_kernel = varlen_attn is not None and torch.cuda.get_device_capability(hidden_BSH.device) >= (8, 0)
+        has_dropout = self.training and self.config.attention_probs_dropout_prob > 0
+        is_recorded = torch.cuda.is_current_stream_capturing()
+        return has_kernel and dtype in (torch.float16, torch.bfloat16) and not has_dropout and not is_recorded
+
+    def _encode(
+        self,
+        hidden_BSH: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        position_ids: torch.Tensor,
+        narrow_positions: torch.Tensor | None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """Both sides of the narrowing point over a rectangle: [B, N, H]."""
+        by = rotation(self.config, position_ids, hidden_BSH.dtype)
+        mask = create_bidirectional_mask(self.config, hidden_BSH, attention_mask)
+        mask = add_alibi(self.config, mask, position_ids, position_ids, hidden_BSH.dtype)
+        hidden_BSH = self.encoder(hidden_BSH, None, mask, by, None, **kwargs)
+        return self._encode_narrow(hidden_BSH, attention_mask, position_ids, narrow_positions, **kwargs)
+
+    def _encode_narrow(
+        self,
+        hidden_BSH: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        position_ids: torch.Tensor,
+        narrow_positions: torch.Tensor | None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """The side right of ``:``, over a rectangle."""
+        dtype, length = hidden_BSH.dtype, hidden_BSH.shape[1]
+        narrow_BNH, places = hidden_BSH, position_ids
+        if narrow_positions is not None:
+            narrow_BNH = gather_rows(hidden_BSH, narrow_positions)
+            places = position_ids.expand(hidden_BSH.shape[0], -1).gather(1, narrow_positions)
+        frozen_BSH = hidden_BSH if self.frozen_norm is None else self.frozen_norm(hidden_BSH)
+        implementation = None
+        if is_flash_attention_requested(self.config):
+            implementation = "sdpa"
+            mask = None if attention_mask is None else (attention_mask != 0)[:, None, None]
+        else:
+            mask = create_bidirectional_mask(self.config, narrow_BNH, attention_mask, hidden_BSH)
+        mask = add_alibi(self.config, mask, places, position_ids, dtype)
+        by, frozen_by = (rotation(self.config, x, dtype) for x in (places, position_ids))
+        folds = self.encoder_narrow.folds(self.config, narrow_BNH.shape[1], length)
+        return self.encoder_narrow(
+            narrow_BNH, frozen_BSH, mask, by, frozen_by, folds, implementation=implementation, **kwargs
+        )
+
+    def _encode_packed(
+        self,
+        hidden_BSH: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        position_ids: torch.Tensor,
+        narrow_positions: torch.Tensor | None,
+        packing: Packing,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """``_encode`` over the real tokens alone."""
+        batch, length = hidden_BSH.shape[:2]
+        places_BS = position_ids.expand(batch, -1)
+        by = rotation(self.config, places_BS.flatten()[packing.tokens_T].unsqueeze(0), hidden_BSH.dtype)
+        hidden_1TH = hidden_BSH.flatten(0, 1)[packing.tokens_T].unsqueeze(0)
+        hidden_1TH = self.encoder(hidden_1TH, None, None, by, None, packing=packing, **kwargs)
+        num_narrow = length if narrow_positions is None else narrow_positions.shape[-1]
+        if self.encoder_narrow.folds(self.config, num_narrow, length):
+            # Nothing is projected there, so padding costs next to nothing.
+            hidden_BSH = unpack(hidden_1TH, packing, batch, length)
+            return self._encode_narrow(hidden_BSH, attention_mask, position_ids, narrow_positions, **kwargs)
+        frozen_1TH = hidden_1TH if self.frozen_norm is None else self.frozen_norm(hidden_1TH)
+        if narrow_positions is None:
+            hidden_1TH = self.encoder_narrow(hidden_1TH, frozen_1TH, None, by, by, packing=packing, **kwargs)
+            return unpack(hidden_1TH, packing, batch, length)
+        order_B = packing.order_B
+        rows_BNH = gather_rows(unpack(hidden_1TH, packing, batch, length), narrow_positions)[order_B]
+        places_BN = places_BS.gather(1, narrow_positions)[order_B]
+        narrow_by = rotation(self.config, places_BN.flatten().unsqueeze(0), hidden_1TH.dtype)
+        rows_1RH = self.encoder_narrow(
+            rows_BNH.flatten(0, 1).unsqueeze(0), frozen_1TH, None, narrow_by, by,
+            packing=packing._replace(num_narrow=num_narrow), **kwargs,
+        )  # fmt: skip
+        return rows_1RH[0].unflatten(0, (batch, num_narrow))[order_B.argsort()]
+
+
+class NarrowBertTokenModel(NarrowBertPreTrainedModel):
+    """What scores single positions: the masked-LM model and the tagger."""
+
+    bert: NarrowBertModel
+    accepts_loss_kwargs = True
+
+    def score(
+        self,
+        head: nn.Module,
+        computed_BS: torch.Tensor | None,
+        labels: torch.Tensor | None,
+        narrow_positions: torch.Tensor | None,
+        num_items_in_batch: torch.Tensor | int | None,
+        **inputs: Any,
+    ) -> tuple[torch.Tensor | None, torch.Tensor, BaseModelOutputWithPooling]:
+        """Loss, logits and the encoder's outputs.
+
+        Args:
+            head: of single rows.
+            computed_BS: bool, the positions to compute; None for those of ``narrow_positions`` or, if that is
+                None, all.
+
+        Returns:
+            ``logits`` are [B, N, ...] with narrow_positions, otherwise [B, S, ...] with zeros where
+            ``computed_BS`` is False.
+
+        Raises:
+            ValueError: labels of another shape.
+        """
+        real_BN = None
+        if computed_BS is not None:
+            narrow_positions, real_BN = pad_positions(computed_BS)
+        outputs = self.bert(narrow_positions=narrow_positions, return_dict=True, **inputs)
+        hidden_BNH = outputs.last_hidden_state
+        if computed_BS is None:
+            logits = scored = head(hidden_BNH)
+        else:
+            # Padded slots end here: the head sees the R real rows, in the order of the positions.
+            scored = head(hidden_BNH[real_BN])
+            logits = scored.new_zeros(*computed_BS.shape, scored.shape[-1])
+            logits[computed_BS] = scored
+        loss = None
+        if labels is not None:
+            if labels.shape != logits.shape[:2]:
+                raise ValueError(f"labels have shape {list(labels.shape)}, expected {list(logits.shape[:2])}")
+            targets = labels if computed_BS is None else labels[computed_BS]
+            loss = token_loss(scored, targets, num_items_in_batch)
+        return loss, logits, outputs
+
+
+class NarrowBertForMaskedLM(NarrowBertTokenModel):
+    """The encoder with its masked-language-model head."""
+
+    _tied_weights_keys: dict[str, str] = {  # noqa: RUF012
+        "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
+        "cls.predictions.decoder.bias": "cls.predictions.bias",
+    }
+    _keys_to_ignore_on_load_unexpected = [r"^bert\.pooler\."]  # noqa: RUF012
+
+    def __init__(self, config: NarrowBertConfig) -> None:
+        super().__init__(config)
+        self.bert = NarrowBertModel(config, default_positions="all")
+        self.cls = NarrowBertHead(config)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Linear:
+        return self.cls.predictions.decoder
+
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
+        self.cls.predictions.decoder = new_embeddings
+        self.cls.predictions.bias = new_embeddings.bias
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        narrow_positions: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> MaskedLMOutput:
+        """Predict the tokens at the narrow positions.
+
+        Which positions those are: ``narrow_positions`` if given; else those whose label is not -100;
+        else those that hold [MASK]; else (no [MASK] in the row, or inputs_embeds) all of them.
+
+        Args:
+            labels: -100 where there is nothing to predict; [B, N] with narrow_positions, else [B, S].
+            narrow_positions: [B, N], as for the base model.
+            num_items_in_batch: What the sum of losses is divided by, where a batch is computed in
+                parts. Default: the number of labels that are not -100, at least 1.
+
+        Returns:
+            ``logits`` [B, N, V] with narrow_positions. Otherwise [B, S, V], where **the rows that were
+            not computed are all zeros**: read the rows of the masked (or labelled) positions only, or
+            ask for others by narrow_positions. ``loss`` is the mean over labels that are not -100.
+
+        Raises:
+            ValueError: labels of another shape, and what the base model refuses.
+        """
+        computed_BS = None if narrow_positions is not None else self._positions_to_compute(input_ids, labels)
+        loss, logits, outputs = self.score(
+            self.cls, computed_BS, labels, narrow_positions, num_items_in_batch, input_ids=input_ids,
+            attention_mask=attention_mask, token_type_ids=token_type_ids, position_ids=position_ids,
+            inputs_embeds=inputs_embeds, **kwargs,
+        )  # fmt: skip
+        return MaskedLMOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+    def _positions_to_compute(
+        self, input_ids_BS: torch.Tensor | None, labels_BS: torch.Tensor | None
+    ) -> torch.Tensor | None:
+        """[B, S] bool, or None for every position. A row's choice never depends on the other rows."""
+        if labels_BS is not None:
+            return labels_BS != IGNORE_INDEX
+        if input_ids_BS is None or self.config.mask_token_id is None:
+            return None
+        masked_BS = input_ids_BS == self.config.mask_token_id
+        return masked_BS | ~masked_BS.any(dim=1, keepdim=True)
+
+
+class NarrowBertForTokenClassification(NarrowBertTokenModel):
+    """The encoder with a linear classifier of single positions, for tagging."""
+
+    _new_parts = ("classifier.",)
+    _keys_to_ignore_on_load_unexpected = [r"^bert\.pooler\.", r"^cls\."]  # noqa: RUF012
+
+    def __init__(self, config: NarrowBertConfig) -> None:
+        super().__init__(config)
+        self.num_labels: int = config.num_labels or 0
+        self.bert = NarrowBertModel(config, default_positions="all")
+        self.dropout = nn.Dropout(config.head_dropout)
+        self.classifier = nn.Linear(config.hidden_size, self.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        narrow_positions: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> TokenClassifierOutput:
+        """Tag the narrow positions: those given, else those whose label is not -100, else all.
+
+        The first sub-word of every word is all that a tagger needs; which those are, the tokenizer knows
+        (``word_ids()``), so give them as narrow_positions.
+
+        Args:
+            labels: -100 where there is no label; [B, N] with narrow_positions, else [B, S].
+            narrow_positions: [B, N], as for the base model.
+            num_items_in_batch: as for the masked-LM model.
+
+        Returns:
+            ``logits`` [B, N, L] with narrow_positions, else [B, S, L], all zeros where labels are given
+            and -100. ``loss`` is the mean over labels that are not -100.
+
+        Raises:
+            ValueError: labels of another shape, and what the base model refuses.
+        """
+        computed_BS = labels != IGNORE_INDEX if labels is not None and narrow_positions is None else None
+        loss, logits, outputs = self.score(
+            nn.Sequential(self.dropout, self.classifier), computed_BS, labels, narrow_positions, num_items_in_batch,
+            input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids,
+            position_ids=position_ids, inputs_embeds=inputs_embeds, **kwargs,
+        )  # fmt: skip
+        return TokenClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class NarrowBertForSequenceClassification(NarrowBertPreTrainedModel):
+    """The encoder with BERT's pooler and a linear classifier, for one or two texts: labels, scores, numbers."""
+
+    _new_parts = ("bert.pooler.", "classifier.")
+    _keys_to_ignore_on_load_unexpected = [r"^cls\."]  # noqa: RUF012
+
+    def __init__(self, config: NarrowBertConfig) -> None:
+        super().__init__(config)
+        self.num_labels: int = config.num_labels or 0
+        self.bert = NarrowBertModel(config, add_pooling_layer=True, default_positions="all")
+        self.dropout = nn.Dropout(config.head_dropout)
+        self.classifier = nn.Linear(config.hidden_size, self.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        narrow_positions: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> SequenceClassifierOutput:
+        """Classify each row by one position.
+
+        Args:
+            labels: [B] numbers of classes, or [B] or [B, L] floats for regression (one label, or
+                ``config.problem_type``), or [B, L] zeros and ones as floats for several labels a row.
+            narrow_positions: [B, N], of which the first counts. Default: [CLS], which is the first position
+                that is no padding.
+
+        Returns:
+            ``logits`` [B, L], and with labels the ``loss``: mean cross-entropy, squared error, or binary
+            cross-entropy.
+
+        Raises:
+            ValueError: what the base model refuses.
+        """
+        inputs = input_ids if inputs_embeds is None else inputs_embeds
+        if narrow_positions is None and inputs is not None:
+            narrow_positions = cls_positions(inputs, attention_mask)
+        outputs = self.bert(
+            input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids, position_ids=position_ids,
+            inputs_embeds=inputs_embeds, narrow_positions=narrow_positions, return_dict=True, **kwargs,
+        )  # fmt: skip
+        logits = self.classifier(self.dropout(outputs.pooler_output))
+        return SequenceClassifierOutput(
+            loss=None if labels is None else self._loss(logits, labels),
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        kind = self.config.problem_type
+        if kind is None:
+            several = "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
+            kind = "regression" if self.num_labels == 1 else several
+        if kind == "regression":
+            return nn.functional.mse_loss(logits.float().view(-1), labels.float().view(-1))
+        if kind == "single_label_classification":
+            return nn.functional.cross_entropy(logits.float(), labels.view(-1))
+        return nn.functional.binary_cross_entropy_with_logits(logits.float(), labels.float())
+
+
+class NarrowBertForQuestionAnswering(NarrowBertPreTrainedModel):
+    """The encoder with a linear layer that scores every position as the start and the end of an answer."""
+
+    _new_parts = ("qa_outputs.",)
+    _keys_to_ignore_on_load_unexpected = [r"^bert\.pooler\.", r"^cls\."]  # noqa: RUF012
+
+    def __init__(self, config: NarrowBertConfig) -> None:
+        super().__init__(config)
+        self.bert = NarrowBertModel(config, default_positions="all")
+        self.qa_outputs = nn.Linear(config.hidden_size, 2)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        start_positions: torch.Tensor | None = None,
+        end_positions: torch.Tensor | None = None,
+        narrow_positions: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> QuestionAnsweringModelOutput:
+        """Score spans.
+
+        Args:
+            start_positions, end_positions: [B], numbers of narrow rows (of positions by default). One that is
+                outside of the row counts for nothing.
+            narrow_positions: [B, N], as for the base model. Default: all, as any position may be the answer's.
+
+        Returns:
+            ``start_logits`` and ``end_logits`` [B, N], the lowest number at padding; with both labels the ``loss``,
+            the mean of two cross-entropies.
+
+        Raises:
+            ValueError: what the base model refuses.
+        """
+        outputs = self.bert(
+            input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids, position_ids=position_ids,
+            inputs_embeds=inputs_embeds, narrow_positions=narrow_positions, return_dict=True, **kwargs,
+        )  # fmt: skip
+        scores_BN2 = self.qa_outputs(outputs.last_hidden_state)
+        if attention_mask is not None:  # padding is no answer, and takes no part in the loss
+            real_BN = attention_mask != 0
+            if narrow_positions is not None:
+                real_BN = real_BN.gather(1, narrow_positions)
+            scores_BN2 = scores_BN2.masked_fill(~real_BN.unsqueeze(-1), torch.finfo(scores_BN2.dtype).min)
+        start_BN, end_BN = scores_BN2.unbind(-1)
+        loss = None
+        if start_positions is not None and end_positions is not None:
+            losses = []
+            for scores_BN, targets_B in ((start_BN, start_positions.view(-1)), (end_BN, end_positions.view(-1))):
+                is_outside_B = (targets_B < 0) | (targets_B >= scores_BN.shape[1])
+                losses.append(token_loss(scores_BN, targets_B.masked_fill(is_outside_B, IGNORE_INDEX), None))
+            loss = torch.stack(losses).mean()
+        return QuestionAnsweringModelOutput(
+            loss=loss,
+            start_logits=start_BN,
+            end_logits=end_BN,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+def cls_positions(inputs: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    """[B, 1], the first position of ``inputs`` [B, S, ...] that is no padding."""
+    if attention_mask is None:
+        return torch.zeros(inputs.shape[0], 1, dtype=torch.long, device=inputs.device)
+    return attention_mask.int().argmax(dim=-1, keepdim=True)
+
+
+def gather_rows(hidden_BSH: torch.Tensor, positions_BN: torch.Tensor) -> torch.Tensor:
+    """Rows of ``hidden_BSH`` at ``positions_BN``: [B, N, H].
+
+    Raises:
+        ValueError: positions that are not [B, N].
+    """
+    if positions_BN.dim() != 2 or positions_BN.shape[0] != hidden_BSH.shape[0]:
+        raise ValueError(
+            f"narrow_positions have shape {list(positions_BN.shape)}, expected [{hidden_BSH.shape[0]}, num_narrow]"
+        )
+    return hidden_BSH.gather(1, positions_BN.unsqueeze(-1).expand(-1, -1, hidden_BSH.shape[-1]))
+
+
+def pad_positions(chosen_BS: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The chosen positions of each row, ascending, as a rectangle.
+
+    Returns:
+        [B, N] positions and [B, N] bool, False for the slots that only fill up a row with fewer chosen
+        positions than the fullest one. N is at least 1.
+    """
+    counts_B = chosen_BS.sum(dim=1)
+    num_narrow = max(int(counts_B.max()), 1)
+    # A stable sort puts the chosen positions first and keeps their order.
+    positions_BN = chosen_BS.int().argsort(dim=1, descending=True, stable=True)[:, :num_narrow]
+    slots_N = torch.arange(num_narrow, device=chosen_BS.device)
+    return positions_BN, slots_N < counts_B.unsqueeze(1)
+
+
+def token_loss(
+    logits: torch.Tensor, targets: torch.Tensor, num_items_in_batch: torch.Tensor | int | None
+) -> torch.Tensor:
+    """Cross-entropy of ``logits`` [..., V or L], summed over targets that are not -100, over their number.
+
+    Computed in fp32. Without any target it is 0, so that a micro-batch without masks does no harm.
+    """
+    total = nn.functional.cross_entropy(
+        logits.float().flatten(0, -2), targets.flatten(), ignore_index=IGNORE_INDEX, reduction="sum"
+    )
+    if num_items_in_batch is None:
+        num_items_in_batch = (targets != IGNORE_INDEX).sum().clamp(min=1)
+    elif isinstance(num_items_in_batch, torch.Tensor):
+        num_items_in_batch = num_items_in_batch.to(total.device)
+    return total / num_items_in_batch
