@@ -1,13 +1,14 @@
 """Rows of opened shards as batches of tensors. Which rows they are says ``order``."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 
 from pipeline.data.mixture import MixedSplit, Mixture
 from pipeline.data.order import MixedOrder, RowOrder, positions_of_process, variants_of_epochs
+from pipeline.data.rows import apply_masks, pick_rows
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -122,51 +123,27 @@ def validation_batches(
 
 def make_batch(split: MixedSplit, chunks: np.ndarray, rows: np.ndarray, variants: np.ndarray) -> Batch:
     """Read rows (chunk index, row inside it, mask variant; each [B]) and lay them out as tensors."""
-    by_variant = ("masked_positions", "replacement_ids", "num_masked")
-    names = ("input_ids", "lengths", "sequence_ids", *by_variant)
     fields: dict[str, np.ndarray] = {}
     for chunk in np.unique(chunks):
-        here = np.flatnonzero(chunks == chunk)
-        arrays = split.chunk(int(chunk))
-        # [R, K, ...] fields take the row's variant, the others the row.
-        picked = {
-            name: arrays[name][rows[here], variants[here]] if name in by_variant else arrays[name][rows[here]]
-            for name in names
-        }
-        picked["document_ids"] = _document_ids(arrays, rows[here])
+        of_chunk = np.flatnonzero(chunks == chunk)
+        picked = pick_rows(split.chunk(int(chunk)), rows[of_chunk], variants[of_chunk])
         for name, values in picked.items():
             if name not in fields:
                 fields[name] = np.empty((len(chunks), *values.shape[1:]), values.dtype)
-            fields[name][here] = values
-    original = fields["input_ids"].astype(np.int64)
-    positions = fields["masked_positions"].astype(np.int64)
-    labels = np.take_along_axis(original, positions, axis=1)
-    real = np.arange(positions.shape[1]) < fields["num_masked"][:, None]
-    masked_input = original.copy()
-    here, slot = np.nonzero(real)
-    masked_input[here, positions[here, slot]] = fields["replacement_ids"].astype(np.int64)[here, slot]
-    lengths = fields["lengths"].astype(np.int64)
+            fields[name][of_chunk] = values
+    masked = apply_masks(fields)
     key_mask = None
-    if (lengths < original.shape[1]).any():
-        key_mask = torch.from_numpy(np.arange(original.shape[1]) < lengths[:, None])[:, None, None, :]
+    if not masked.attention_mask.all():
+        key_mask = torch.from_numpy(masked.attention_mask)[:, None, None, :]
     return Batch(
-        input_ids=torch.from_numpy(masked_input),
-        masked_positions=torch.from_numpy(positions),
-        labels=torch.from_numpy(labels),
-        label_mask=torch.from_numpy(real),
+        input_ids=torch.from_numpy(masked.input_ids),
+        masked_positions=torch.from_numpy(masked.masked_positions),
+        labels=torch.from_numpy(masked.labels),
+        label_mask=torch.from_numpy(masked.label_mask),
         key_mask=key_mask,
-        document_ids=torch.from_numpy(fields["document_ids"]),
-        sequence_ids=fields["sequence_ids"],
+        document_ids=torch.from_numpy(masked.document_ids),
+        sequence_ids=masked.sequence_ids,
     )
-
-
-def _document_ids(arrays: Mapping[str, np.ndarray], rows: np.ndarray) -> np.ndarray:
-    """[rows, S] int16 of the given rows of a chunk: 0 up to the first boundary, then 1, and so on."""
-    offsets = arrays["boundary_offsets"].astype(np.int64)
-    begins = np.zeros((len(rows), arrays["input_ids"].shape[1]), dtype=np.int16)
-    for index, row in enumerate(rows):
-        begins[index, arrays["boundary_positions"][offsets[row] : offsets[row + 1]]] = 1
-    return begins.cumsum(axis=1, dtype=np.int16)
 
 
 def _slices(total: int, size: int) -> Iterator[slice]:

@@ -36,8 +36,11 @@ chunk (but for lane ends); in a mixture they may. Rows were already shuffled glo
 import functools
 import hashlib
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
+
+Epochs = TypeVar("Epochs", int, np.ndarray)
 
 MAX_LANES = 64
 WINDOW_ROWS = 4096
@@ -174,7 +177,7 @@ def positions_of_process(first: int, num_rows: int, *, data_rank: int, data_para
     return np.arange(first + data_rank, first + num_rows, data_parallel_size)
 
 
-def variants_of_epochs(epochs: np.ndarray, num_variants: np.ndarray) -> np.ndarray:
+def variants_of_epochs(epochs: Epochs, num_variants: Epochs) -> Epochs:
     """Which mask variant a row has in an epoch of its folder: each in turn."""
     return epochs % num_variants
 

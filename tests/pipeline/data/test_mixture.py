@@ -3,6 +3,7 @@
 import ast
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Callable
 from decimal import Decimal
@@ -39,7 +40,7 @@ def test_weights_are_the_decimal_fractions_that_were_written(
 ) -> None:
     shares = open_mixture([str(shard_folder), str(second_shard_folder)], [float(weight) for weight in weights]).shares
     assert Fraction(shares[0], shares[1]) == Fraction(weights[0]) / Fraction(weights[1])
-    assert np.gcd(*shares) == 1
+    assert math.gcd(*shares) == 1
 
 
 def test_equal_ratios_are_one_mixture_and_others_are_not(shard_folder: Path, second_shard_folder: Path) -> None:
