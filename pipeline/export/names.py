@@ -51,9 +51,9 @@ class _Parameter:
     theirs: tuple[str, ...]
     """Names in the export; several where one matrix packs them."""
     shape: tuple[int, ...]
-    """Shape of each of `theirs`."""
+    """Shape of each of ``theirs``."""
     blocks: int = 1
-    """Rows of a matrix that packs several are [blocks, one of each of `theirs`, the rest]."""
+    """Output features of a matrix that packs several are [blocks, one of each of ``theirs``, the rest]."""
 
     @property
     def packed_shape(self) -> tuple[int, ...]:
@@ -70,7 +70,7 @@ def to_transformers(state: Mapping[str, torch.Tensor], config: NarrowBertConfig)
 
     Returns:
         Parameters of ``NarrowBertForMaskedLM`` without the tied copies, as in its model.safetensors.
-        Nothing is rounded: ``from_transformers`` gives `state` back to the bit.
+        Nothing is rounded: ``from_transformers`` gives ``state`` back to the bit.
 
     Raises:
         ValueError: every parameter that is missing, unexpected or of another shape.
@@ -179,7 +179,7 @@ def sublayers(layout: str) -> Iterator[tuple[str, str, str]]:
 
 
 def _check(state: Mapping[str, torch.Tensor], expected: Mapping[str, tuple[int, ...]]) -> None:
-    """Refuse a state that has not exactly the `expected` names and shapes."""
+    """Refuse a state that has not exactly the ``expected`` names and shapes."""
     problems = [f"missing: {name}" for name in expected if name not in state]
     problems += [f"unexpected: {name}" for name in state if name not in expected]
     problems += [
@@ -192,7 +192,7 @@ def _check(state: Mapping[str, torch.Tensor], expected: Mapping[str, tuple[int, 
 
 
 def _unpack(packed: torch.Tensor, parts: int, blocks: int) -> list[torch.Tensor]:
-    """Rows arranged [blocks, parts, size] -> `parts` tensors with rows arranged [blocks, size]."""
+    """Output features [blocks, parts, size] -> ``parts`` tensors with output features [blocks, size]."""
     by_block = packed.unflatten(0, (blocks, parts, -1))
     return [part.clone(memory_format=torch.contiguous_format).flatten(0, 1) for part in by_block.unbind(1)]
 

@@ -69,9 +69,9 @@ class Match:
             f"starting from {source.folder}: {len(self.origins)} tensors; layout {source.layout} there, "
             f"{self.config.layout} here"
         ]
-        rows = source.tensors[_POSITIONS].shape[0] if _POSITIONS in self.origins.values() else length
-        if rows > length:
-            lines.append(f"of the {rows} position embeddings there the first {length} are used")
+        num_positions = source.tensors[_POSITIONS].shape[0] if _POSITIONS in self.origins.values() else length
+        if num_positions > length:
+            lines.append(f"of the {num_positions} position embeddings there the first {length} are used")
         for names, text in [
             (self.kept, "as initialised, not from there"),
             (self.left_out, "left out"),

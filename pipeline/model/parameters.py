@@ -2,9 +2,6 @@
 
 Parameter counts, FLOPs, planned memory and traffic, and the names and shapes of an export follow from this table.
 A test compares it with ``named_parameters()`` of the model under every option.
-
-Shape letters: H ``hidden_size``, F ``ffn_hidden_size``, J key/value projections of the frozen state,
-V ``vocab_size``.
 """
 
 import dataclasses
@@ -45,7 +42,7 @@ class Parameter:
     multiplies: Positions | None = None
     """Positions that a forward pass multiplies by it; None: it is looked up or added."""
     options: tuple[str, ...] = ()
-    """Keys of ``model`` each of which can leave it out of the same layout."""
+    """Options (keys of ``model``) that bring it in: another value of any of them leaves it out."""
 
     @property
     def num_elements(self) -> int:
@@ -104,7 +101,7 @@ def gate_blocks(model: ModelConfig) -> int:
 
 
 def num_kv_projections(model: ModelConfig, layout: Layout) -> int:
-    """Key/value projections of the frozen state: J."""
+    """How many key/value projections of the frozen state there are."""
     return len(set(kv_projections(model.narrow_kv, layout.narrow.count("s"))))
 
 

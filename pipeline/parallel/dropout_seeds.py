@@ -19,7 +19,7 @@ def seed_dropout(seed: int, step: int, data_rank: int) -> None:
 
 @contextlib.contextmanager
 def tensor_parallel_dropout(probability: float) -> Iterator[None]:
-    """Around dropout of what is split: inside, every tensor-parallel rank draws numbers of its own.
+    """Around dropout of what is partitioned: inside, every tensor-parallel rank draws numbers of its own.
 
     They follow from the generator's state outside and the rank, so that a layer that is computed again
     for its backward pass repeats them.

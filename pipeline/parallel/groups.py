@@ -13,14 +13,16 @@ class SingleRankGroup:
     """Stands for the tensor-parallel process group where there is none: its size is 1."""
 
     def size(self) -> int:
+        """How many processes divide the layers among them: one."""
         return 1
 
     def rank(self) -> int:
+        """This process in the group: the first."""
         return 0
 
 
 def initialise_tensor_parallel(size: int) -> None:
-    """Let each ``size`` neighbouring processes split the layers among them. Every process calls this once."""
+    """Let each ``size`` neighbouring processes divide the layers among them. Every process calls this once."""
     if size > 1:
         parallel_state.initialize_model_parallel(tensor_model_parallel_size=size, create_gloo_process_groups=False)
 

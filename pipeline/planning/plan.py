@@ -44,6 +44,7 @@ def plan(config: RunConfig, options: PlanOptions) -> str:
     check_config(config, world_size=options.processes)
     shape, shards = _row_shape(config, options)
     layout = parse_layout(config.model.layout)
+    speedup = predicted_speedup(config.model, shape)
     parameters = count_parameters(config.model, shape.vocab_size)
     tokens = config.training.train_steps * config.training.global_batch_size * shape.seq_length
     rows = config.training.train_steps * config.training.global_batch_size
@@ -51,10 +52,10 @@ def plan(config: RunConfig, options: PlanOptions) -> str:
         ("layout", f"{layout} (control: {layout.control()})"),
         ("row", f"{shape.seq_length} tokens, {shape.masked_per_row} masked, vocabulary {shape.vocab_size:,}"),
         ("parameters", f"{parameters:,}"),
-        ("forward FLOPs a sequence", f"{forward_flops(layout, config.model, shape):.4g}"),
-        ("training FLOPs a sequence", f"{training_flops(layout, config.model, shape):.4g}"),
+        ("forward FLOPs per row", f"{forward_flops(layout, config.model, shape):.4g}"),
+        ("training FLOPs per row", f"{training_flops(layout, config.model, shape):.4g}"),
         ("control's training FLOPs", f"{training_flops(layout.control(), config.model, shape):.4g}"),
-        ("predicted speed-up", f"{predicted_speedup(config.model, shape):.2f}x (control's head on masked rows too)"),
+        ("predicted speed-up", f"{speedup:.2f}x (control's head on masked positions too)"),
         ("steps", f"{config.training.train_steps:,} of {config.training.global_batch_size:,} rows"),
         ("tokens", f"{tokens:,}" + (f" ({_epochs(rows, shards)})" if shards else "")),
     ]
@@ -64,7 +65,7 @@ def plan(config: RunConfig, options: PlanOptions) -> str:
         hours = tokens / options.tokens_per_second / 3600
         lines.append((f"time at {options.tokens_per_second:,.0f} tokens/s", f"{hours:,.2f} hours"))
     else:
-        lines.append(("time", "give --tokens_per_second RATE to have it stated"))
+        lines.append(("time", "add --tokens_per_second RATE to estimate it"))
     width = max(len(name) for name, _ in lines)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
 
@@ -97,7 +98,7 @@ def _memory_lines(config: RunConfig, shape: RowShape, processes: int) -> list[tu
     for stage in (0, 1, 2, 3) if config.training.precision == "fp32" else (1, 2, 3):
         total = sum(state_bytes(config, shape, processes, stage)) + chosen.activations
         mark = " <- configured" if stage == config.training.zero_stage else ""
-        lines.append((f"memory a process, ZeRO {stage}", f"{total / 2**30:.3f} GiB{mark}"))
+        lines.append((f"memory per process, ZeRO {stage}", f"{total / 2**30:.3f} GiB{mark}"))
     parts = ("weights", "gradients", "optimizer", "activations")
     lines.append(("", ", ".join(f"{part} {getattr(chosen, part) / 2**30:.3f}" for part in parts)))
     # Weights and moments in fp32; ZeRO 0 has no master weights among its optimizer states.
@@ -114,7 +115,7 @@ def _communication_lines(config: RunConfig, shape: RowShape, options: PlanOption
     lines = [
         (
             f"{collective.what}, {collective.operation}",
-            f"{collective.payload / 1e9:.4g} GB a step and process over {collective.group_size}, "
+            f"{collective.payload / 1e9:.4g} GB per step and process over {collective.group_size}, "
             f"{collective.sent / 1e9:.4g} GB sent",
         )
         for collective in collectives
@@ -122,7 +123,7 @@ def _communication_lines(config: RunConfig, shape: RowShape, options: PlanOption
     if options.nodes == 1:
         return lines
     out = bytes_out_of_node(collectives, options.processes // options.nodes, options.nodes)
-    lines.append(("out of each node", f"{out / 1e9:.4g} GB a step"))
+    lines.append(("out of each node", f"{out / 1e9:.4g} GB per step"))
     rate, bandwidth = options.node_tokens_per_second, options.network_gigabytes_per_second
     if rate is None or bandwidth is None:
         missing = "--node_tokens_per_second RATE and --network_gigabytes_per_second GB"

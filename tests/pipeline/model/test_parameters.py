@@ -1,17 +1,12 @@
 """The parameter table, compared with the model that torch builds."""
 
-import contextlib
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-from megatron.core import parallel_state
-from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from pipeline.config import ModelConfig
 from pipeline.layout import parse_layout
@@ -23,8 +18,8 @@ from pipeline.model.parameters import (
     model_parameters,
     padded_vocab_size,
 )
-from pipeline.parallel.groups import initialise_tensor_parallel
 from pipeline.parallel.whole_tensors import full_shape
+from tests.tensor_shards import as_tensor_parallel_rank
 
 VOCAB = 77
 LAYOUTS = ["3sf", "sf:3sf", "sf 2s:2f", "s:sff", ":2sf"]
@@ -49,21 +44,6 @@ def every_configuration() -> list[ModelConfig]:
     return [configuration(layout, **options) for layout in LAYOUTS for options in combined]
 
 
-@contextlib.contextmanager
-def tensor_parallel(size: int) -> Iterator[None]:
-    """This process as the first of ``size`` tensor-parallel ranks; building a model exchanges nothing."""
-    if size == 1:
-        yield
-        return
-    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=size)
-    try:
-        initialise_tensor_parallel(size)
-        yield
-    finally:
-        parallel_state.destroy_model_parallel()
-        dist.destroy_process_group()
-
-
 def built(config: ModelConfig, tensor_parallel_size: int) -> dict[str, torch.nn.Parameter]:
     with torch.device("meta"):
         model = NarrowBertForPretraining(config, VOCAB, padded_vocab_size(VOCAB, tensor_parallel_size))
@@ -81,7 +61,7 @@ def partition_of(parameter: torch.nn.Parameter) -> int | None:
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 2])
 def test_table_is_the_models_parameters_under_every_option(size: int) -> None:
-    with tensor_parallel(size):
+    with as_tensor_parallel_rank(0, size):
         for config in every_configuration():
             real = built(config, size)
             table = model_parameters(config, VOCAB)
@@ -96,7 +76,7 @@ def test_table_is_the_models_parameters_under_every_option(size: int) -> None:
 
 @pytest.mark.parametrize("size", [1, 2])
 def test_table_is_the_models_parameters(size: int) -> None:
-    with tensor_parallel(size):
+    with as_tensor_parallel_rank(0, size):
         for config in every_configuration()[::17]:
             real = built(config, size)
             allocated = model_parameters(config, padded_vocab_size(VOCAB, size))
