@@ -119,7 +119,7 @@ def read_config(cls: type[Config], argv: Sequence[str], program: str, descriptio
 
 def _describe_options(parser: argparse.ArgumentParser, cls: type[Any]) -> None:
     """Give every option the docstring of its field as help text."""
-    texts = dict(_field_docstrings(cls))
+    texts = dict(field_docstrings(cls))
     for action in parser._actions:
         text = texts.get(action.dest)
         if text is not None:
@@ -132,7 +132,7 @@ def _describe_options(parser: argparse.ArgumentParser, cls: type[Any]) -> None:
             group.title = " ".join((title or cls.__name__).split()).rstrip(".")
 
 
-def _field_docstrings(cls: type[Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+def field_docstrings(cls: type[Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     """(dotted key, the string that stands below the field in the source)."""
     hints = get_type_hints(cls)
     body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
@@ -145,7 +145,7 @@ def _field_docstrings(cls: type[Any], prefix: str = "") -> Iterator[tuple[str, s
             case ast.Expr(value=ast.Constant(value=str(text))):
                 yield prefix + name, text
         if dataclasses.is_dataclass(hints[name]):
-            yield from _field_docstrings(hints[name], f"{prefix}{name}.")  # type: ignore[arg-type]
+            yield from field_docstrings(hints[name], f"{prefix}{name}.")  # type: ignore[arg-type]
 
 
 def did_you_mean(wrong: str, known: set[str]) -> str:
