@@ -11,7 +11,7 @@ DEMO_TRAIN := --config configs/pretrain/quickstart.yaml --data.path demo/shards 
 # The torch that is tested. On a GPU machine: put your torch into .venv first, and export CONSTRAINTS=/dev/null.
 CONSTRAINTS ?= constraints-cpu.txt
 
-.PHONY: demo install test test-fast test-faults check clean
+.PHONY: demo install test test-fast test-faults check docs clean
 
 $(VENV)/installed: pyproject.toml $(filter-out /dev/null,$(CONSTRAINTS))
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
@@ -61,5 +61,9 @@ check: $(VENV)/installed-dev
 	pyright
 	lint-imports
 
+# Pages and a reference from the code, in site/; a broken link ends it.
+docs: $(VENV)/installed-dev
+	NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet
+
 clean:
-	rm -rf demo $(VENV) build dist *.egg-info
+	rm -rf demo site $(VENV) build dist *.egg-info

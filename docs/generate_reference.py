@@ -18,9 +18,6 @@ from pathlib import Path
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-
 from cluster.config import ClusterConfig
 from data_prep.config import PrepConfig
 from data_prep.contract.command_line import INTERRUPTED_EXIT_CODE, USER_ERROR_EXIT_CODE, field_docstrings
@@ -29,6 +26,7 @@ from pipeline.finetune.config import FinetuneConfig
 from pipeline.processes.signals import HANG_EXIT_CODE, REQUEUE_EXIT_CODE
 from pipeline.runs.metric_names import METRICS
 
+ROOT = Path(__file__).parents[1]
 PROGRAMS = {"narrowbert-prep": "data_prep", "narrowbert": "pipeline", "narrowbert-submit": "cluster"}
 CONFIGURATIONS: list[tuple[str, str, type]] = [
     ("Training", "`narrowbert train` and `narrowbert plan`", RunConfig),
@@ -80,7 +78,7 @@ def _help(module: str, *command: str) -> str:
         check=True,
         capture_output=True,
         text=True,
-        env={**os.environ, "COLUMNS": "96", "PYTHONPATH": str(ROOT), "NO_COLOR": "1"},
+        env={**os.environ, "COLUMNS": "96", "NO_COLOR": "1"},
     ).stdout.strip()
 
 
@@ -117,7 +115,7 @@ def _tables(cls: type, title: str, is_resumable: bool, prefix: str = "") -> Iter
     if prefix:
         yield f"### {title}: {prefix.rstrip('.')}"
         yield f"{_escaped(' '.join((cls.__doc__ or '').split()))}\n"
-    head = ["key", "type", "default", *(["on resume"] if is_resumable else []), "meaning"]
+    head = ["key", "type", "default", *(["may change on resume"] if is_resumable else []), "meaning"]
     yield from _table(
         head,
         (
@@ -137,7 +135,7 @@ def _tables(cls: type, title: str, is_resumable: bool, prefix: str = "") -> Iter
 
 
 def _on_resume(key: str) -> str:
-    return "may change" if key in RESUMABLE_CHANGES else "fixed"
+    return "yes" if key in RESUMABLE_CHANGES else "no"
 
 
 def _type_text(hint: object) -> str:
@@ -150,8 +148,8 @@ def _type_text(hint: object) -> str:
     if origin in (types.UnionType, typing.Union):
         return " or ".join(_type_text(argument) for argument in arguments)
     if origin is tuple:
-        return f"list of {_type_text(arguments[0])}"
-    names = {str: "text", int: "whole number", float: "number", bool: "true or false"}
+        return f"list of {_type_text(arguments[0])}s"
+    names = {str: "text", int: "integer", float: "number", bool: "true or false"}
     return names[hint] if hint in names else str(hint)  # type: ignore[index]
 
 
