@@ -33,7 +33,8 @@ from pipeline.layout import parse_layout
 from pipeline.model.arithmetic import RowShape, training_flops
 from pipeline.model.masked_lm import NarrowBertForPretraining
 from pipeline.model.parameters import padded_vocab_size
-from pipeline.processes.launch import KEEP_FREED_MEMORY, World
+from pipeline.processes.launch import KEEP_FREED_MEMORY
+from pipeline.processes.world import World
 
 VOCAB = 30_522
 MASKED = 0.15

@@ -10,8 +10,9 @@ from data_prep.contract.command_line import Parser, UserError, choose_command, r
 from pipeline.config import RunConfig
 from pipeline.finetune.config import FinetuneConfig, check_finetune
 from pipeline.planning.plan import PlanOptions, plan
-from pipeline.processes.launch import SINGLE_PROCESS, die_with_launcher, start_local_processes, world_from_environment
+from pipeline.processes.launch import die_with_launcher, start_local_processes
 from pipeline.processes.signals import catch_stop_signals
+from pipeline.processes.world import SINGLE_PROCESS, world_from_environment
 from pipeline.runs.directory import has_checkpoint, is_finished, prepare_run
 from pipeline.tracking.description import check_tracking
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from pipeline.checkpoints.format import KINDS, TrainerState
 from pipeline.checkpoints.reading import read_tensors
-from pipeline.engine.deepspeed_engine import held_part, inner_optimizer, set_loss_scaler_state, set_optimizer_state
+from pipeline.engine.deepspeed_engine import inner_optimizer, local_part, set_loss_scaler_state, set_optimizer_state
 from pipeline.engine.protocol import Engine
 from pipeline.parallel.whole_tensors import shard_of
 
@@ -29,7 +29,7 @@ def _set_fp32(engine: Engine, parameter: nn.Parameter, kind: str, shard: torch.T
 
     shard = shard.contiguous().to(parameter.device)
     if engine.zero_optimization_stage() == 0:
-        whole = held_part(engine, parameter, kind)
+        whole = local_part(engine, parameter, kind)
         assert whole is not None
         whole[1].copy_(shard.view_as(whole[1]))
     elif kind == "weights":

@@ -29,7 +29,7 @@ from torch import nn
 from data_prep.contract.files import flush_to_disk, write_atomically
 from pipeline.checkpoints.format import KINDS, TEMPORARY, TrainerState, as_json, fingerprint, manifest_text, step_of
 from pipeline.checkpoints.tensor_file import TensorFile
-from pipeline.engine.deepspeed_engine import held_part, link_optimizer_state
+from pipeline.engine.deepspeed_engine import link_optimizer_state, local_part
 from pipeline.engine.protocol import Engine
 from pipeline.parallel.groups import data_parallel_group, tensor_parallel_group
 from pipeline.parallel.whole_tensors import full_shape, is_partitioned, join_shards, shard_shape
@@ -131,7 +131,7 @@ class CheckpointWriter:
         on_device = False
         for kind in KINDS:
             for name in self._mine:
-                held = held_part(self._engine, self._parameters[name], kind)
+                held = local_part(self._engine, self._parameters[name], kind)
                 assert held is not None
                 part = held[1].detach().reshape(-1)
                 self._copies[kind, name].copy_(part, non_blocking=True)
@@ -157,7 +157,7 @@ class CheckpointWriter:
         stage, tensor_rank = self._engine.zero_optimization_stage(), tensor_parallel_group().rank()
         mine: dict[str, tuple[int, int]] = {}
         for name, parameter in self._parameters.items():
-            held = held_part(self._engine, parameter, "weights")
+            held = local_part(self._engine, parameter, "weights")
             # What several ranks hold alike, the first of them gives.
             repeated = (stage == 0 and dist.get_rank(data_parallel_group()) > 0) or (
                 tensor_rank > 0 and not is_partitioned(parameter)

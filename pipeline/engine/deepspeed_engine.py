@@ -27,7 +27,7 @@ from pipeline.parallel.groups import (
     model_parallel_unit,
     tensor_parallel_group,
 )
-from pipeline.processes.launch import World
+from pipeline.processes.world import World
 
 # Collectives time out after the watchdog, because its report is more useful.
 _AFTER_WATCHDOG = datetime.timedelta(minutes=10)
@@ -228,7 +228,7 @@ def link_optimizer_state(engine: Engine) -> None:
         engine.optimizer._lazy_init_hp_params_optimizer_state()
 
 
-def held_part(engine: Engine, parameter: nn.Parameter, kind: str) -> tuple[int, torch.Tensor] | None:
+def local_part(engine: Engine, parameter: nn.Parameter, kind: str) -> tuple[int, torch.Tensor] | None:
     """What this rank holds in fp32 of a parameter's weight or moment, without asking another rank.
 
     Args:

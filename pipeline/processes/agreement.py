@@ -17,7 +17,7 @@ class Agreement:
         self._group = dist.new_group(backend="gloo")
         self._size = dist.get_world_size()
 
-    def reach(self, problem: str) -> tuple[str, bool]:
+    def agree(self, problem: str) -> tuple[str, bool]:
         """Every rank calls this at the same point of a step.
 
         Args:

@@ -7,8 +7,8 @@ import torch.distributed as dist
 from data_prep.contract.command_line import UserError
 from pipeline.parallel.groups import data_parallel_group
 from pipeline.processes.agreement import Agreement
-from pipeline.processes.launch import World
 from pipeline.processes.watchdog import Watchdog
+from pipeline.processes.world import World
 
 T = TypeVar("T")
 
@@ -30,9 +30,9 @@ class Ranks:
         self.data_rank = dist.get_rank(data_parallel_group())
         self.data_parallel_size = dist.get_world_size(data_parallel_group())
 
-    def move(self, place: str, step: int) -> None:
+    def reached(self, place: str, step: int) -> None:
         """Tell the watchdog that this rank has come to ``place`` after ``step`` steps."""
-        self.watchdog.move(place, step)
+        self.watchdog.reached(place, step)
 
     def agree(self, problem: str, step: int) -> bool:
         """Agree with all ranks, at the same point of a step.
@@ -47,8 +47,8 @@ class Ranks:
         Raises:
             UserError: on every rank, if any has a problem.
         """
-        self.move("waiting for the others", step)
-        problem, stop = self._agreement.reach(problem)
+        self.reached("waiting for the others", step)
+        problem, stop = self._agreement.agree(problem)
         if problem:
             raise UserError(problem)
         return stop

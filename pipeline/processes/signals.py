@@ -1,8 +1,9 @@
 """SIGTERM and SIGUSR1 mean: save and end soon. Imports nothing heavy: it comes first in a process."""
 
+import contextlib
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from types import FrameType
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 """What schedulers send before a time limit or a preemption."""
@@ -17,13 +18,13 @@ _stop_requested = False
 
 
 def catch_stop_signals(forward: Callable[[int], None] = lambda _: None) -> None:
-    """From now on such a signal only sets ``stop_requested``, however often it comes.
+    """Make such a signal set ``stop_requested`` and nothing else, however often it comes.
 
     Args:
         forward: called with the signal's number, for a process that has others to tell.
     """
 
-    def handle(number: int, _: object) -> None:
+    def handle(number: int, _: FrameType | None) -> None:
         global _stop_requested
         _stop_requested = True
         forward(number)
@@ -41,9 +42,9 @@ def stop_requested() -> bool:
     return _stop_requested
 
 
-@contextmanager
+@contextlib.contextmanager
 def hold_stop_signals() -> Iterator[None]:
-    """Processes that are started inside get these signals only once they catch them."""
+    """Hold these signals back from processes that are started inside, until they catch them."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield

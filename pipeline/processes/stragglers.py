@@ -51,8 +51,8 @@ class OwnTime:
         """One more step is done."""
         self._steps += 1
 
-    def take(self) -> float:
-        """Mean seconds a step since the last call. Call where the device has been waited for."""
+    def mean_and_reset(self) -> float:
+        """Mean seconds per step since the last call. Call where the device has been waited for."""
         seconds = self._seconds + sum(begin.elapsed_time(end) for begin, end in self._events) / 1000
         mean = seconds / max(self._steps, 1)
         self._seconds, self._events, self._steps = 0.0, [], 0
@@ -70,7 +70,7 @@ class Stragglers:
         """The figures of one log.
 
         Args:
-            own_seconds: ``OwnTime.take`` of every rank.
+            own_seconds: ``OwnTime.mean_and_reset`` of every rank.
             step_seconds: of the step as a whole.
 
         Returns:

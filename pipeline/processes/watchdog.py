@@ -1,9 +1,9 @@
-"""What watches over a training: agreement to stop, hangs, stragglers.
+"""A thread per rank that notices when the training hangs.
 
-Every rank has a watchdog thread. It writes how far its rank has come into ``logs/heartbeats`` and
-reads nothing as long as its own rank moves on. A rank that stands still stops them all, sooner or
-later, in some collective; so a rank that has not moved for ``training.hang_timeout`` seconds raises
-the alarm, each dumps the stacks of its threads, the one that lags is named, and all end.
+The thread writes how far its rank has come into ``logs/heartbeats`` and reads nothing while its own rank moves.
+A rank that stands still stops all of them, sooner or later, in some collective. So a rank that has not moved for
+``training.hang_timeout`` seconds raises the alarm. Each rank then dumps the stacks of its threads, the one that
+lags is named, and all end.
 """
 
 import contextlib
@@ -18,17 +18,18 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import TracebackType
 from typing import Self
 
 from data_prep.contract.files import write_atomically
-from pipeline.processes.launch import World
 from pipeline.processes.signals import HANG_EXIT_CODE
+from pipeline.processes.world import World
 from pipeline.runs.records import append_event
 
 log = logging.getLogger("narrowbert")
 
 START_TIMEOUT_S = 600.0
-"""At least this long nothing need move before the first step is done: imports, checkpoints, compilation."""
+"""Least timeout before the first step is done: imports, checkpoints and compilation take long."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,7 +72,9 @@ class Watchdog:
         self.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         """``stop``, unless an error ends the run."""
         if kind is None:
             self.stop()
@@ -91,14 +94,14 @@ class Watchdog:
         self._thread.join()
         self._heartbeat_path(self._world.rank).unlink(missing_ok=True)
 
-    def move(self, place: str, step: int) -> None:
-        """This rank has come to ``place`` of step ``step``; called at the same points on every rank."""
+    def reached(self, place: str, step: int) -> None:
+        """This rank has come to ``place`` after ``step`` steps; called at the same points on every rank."""
         self._in_start &= step == self._step or self._moves == 0
         self._place, self._step = place, step
         self._moves += 1
 
-    def alive(self) -> None:
-        """Something goes on at the same place, such as writing a large file."""
+    def keep_alive(self) -> None:
+        """Work continues at the same place, such as writing a large file."""
         self._quiet_s = 0.0
 
     def _watch(self) -> None:
@@ -159,7 +162,7 @@ class Watchdog:
     def _report(self, beats: dict[int, _Heartbeat], frozen: list[int]) -> None:
         text = f"no progress for {self._limit_s():g} s: {lagging(beats, frozen)}"
         log.error(
-            "%s; the stacks are in %s. The run ends; run the same command again to go on from the last checkpoint.",
+            "%s; the stacks are in %s. The run ends; run the same command again to resume from the last checkpoint.",
             text, self._run_dir / "logs/stacks-rank-*.txt",
         )  # fmt: skip
         with contextlib.suppress(OSError):

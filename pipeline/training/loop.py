@@ -16,10 +16,10 @@ from pipeline.config import RunConfig
 from pipeline.data.mixture import Mixture
 from pipeline.engine.deepspeed_engine import destroy_engine, initialise_process_group
 from pipeline.processes.agreement import Agreement
-from pipeline.processes.launch import World
 from pipeline.processes.ranks import Ranks
 from pipeline.processes.signals import REQUEUE_EXIT_CODE
 from pipeline.processes.watchdog import Watchdog
+from pipeline.processes.world import World
 from pipeline.training.objective import MASKED_LANGUAGE_MODELLING, Objective
 from pipeline.training.start import Run, open_run, register
 
@@ -90,7 +90,7 @@ def train(config: RunConfig, world: World, shards: Mixture, objective: Objective
 
 def _log(run: Run) -> None:
     """Record the steps since the last log; end a run that has diverged."""
-    run.ranks.move("adding up losses", run.step)
+    run.ranks.reached("adding up losses", run.step)
     points = run.meter.flush(run.step, run.engine)
     run.saver.report()
     run.records.log(run.step, points)
@@ -99,7 +99,7 @@ def _log(run: Run) -> None:
         what = f"{skipped} steps in a row up to step {run.step} were skipped, their gradients are not finite"
         run.records.event("diverged", run.step, what)
         raise UserError(
-            f"{what}: continue from the last checkpoint with a larger training.max_skipped_steps, or start anew "
+            f"{what}: continue from the last checkpoint with a larger training.max_skipped_steps, or start again "
             "with a smaller optimizer.lr"
         )
 
@@ -113,7 +113,7 @@ def _end(run: Run) -> int:
         run.saver.begin(run.step, run.meter.skipped_steps)
         problem = run.saver.wait(run.step)
         if problem:
-            raise UserError(f"step {run.step} could not be saved ({problem}): mend that, then run the same again")
+            raise UserError(f"step {run.step} could not be saved ({problem}): fix that, then run the same again")
     run_dir = run.records.run_dir
     if run.step < run.train_steps:
         log.info("asked to stop: %d of %d steps are done and saved", run.step, run.train_steps)
@@ -135,5 +135,5 @@ def full_disk_as_user_error() -> Iterator[None]:
             raise
         raise UserError(
             f"{error.filename or 'the run directory'} cannot be written ({error.strerror}): make room, then run the "
-            "same command again to go on from the last checkpoint"
+            "same command again to resume from the last checkpoint"
         ) from error

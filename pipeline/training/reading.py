@@ -39,7 +39,7 @@ class RowReader:
         Raises:
             UserError: on every rank, if any cannot read its rows.
         """
-        self._ranks.move("reading rows", step)
+        self._ranks.reached("reading rows", step)
         with self._gauges.data_wait(), self._own_time.host():
             batches, problem = try_to_read(lambda: self._data.step(step * self._global_batch_size))
         return batches or [], self._ranks.agree(problem, step)

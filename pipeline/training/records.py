@@ -88,7 +88,7 @@ class Records:
 
     def log(self, step: int, points: Points) -> None:
         """Write and show the metrics of a log after ``step`` steps; every rank calls this."""
-        own_seconds = self._ranks.gather(self._own_time.take())
+        own_seconds = self._ranks.gather(self._own_time.mean_and_reset())
         if self._spool is None:
             return
         self._check_newest()

@@ -62,7 +62,7 @@ class Saver:
             vocab_size=self._shards.vocab_size,
             config=redact(config_as_dict(self._config)),
         )
-        self._ranks.move("saving", step)
+        self._ranks.reached("saving", step)
         self._records.sync()  # a resume from here does not compute those losses again
         blocked_seconds = self._writer.save(state)
         self._records.write(step, {"checkpoint/blocking_seconds": blocked_seconds})
@@ -74,7 +74,7 @@ class Saver:
         for saved in self._writer.finished():
             problem = saved.problem
             if problem:
-                log.warning("step %d  NOT SAVED, the next save tries anew: %s", saved.step, problem)
+                log.warning("step %d  NOT SAVED, the next save tries again: %s", saved.step, problem)
                 with contextlib.suppress(OSError):  # the disk that was full for the checkpoint
                     self._records.event("checkpoint failed", saved.step, problem)
                 continue
@@ -86,6 +86,6 @@ class Saver:
 
     def wait(self, step: int) -> str:
         """Wait for an unfinished save, and report it. Returns its problem, or nothing."""
-        self._ranks.move("waiting for the checkpoint's writer", step)
+        self._ranks.reached("waiting for the checkpoint's writer", step)
         self._writer.wait()
         return self.report()

@@ -23,9 +23,9 @@ from pipeline.engine.deepspeed_engine import build_engine
 from pipeline.engine.protocol import Engine
 from pipeline.model.masked_lm import NarrowBertForPretraining
 from pipeline.model.parameters import padded_vocab_size
-from pipeline.processes.launch import World
 from pipeline.processes.ranks import Ranks
 from pipeline.processes.stragglers import OwnTime
+from pipeline.processes.world import World
 from pipeline.runs.attempts import Attempt, is_newest_attempt, register_attempt
 from pipeline.runs.records import append_event
 from pipeline.training.gauges import Gauges
@@ -117,7 +117,7 @@ def open_run(
         keep_last=training.keep_last,
         keep_every=training.keep_every,
         may_commit=lambda: is_newest_attempt(run_dir, attempt.number),
-        on_progress=ranks.watchdog.alive,
+        on_progress=ranks.watchdog.keep_alive,
     )
 
     # Records: what is there from earlier starts is kept.
@@ -187,7 +187,7 @@ def _choose_checkpoint(run_dir: Path, world: World) -> Path | None:
         if world.rank == 0:
             append_event(run_dir, "checkpoint passed over", 0, problem)
     if folder is None and problems:
-        raise UserError(f"no checkpoint of {run_dir} is intact: restore one, or start anew in another --run_dir")
+        raise UserError(f"no checkpoint of {run_dir} is intact: restore one, or start again in another --run_dir")
     return folder
 
 

@@ -57,10 +57,10 @@ class Trainer:
         sums = {LOSS: torch.zeros((), device=self._device)}
         gradient_norm = None
         for batch in batches:
-            self.ranks.move("in the forward pass", step)
+            self.ranks.reached("in the forward pass", step)
             with self._own_time.forward():
                 computed = self._objective(self.engine, batch)
-            self.ranks.move("in the backward pass", step)
+            self.ranks.reached("in the backward pass", step)
             self.engine.backward(computed.loss_sum * scale)
             gradient_norm = update_weights(self.engine, self._config.optimizer.clip_grad)
             sums[LOSS] += computed.loss_sum.detach()
@@ -73,7 +73,7 @@ class Trainer:
 
     def _weight_of_all_ranks(self, batches: list[Batch], step: int) -> torch.Tensor:
         """Scalar, fp64: the terms of the step's loss, such as its masked tokens."""
-        self.ranks.move("counting masked tokens", step)
+        self.ranks.reached("counting masked tokens", step)
         weight = torch.stack([self._objective.weight(batch) for batch in batches]).sum().double()
         dist.all_reduce(weight, group=data_parallel_group())
         return weight

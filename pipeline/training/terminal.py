@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from pipeline.processes.launch import World
+from pipeline.processes.world import World
 
 log = logging.getLogger("narrowbert")
 

@@ -127,7 +127,7 @@ class Validation:
         Raises:
             UserError: on every rank, if any cannot read its rows.
         """
-        self._ranks.move("reading validation rows", step)
+        self._ranks.reached("reading validation rows", step)
         batches, problem = try_to_read(
             lambda: list(
                 validation_batches(
@@ -144,7 +144,7 @@ class Validation:
 
         def may_continue() -> bool:
             stop = self._ranks.agree("", step)
-            self._ranks.move("evaluating", step)
+            self._ranks.reached("evaluating", step)
             return not stop
 
         result = evaluate(self._engine.module, batches or [], self._device, may_continue)

@@ -47,14 +47,14 @@ def record(fault: dict[str, Any]) -> None:
 def at_place(fault: dict[str, Any], act: Any) -> None:
     from pipeline.processes.watchdog import Watchdog
 
-    original = Watchdog.move
+    original = Watchdog.reached
 
-    def move(watchdog: Watchdog, place: str, step: int) -> None:
+    def reached(watchdog: Watchdog, place: str, step: int) -> None:
         original(watchdog, place, step)
         if place == fault["place"] and step >= fault["step"]:
             act()
 
-    Watchdog.move = move
+    Watchdog.reached = reached
 
 
 def send_signal(fault: dict[str, Any]) -> None:

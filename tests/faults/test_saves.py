@@ -132,7 +132,7 @@ def user_error_with_log(package: str, *command: str) -> str:
 def test_a_save_that_one_rank_cannot_write_is_none_and_the_next_works(tmp_path: Path, shard_folder: Path) -> None:
     run_dir = tmp_path / "run"
     printed = Ranks(2, *argv(run_dir, shard_folder), faults=[{"do": "fail_write", "rank": 1, "step": 4}]).end(0)
-    assert "step 4  NOT SAVED, the next save tries anew: rank 1:" in printed[0]
+    assert "step 4  NOT SAVED, the next save tries again: rank 1:" in printed[0]
     assert "No space left on device" in printed[0]
     assert [event["step"] for event in events(run_dir, "checkpoint failed")] == [4]
     names = sorted(path.name for path in (run_dir / "checkpoints").iterdir())

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from pipeline.checkpoints.reading import read_tensors, read_trainer_state
-from pipeline.processes.stragglers import Stragglers
 from tests.faults.runs import LONG, argv, events
 from tests.processes import Ranks, kill_group, losses, run_command, start_command, wait_until
 
@@ -83,16 +82,6 @@ def test_poisoned_gradients_and_a_straggler(tmp_path: Path, shard_folder: Path) 
         assert all(torch.equal(before[name], after[name]) for name in before), kind
     assert all(tensor.isfinite().all() for tensor in read_tensors(found[6], "exp_avg_sq").values())
     assert all(loss == loss for loss in losses(run_dir).values())
-
-
-def test_a_straggler_is_reported_once_and_only_if_it_stays_one() -> None:
-    stragglers = Stragglers()
-    slow, even = ([0.1, 0.1, 0.4, 0.1], 0.5), ([0.1, 0.1, 0.11, 0.1], 0.5)
-    found = [stragglers.update(*figures)[1] for figures in (slow, slow, even, slow, slow, slow, slow)]
-    assert found == [None] * 5 + [2, None]
-    assert stragglers.update(*slow)[0] == pytest.approx(4.0)
-    # Slow by a factor, but of no weight in the step.
-    assert [Stragglers().update([0.001, 0.004], 0.5)[1] for _ in range(5)] == [None] * 5
 
 
 @pytest.mark.slow

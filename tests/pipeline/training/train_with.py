@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from data_prep.contract.command_line import read_config
 from pipeline.config import RunConfig
 from pipeline.data.batches import Batch
-from pipeline.processes.launch import SINGLE_PROCESS, world_from_environment
+from pipeline.processes.world import SINGLE_PROCESS, world_from_environment
 from pipeline.runs.directory import prepare_run
 from pipeline.training.loop import train
 from pipeline.training.objective import ForwardPass, ObjectiveSums

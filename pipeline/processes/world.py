@@ -1,0 +1,150 @@
+"""Where this process stands among the others: started alone, by torchrun, or by srun."""
+
+import dataclasses
+import ipaddress
+import os
+import re
+import socket
+import subprocess
+
+import psutil
+
+from data_prep.contract.command_line import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class World:
+    """The processes of a run and which one this is."""
+
+    rank: int
+    """Number of this process over all nodes."""
+    local_rank: int
+    """Number of this process on its node: the index of its GPU."""
+    size: int
+    """Processes over all nodes."""
+
+
+SINGLE_PROCESS = World(rank=0, local_rank=0, size=1)
+
+
+def world_from_environment() -> World | None:
+    """The world that torchrun or srun describes, or None outside of both.
+
+    Under srun, MASTER_ADDR and MASTER_PORT are filled in where they are missing.
+
+    Raises:
+        UserError: the variables are incomplete or contradict each other.
+    """
+    if "RANK" in os.environ or "WORLD_SIZE" in os.environ:
+        world = _read_world("RANK", "LOCAL_RANK", "WORLD_SIZE", started_by="torchrun")
+        for name in ("MASTER_ADDR", "MASTER_PORT"):
+            if world.size > 1 and name not in os.environ:
+                raise UserError(f"RANK and WORLD_SIZE are set but {name} is not: start with torchrun, or unset them")
+        return world
+    # SLURM_STEP_ID is set by srun alone: in a batch script or an salloc shell nothing is to be joined.
+    if "SLURM_STEP_ID" in os.environ and "SLURM_PROCID" in os.environ:
+        world = _read_world("SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS", started_by="srun")
+        _check_placement(world)
+        if "MASTER_ADDR" not in os.environ:
+            os.environ["MASTER_ADDR"] = _slurm_hosts()[0]
+        # A port per job: two jobs on one node do not meet.
+        os.environ.setdefault("MASTER_PORT", str(20_000 + int(os.environ.get("SLURM_JOB_ID", "0")) % 20_000))
+        if world.size > 1:
+            _choose_interface(os.environ["MASTER_ADDR"])
+        return world
+    return None
+
+
+def _check_placement(world: World) -> None:
+    """Refuse an srun step whose ranks do not lie node by node, the same number on each.
+
+    Ranks of a tensor-parallel group are neighbours, and a rank's number on its node is its GPU's.
+    """
+    if os.environ.get("SLURM_HET_SIZE", "1") not in ("", "1"):
+        raise UserError(
+            f"SLURM_HET_SIZE is {os.environ['SLURM_HET_SIZE']}: a run cannot span the parts of a heterogeneous job, "
+            "ask for equal nodes"
+        )
+    on_nodes = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "")
+    if "," in on_nodes:  # 2(x3),1
+        raise UserError(
+            f"SLURM_STEP_TASKS_PER_NODE is {on_nodes}: start the same number of tasks on every node "
+            "(srun --ntasks-per-node)"
+        )
+    number = re.match(r"\d+", on_nodes)
+    node = os.environ.get("SLURM_NODEID", "")
+    if number and node.isdigit() and world.rank != int(node) * int(number[0]) + world.local_rank:
+        raise UserError(
+            f"task {world.rank} is number {world.local_rank} on node {node} of {number[0]} tasks each: the tasks must "
+            "be numbered node by node (srun --distribution=block)"
+        )
+
+
+def _choose_interface(master: str) -> None:
+    """Name the network interface that reaches rank 0's machine, where nobody has: gloo may guess another.
+
+    Raises:
+        UserError: the machine's name does not resolve; joining would wait for half an hour without a word.
+    """
+    ours = _own_address_towards(master)
+    if "GLOO_SOCKET_IFNAME" in os.environ:
+        return
+    if ipaddress.ip_address(ours.split("%")[0]).is_loopback and _number_of_slurm_nodes() > 1:
+        # On Debian a host's own name resolves to 127.0.1.1, so rank 0's node looks up the route to another node.
+        ours = _own_address_towards(_slurm_hosts()[-1])
+    for interface, addresses in psutil.net_if_addrs().items():
+        if any(known.address.split("%")[0] == ours for known in addresses):
+            os.environ["GLOO_SOCKET_IFNAME"] = interface
+            return
+
+
+def _own_address_towards(host: str) -> str:
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
+    except OSError as error:
+        raise UserError(
+            f"MASTER_ADDR {host} is not known on {socket.gethostname()} ({error.strerror or error}): set MASTER_ADDR "
+            "to a name or address of rank 0's machine that every node can reach"
+        ) from error
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect(address)  # sends nothing, but has the kernel choose a route
+            return probe.getsockname()[0]
+    except OSError as error:
+        raise UserError(f"{socket.gethostname()} has no route to MASTER_ADDR {host}: {error.strerror}") from error
+
+
+def _number_of_slurm_nodes() -> int:
+    text = os.environ.get("SLURM_STEP_NUM_NODES", "1")
+    return int(text) if text.isdigit() else 1
+
+
+def _read_world(rank: str, local_rank: str, size: str, *, started_by: str) -> World:
+    values = {}
+    for name in (rank, local_rank, size):
+        text = os.environ.get(name, "")
+        if not text.isdigit():
+            raise UserError(f"environment variable {name} is '{text}', expected a number as {started_by} sets it")
+        values[name] = int(text)
+    if not values[rank] < values[size]:
+        raise UserError(
+            f"environment variable {rank} is {values[rank]}, expected a number below {size} ({values[size]})"
+        )
+    return World(rank=values[rank], local_rank=values[local_rank], size=values[size])
+
+
+def _slurm_hosts() -> list[str]:
+    """Hosts of the step, in order."""
+    nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_JOB_NODELIST", "")
+    if re.fullmatch(r"[A-Za-z0-9_.-]+", nodes):  # a single node needs no expansion
+        return [nodes]
+    try:
+        shown = subprocess.run(
+            ["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, timeout=30, check=True
+        )
+        hosts = shown.stdout.split()
+    except (OSError, subprocess.SubprocessError) as error:
+        raise UserError(f"cannot read the SLURM node list '{nodes}': set MASTER_ADDR and GLOO_SOCKET_IFNAME") from error
+    if not hosts:
+        raise UserError(f"the SLURM node list '{nodes}' names no host: set MASTER_ADDR and GLOO_SOCKET_IFNAME")
+    return hosts

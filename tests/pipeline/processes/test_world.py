@@ -1,0 +1,111 @@
+import os
+import socket
+
+import psutil
+import pytest
+
+from data_prep.contract.command_line import UserError
+from pipeline.processes.world import World, world_from_environment
+
+LAUNCH_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GLOO_SOCKET_IFNAME")
+
+
+@pytest.fixture(autouse=True)
+def _bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name in LAUNCH_VARIABLES or name.startswith("SLURM_"):
+            monkeypatch.delenv(name)
+
+
+def set_all(monkeypatch: pytest.MonkeyPatch, **values: str) -> None:
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+
+
+def test_outside_of_launchers_there_is_no_world(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert world_from_environment() is None
+    # A batch script or an salloc shell: SLURM, but no srun step to join.
+    set_all(monkeypatch, SLURM_JOB_ID="7", SLURM_PROCID="0", SLURM_NTASKS="4")
+    assert world_from_environment() is None
+
+
+def test_torchrun_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_all(monkeypatch, RANK="5", LOCAL_RANK="1", WORLD_SIZE="8", MASTER_ADDR="a", MASTER_PORT="1")
+    assert world_from_environment() == World(rank=5, local_rank=1, size=8)
+
+
+def test_srun_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_all(
+        monkeypatch, SLURM_STEP_ID="0", SLURM_PROCID="3", SLURM_LOCALID="1", SLURM_STEP_NUM_TASKS="4",
+        SLURM_STEP_NODELIST="localhost", SLURM_JOB_ID="41",
+    )  # fmt: skip
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    assert world_from_environment() == World(rank=3, local_rank=1, size=4)
+    assert os.environ.pop("MASTER_ADDR") == "localhost"
+    assert os.environ.pop("MASTER_PORT") == "20041"
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({"RANK": "0"}, "LOCAL_RANK is ''"),
+        ({"RANK": "4", "LOCAL_RANK": "0", "WORLD_SIZE": "4"}, "expected a number below"),
+        ({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}, "MASTER_ADDR is not"),
+        ({"RANK": "x", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}, "RANK is 'x'"),
+    ],
+)
+def test_wrong_variables_are_named(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], expected: str) -> None:
+    set_all(monkeypatch, **variables)
+    with pytest.raises(UserError, match=expected):
+        world_from_environment()
+
+
+STEP = {
+    "SLURM_STEP_ID": "0", "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_STEP_NUM_TASKS": "4", "SLURM_NODEID": "1",
+    "SLURM_STEP_TASKS_PER_NODE": "2(x2)", "SLURM_JOB_ID": "41", "MASTER_ADDR": "127.0.0.1",
+}  # fmt: skip
+
+
+def test_interface_is_the_one_that_leads_to_rank_0(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_all(monkeypatch, **STEP)
+    assert world_from_environment() == World(rank=3, local_rank=1, size=4)
+    assert os.environ.pop("GLOO_SOCKET_IFNAME") == "lo"
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "ib0")
+    world_from_environment()
+    assert os.environ["GLOO_SOCKET_IFNAME"] == "ib0", "a choice of the user's stays"
+
+
+def test_interface_on_a_node_that_knows_itself_by_a_loopback_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = [
+        (name, known.address)
+        for name, addresses in psutil.net_if_addrs().items()
+        for known in addresses
+        if known.family == socket.AF_INET and not known.address.startswith("127.")
+    ]
+    if not real:
+        pytest.skip("no network interface here but loopback")
+    interface, address = real[0]
+    set_all(monkeypatch, **STEP, SLURM_STEP_NUM_NODES="2")
+    monkeypatch.setattr("pipeline.processes.world._slurm_hosts", lambda: ["127.0.0.1", address])
+    world_from_environment()
+    assert os.environ.pop("GLOO_SOCKET_IFNAME") == interface
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"SLURM_PROCID": "x"}, "SLURM_PROCID is 'x'"),
+        ({"SLURM_PROCID": "4"}, "expected a number below SLURM_STEP_NUM_TASKS"),
+        ({"SLURM_STEP_NUM_TASKS": ""}, "SLURM_STEP_NUM_TASKS is ''"),
+        ({"SLURM_STEP_TASKS_PER_NODE": "2,1"}, "same number of tasks on every node"),
+        ({"SLURM_LOCALID": "0", "SLURM_PROCID": "1"}, "--distribution=block"),
+        ({"SLURM_HET_SIZE": "2"}, "heterogeneous"),
+        ({"MASTER_ADDR": "no-such-host.invalid"}, "MASTER_ADDR no-such-host.invalid is not known"),
+    ],
+)
+def test_wrong_steps_are_one_line(monkeypatch: pytest.MonkeyPatch, changes: dict[str, str], expected: str) -> None:
+    set_all(monkeypatch, **STEP | changes)
+    with pytest.raises(UserError) as caught:
+        world_from_environment()
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
