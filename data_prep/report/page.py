@@ -6,46 +6,26 @@ The page is one file without scripts or network: inline style, inline SVG. The s
 import json
 import re
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
 from data_prep.contract.files import write_atomically
+from data_prep.contract.html_page import byte_size, escaped, html_page, html_table, percentage
 from data_prep.report.statistics import ROW_LENGTH_BINS
 
 REPORT = "report.html"
 SHOWN_FILES = 10
 SAMPLE_CHARACTERS = 300
 _STYLE = """
-:root { color-scheme: light dark; --text: #1d2530; --soft: #5d6878; --line: #d9dee6; --page: #f6f7f9;
-  --card: #ffffff; --bar: #3b6fb6; --mask: #1f5fae; --random: #b3530a; --kept: #2b7a3d;
+:root { --bar: #3b6fb6; --mask: #1f5fae; --random: #b3530a; --kept: #2b7a3d;
   --mask-back: #dbe8fa; --random-back: #fde3cd; --kept-back: #d8f0dc; }
-@media (prefers-color-scheme: dark) { :root { --text: #e3e7ed; --soft: #9aa5b5; --line: #343c48; --page: #14181e;
-  --card: #1c222b; --bar: #6c9fe0; --mask: #9cc3f7; --random: #f5b27c; --kept: #8fd6a0;
+@media (prefers-color-scheme: dark) { :root { --bar: #6c9fe0; --mask: #9cc3f7; --random: #f5b27c; --kept: #8fd6a0;
   --mask-back: #1f3a5f; --random-back: #553014; --kept-back: #1d4527; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 2rem 1.25rem 4rem; max-width: 68rem; background: var(--page); color: var(--text);
-  font: 15px/1.5 system-ui, sans-serif; }
-h1 { margin: 0 0 .25rem; font-size: 1.6rem; }
-h2 { margin: 2.25rem 0 .75rem; font-size: 1.15rem; }
-p { margin: .4rem 0; }
-.soft, figcaption, th { color: var(--soft); }
 code, pre, .row, .sample { font-family: ui-monospace, monospace; font-size: .84rem; overflow-wrap: anywhere; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .75rem; margin: 1.25rem 0; }
-.tile, figure, pre, .row, .scroll, details { background: var(--card); border: 1px solid var(--line);
-  border-radius: .5rem; }
+.tile, pre, .row, details { background: var(--card); border: 1px solid var(--line); border-radius: .5rem; }
 .tile { padding: .7rem .9rem; }
 .tile b { display: block; font-size: 1.1rem; font-weight: 600; font-variant-numeric: tabular-nums; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { padding: .35rem .9rem; text-align: left; border-bottom: 1px solid var(--line); vertical-align: top; }
-tr:last-child td { border-bottom: 0; }
-th { font-weight: 500; }
-.number { text-align: right; white-space: nowrap; }
-.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(24rem, 100%), 1fr)); gap: .75rem; }
-figure { margin: 0; padding: .8rem .9rem; }
-figcaption { font-size: .85rem; margin-bottom: .4rem; }
-svg { display: block; width: 100%; height: auto; }
 svg rect { fill: var(--bar); }
 svg text { fill: var(--soft); font: 10px system-ui, sans-serif; text-anchor: middle; }
 .meters { display: block; width: 16rem; }
@@ -63,8 +43,6 @@ mark s { text-decoration-thickness: 1px; opacity: .75; }
 .kept { background: var(--kept-back); color: var(--kept); }
 """
 
-# What would act on the page around it instead of being seen: control characters, zero-width ones, directions.
-_UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
 _MASKED = re.compile(r"\{(\S+?)(?:->(\S+?)|=)\}")
 
 
@@ -91,48 +69,8 @@ def write_report(
         _shards(manifest),
         _configuration(manifest),
     )
-    page = f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Shards {escape(manifest["root_hash"][:12])}</title>
-<style>{_STYLE}</style>
-</head>
-<body>
-{"".join(sections)}</body>
-</html>
-"""
+    page = html_page(f"Shards {manifest['root_hash'][:12]}", "".join(sections), style=_STYLE)
     write_atomically(folder / REPORT, page)
-
-
-def _text(value: object) -> str:
-    """Any text, however nasty, as HTML that shows it and does nothing else."""
-    return escape(_UNSEEN.sub(lambda found: f"<U+{ord(found[0]):04X}>", str(value)))
-
-
-def _share(part: int, whole: int) -> str:
-    return f"{part / whole:.2%}" if whole else "-"
-
-
-def _size(count: int) -> str:
-    for unit, size in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count} bytes"
-
-
-def _table(head: Sequence[str], lines: Sequence[Sequence[int | str]]) -> str:
-    """A table of ready HTML cells; integers and shares stand at the right."""
-
-    def cell(tag: str, content: int | str, like: int | str) -> str:
-        right = ' class="number"' if isinstance(like, int) or like.endswith("%") or like == "-" else ""
-        return f"<{tag}{right}>{f'{content:,}' if isinstance(content, int) else content}</{tag}>"
-
-    titles = "".join(cell("th", title, like) for title, like in zip(head, lines[0], strict=True))
-    body = "".join(f"<tr>{''.join(cell('td', value, value) for value in line)}</tr>\n" for line in lines)
-    return f'<div class="scroll"><table>\n<tr>{titles}</tr>\n{body}</table></div>\n'
 
 
 def _chart(title: str, names: Sequence[str], counts: Sequence[int]) -> str:
@@ -147,10 +85,10 @@ def _chart(title: str, names: Sequence[str], counts: Sequence[int]) -> str:
         left, middle, base = side + step * number, side + step * (number + 0.5), height - bottom
         drawn.append(
             f'<rect x="{left + step * 0.08:.1f}" y="{base - tall:.1f}" width="{step * 0.84:.1f}" height="{tall:.1f}">'
-            f"<title>{_text(name)}: {count:,}</title></rect>"
+            f"<title>{escaped(name)}: {count:,}</title></rect>"
         )
         if number % every == 0:
-            drawn.append(f'<text x="{middle:.1f}" y="{height - 5}">{_text(name)}</text>')
+            drawn.append(f'<text x="{middle:.1f}" y="{height - 5}">{escaped(name)}</text>')
         if count == highest:
             drawn.append(f'<text x="{min(max(middle, 28), width - 28):.1f}" y="{base - tall - 4:.1f}">{count:,}</text>')
     return (
@@ -167,9 +105,9 @@ def _summary(manifest: Mapping[str, Any]) -> str:
         ("documents", f"{documents['documents']:,}"),
         ("tokens", f"{documents['tokens']:,}"),
         (f"rows of {manifest['seq_length']}", f"{rows['rows']:,}"),
-        ("in the shards", _size(size)),
-        ("[UNK]", _share(documents["unknown_tokens"], documents["tokens"])),
-        ("padding", _share(rows["padding_tokens"], rows["padding_tokens"] + rows["real_tokens"])),
+        ("in the shards", byte_size(size)),
+        ("[UNK]", percentage(documents["unknown_tokens"], documents["tokens"])),
+        ("padding", percentage(rows["padding_tokens"], rows["padding_tokens"] + rows["real_tokens"])),
     )
     shown = "".join(
         f'<div class="tile"><b>{value}</b><span class="soft">{name}</span></div>\n' for name, value in tiles
@@ -186,15 +124,17 @@ def _summary(manifest: Mapping[str, Any]) -> str:
         for name, split in splits.items()
     ]
     return (
-        f'<h1>Shards</h1>\n<p class="soft">root hash <code>{_text(manifest["root_hash"])}</code></p>\n'
+        f'<h1>Shards</h1>\n<p class="soft">root hash <code>{escaped(manifest["root_hash"])}</code></p>\n'
         f'<div class="tiles">\n{shown}</div>\n'
-        + _table(("split", "documents", "tokens", "rows", "shards", "bytes"), lines)
+        + html_table(("split", "documents", "tokens", "rows", "shards", "bytes"), lines)
     )
 
 
 def _inputs(manifest: Mapping[str, Any]) -> str:
     inputs = manifest.get("inputs", [])
-    lines = [(_text(entry["name"]), entry["bytes"], f"<code>{_text(entry['sha256'][:16])}</code>") for entry in inputs]
+    lines = [
+        (escaped(entry["name"]), entry["bytes"], f"<code>{escaped(entry['sha256'][:16])}</code>") for entry in inputs
+    ]
     more = lines[SHOWN_FILES:]
     if more:
         lines = [*lines[:SHOWN_FILES], (f"and {len(more)} more", sum(int(line[1]) for line in more), "")]
@@ -202,8 +142,8 @@ def _inputs(manifest: Mapping[str, Any]) -> str:
         return ""
     total = sum(entry["bytes"] for entry in inputs)
     return (
-        f"<h2>What went in: {len(inputs):,} {'file' if len(inputs) == 1 else 'files'}, {_size(total)}</h2>\n"
-        + _table(("file", "bytes of text", "sha256"), lines)
+        f"<h2>What went in: {len(inputs):,} {'file' if len(inputs) == 1 else 'files'}, {byte_size(total)}</h2>\n"
+        + html_table(("file", "bytes of text", "sha256"), lines)
     )
 
 
@@ -216,17 +156,17 @@ def _rejected(statistics: Mapping[str, Any], rejects: Sequence[Mapping[str, Any]
         if count or name == "kept":
             meter = f'<span class="meter" style="width: {100 * min(count / max(read, 1), 1):.2f}%"></span>'
             shown = f'<span class="meters">{meter}</span>'
-            lines.append((_text(name.replace("_", " ")), count, _share(count, read), shown))
-    table = _table((f"of {read:,} documents read", "documents", "share", ""), lines)
+            lines.append((escaped(name.replace("_", " ")), count, percentage(count, read), shown))
+    table = html_table((f"of {read:,} documents read", "documents", "share", ""), lines)
     samples = []
     for reason in sorted({str(reject["reason"]) for reject in rejects}):
         entries = "".join(
-            f"<p><code>{_text(reject['id'])}</code> {_text(reject['detail'])}</p>\n"
-            f'<div class="sample soft">{_text(str(reject["sample"])[:SAMPLE_CHARACTERS])}</div>\n'
+            f"<p><code>{escaped(reject['id'])}</code> {escaped(reject['detail'])}</p>\n"
+            f'<div class="sample soft">{escaped(str(reject["sample"])[:SAMPLE_CHARACTERS])}</div>\n'
             for reject in rejects
             if reject["reason"] == reason
         )
-        heading = f"{_text(reason.replace('_', ' '))}: samples"
+        heading = f"{escaped(reason.replace('_', ' '))}: samples"
         samples.append(f"<details><summary>{heading}</summary>\n{entries}</details>\n")
     where = "<p>All that were left out are in <code>rejects.jsonl.gz</code>, each with its reason.</p>\n"
     return "<h2>What stayed and what was left out</h2>\n" + table + (where if counts else "") + "".join(samples)
@@ -268,8 +208,8 @@ def _packed(manifest: Mapping[str, Any]) -> str:
     return (
         "<h2>Rows</h2>\n"
         f"<p>{rows['rows']:,} rows, {rows['short_rows']:,} of them shorter than {seq_length}; "
-        f"{rows['padding_tokens']:,} of {cells:,} places ({_share(rows['padding_tokens'], cells)}) are padding.{lost}"
-        '</p>\n<div class="charts">\n'
+        f"{rows['padding_tokens']:,} of {cells:,} places ({percentage(rows['padding_tokens'], cells)}) are padding."
+        f'{lost}</p>\n<div class="charts">\n'
         + _chart(
             "Rows by real tokens, from this length on",
             [f"{start:,}" for start in starts],
@@ -295,17 +235,18 @@ def _masks(manifest: Mapping[str, Any]) -> str:
         (
             f'<mark class="{colour}">{name}</mark>',
             rows[kind],
-            _share(rows[kind], rows["masked"]),
+            percentage(rows[kind], rows["masked"]),
             f"{wanted[kind]:.2%}" if wanted else "-",
         )
         for kind, colour, name in kinds
     ]
+    masked_share = percentage(rows["masked"], variants * rows["real_tokens"])
     return (
         "<h2>Masks</h2>\n"
         f"<p>{variants} maskings of every row, up to {manifest['masked_per_row']} tokens each: {rows['masked']:,} of "
-        f"{rows['slots']:,} slots are in use, {_share(rows['masked'], variants * rows['real_tokens'])} of the tokens "
+        f"{rows['slots']:,} slots are in use, {masked_share} of the tokens "
         "([CLS] and [SEP] counted). A random token that happens to be the original counts as kept.</p>\n"
-        + _table(("what stands there", "masks", "share", "asked for"), lines)
+        + html_table(("what stands there", "masks", "share", "asked for"), lines)
     )
 
 
@@ -315,7 +256,7 @@ def _sample_rows(rows: Sequence[str]) -> str:
     shown = []
     for row in rows:
         head, _, words = row.strip("\n").partition("\n")
-        shown.append(f'<div class="row"><p class="soft">{_text(head)}</p>{_marked(words)}</div>\n')
+        shown.append(f'<div class="row"><p class="soft">{escaped(head)}</p>{_marked(words)}</div>\n')
     legend = (
         '<p><mark class="mask"><s>house</s> [MASK]</mark> masked, <mark class="random"><s>house</s> tree</mark> '
         'replaced, <mark class="kept">house</mark> chosen but kept; | stands before the start of a document.</p>\n'
@@ -328,14 +269,14 @@ def _marked(words: str) -> str:
     pieces, end = [], 0
     for found in _MASKED.finditer(words):
         was, now = found.groups()
-        pieces.append(_text(words[end : found.start()]))
+        pieces.append(escaped(words[end : found.start()]))
         if now is None:
-            pieces.append(f'<mark class="kept">{_text(was)}</mark>')
+            pieces.append(f'<mark class="kept">{escaped(was)}</mark>')
         else:
             kind = "mask" if now == "[MASK]" else "random"
-            pieces.append(f'<mark class="{kind}"><s>{_text(was)}</s> {_text(now)}</mark>')
+            pieces.append(f'<mark class="{kind}"><s>{escaped(was)}</s> {escaped(now)}</mark>')
         end = found.end()
-    return "".join([*pieces, _text(words[end:])])
+    return "".join([*pieces, escaped(words[end:])])
 
 
 def _shards(manifest: Mapping[str, Any]) -> str:
@@ -344,13 +285,13 @@ def _shards(manifest: Mapping[str, Any]) -> str:
         for split in manifest["splits"].values()
         for shard in split["shards"]
     ]
-    table = _table(("file", "rows", "chunks", "bytes", "sha256"), lines)
+    table = html_table(("file", "rows", "chunks", "bytes", "sha256"), lines)
     return f"<h2>Files</h2>\n<details><summary>{len(lines):,} shards</summary>\n{table}</details>\n" if lines else ""
 
 
 def _configuration(manifest: Mapping[str, Any]) -> str:
     def listing(title: str, content: object) -> str:
-        text = _text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False))
+        text = escaped(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False))
         return f"<details><summary>{title}</summary>\n<pre>{text}</pre></details>\n"
 
     tokenizer = {key: manifest[key] for key in ("tokenizer", "vocab_size", "special_ids") if key in manifest}

@@ -1,40 +1,34 @@
 """The page that compares runs: one HTML file that needs nothing else, not even scripts, to be read."""
 
 import datetime
-import html
 import math
 from collections.abc import Sequence
 
+from data_prep.contract.html_page import duration, escaped, html_page, html_table, number
 from pipeline.reports.history import RunHistory
-from pipeline.reports.svg_chart import Line, duration, line_chart, number
+from pipeline.reports.svg_chart import Line, line_chart
 
 _WIDTH, _ROW = 940, 34
 
 _STYLE = """
-:root { --ink: #1f2328; --soft: #59636e; --grid: #e3e6ea; --paper: #ffffff; --card: #f6f8fa; }
 :root { --c0: #2a78d6; --c1: #d4570f; --c2: #14855c; --c3: #8c5fd0; --c4: #b3308a; --c5: #7a6200; --control: #6b7178; }
 @media (prefers-color-scheme: dark) {
-  :root { --ink: #e6edf3; --soft: #9198a1; --grid: #30363d; --paper: #0d1117; --card: #161b22; }
   :root { --c0: #5aa2f5; --c1: #f5853f; --c2: #3fbf8c; --c3: #b08cf0; --c4: #ec6cc0; --c5: #d1ab2c; }
   :root { --control: #9aa3ad; }
 }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 2rem auto;
-  max-width: 1480px; padding: 0 1.5rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; } h3 { font-size: .95rem; margin: 0 0 .3rem; }
+body { max-width: 1480px; }
+h3 { font-size: .95rem; margin: 0 0 .3rem; }
 p, .note { color: var(--soft); max-width: 75ch; }
-.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(400px, 1fr)); gap: 1rem; }
-figure { margin: 0; background: var(--card); border-radius: 8px; padding: .8rem; }
-svg { width: 100%; height: auto; display: block; } .nothing { font-style: italic; }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; padding: .3rem .9rem .3rem 0; border-bottom: 1px solid var(--grid); vertical-align: top; }
-td:first-child { white-space: nowrap; } th { color: var(--soft); font-weight: 600; }
+.charts { grid-template-columns: repeat(auto-fill, minmax(min(400px, 100%), 1fr)); }
+.nothing { font-style: italic; }
+td:first-child { white-space: nowrap; }
 .key { display: inline-block; width: 1.1em; height: 3px; vertical-align: middle; margin-right: .4em; }
-.grid { stroke: var(--grid); } .tick, .label { font-size: 11px; fill: var(--soft); }
-.name { font-size: 12px; fill: var(--ink); }
+.grid { stroke: var(--line); } .tick, .label { font-size: 11px; fill: var(--soft); }
+.name { font-size: 12px; fill: var(--text); }
 .curve { fill: none; stroke-width: 2; stroke-linejoin: round; } .curve.control { stroke-dasharray: 5 3; }
-.fault { fill: #d1242f; stroke: var(--paper); } .gap { fill: var(--grid); }
-.limit { stroke: var(--ink); stroke-width: 2; }
-#tip { position: fixed; display: none; background: var(--ink); color: var(--paper); font-size: 12px;
+.fault { fill: #d1242f; stroke: var(--page); } .gap { fill: var(--line); }
+.limit { stroke: var(--text); stroke-width: 2; }
+#tip { position: fixed; display: none; background: var(--text); color: var(--page); font-size: 12px;
   padding: .2rem .5rem; border-radius: 4px; pointer-events: none; white-space: pre; }
 """
 
@@ -66,7 +60,7 @@ def render_page(runs: Sequence[RunHistory]) -> str:
         styles[-1] = "control"
     title = " and ".join(names) if len(names) <= 3 else f"{len(names)} runs"
     body = [
-        f"<h1>{_text(title)}</h1>",
+        f"<h1>{escaped(title)}</h1>",
         _summary(runs, names, styles),
         "<h2>Loss</h2>",
         "<p>The same validation loss against steps, tokens and training time. Training time leaves out the gaps "
@@ -88,12 +82,11 @@ def render_page(runs: Sequence[RunHistory]) -> str:
         f".key.{style} {{ background: var(--{style}); }}\n"
         for style in (*(f"c{index}" for index in range(6)), "control")
     )
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{_text(title)} - NarrowBERT runs</title><style>{_STYLE}{colours}</style></head>\n<body>\n"
-        + "\n".join(body)
-        + f'\n<div id="tip"></div><script>{_SCRIPT}</script></body></html>\n'
+    return html_page(
+        f"{title} - NarrowBERT runs",
+        "\n".join([*body, '<div id="tip"></div>']),
+        style=_STYLE + colours,
+        script=_SCRIPT,
     )
 
 
@@ -110,12 +103,17 @@ def _summary(runs: Sequence[RunHistory], names: Sequence[str], styles: Sequence[
         header += ["speed-up", "limit by arithmetic", "time to the control's last loss"]
     rows = []
     for run, name, style in zip(runs, names, styles, strict=True):
-        cells = [f'<span class="key {style}"></span>{_text(name)}', _text(run.layout), _state(run), *_figures(run)]
+        cells = [
+            f'<span class="key {style}"></span>{escaped(name)}',
+            escaped(run.layout),
+            _state(run),
+            *_figures(run),
+        ]
         if compared:
             cells += _against(run, runs[-1])
         rows.append(cells)
     note = "<p>The last run is the control. Tokens/s are medians over a run's logs.</p>" if compared else ""
-    return _table(header, rows, escape=False) + note
+    return html_table(header, rows, align_numbers=False) + note
 
 
 def _state(run: RunHistory) -> str:
@@ -191,9 +189,9 @@ def _charts(
         x_label = f"training time, {unit}" if axis == "training time" else axis
         chart = line_chart(lines, x_label=x_label, y_label=heading)
         legend = "".join(
-            f'<span class="tick"><span class="key {line.style}"></span>{_text(line.name)}</span> ' for line in lines
+            f'<span class="tick"><span class="key {line.style}"></span>{escaped(line.name)}</span> ' for line in lines
         )
-        figures.append(f"<figure><h3>{_text(heading)}</h3>{chart}<figcaption>{legend}</figcaption></figure>")
+        figures.append(f"<figure><h3>{escaped(heading)}</h3>{chart}<figcaption>{legend}</figcaption></figure>")
     return f'<div class="charts">{"".join(figures)}</div>'
 
 
@@ -213,13 +211,13 @@ def _speed_up_bars(runs: Sequence[RunHistory], names: Sequence[str], styles: Seq
     parts = [f'<svg viewBox="0 0 {_WIDTH} {_ROW * len(runs)}" role="img" aria-label="speed-up against its limit">']
     for index, (name, style, ratio, limit) in enumerate(zip(names, styles, ratios, limits, strict=True)):
         top, end = index * _ROW + 6, left + limit * unit
-        parts.append(f'<text class="name" x="0" y="{top + 15}">{_text(name)}</text>')
+        parts.append(f'<text class="name" x="0" y="{top + 15}">{escaped(name)}</text>')
         parts.append(f'<rect class="{style}" x="{left}" y="{top}" width="{ratio * unit:.1f}" height="22" rx="3"/>')
         parts.append(f'<line class="limit" x1="{end:.1f}" x2="{end:.1f}" y1="{top - 3}" y2="{top + 25}"/>')
         after = left + max(ratio, limit) * unit + 8
         parts.append(f'<text class="name" x="{after:.1f}" y="{top + 15}">{ratio:.2f}x of {limit:.2f}x</text>')
     note = f"Tokens/s against {names[-1]}; the line is what the arithmetic allows."
-    return "".join([*parts, "</svg>"]) + f'<p class="note">{_text(note)}</p>'
+    return "".join([*parts, "</svg>"]) + f'<p class="note">{escaped(note)}</p>'
 
 
 def _time_line(runs: Sequence[RunHistory], names: Sequence[str], styles: Sequence[str]) -> str:
@@ -233,7 +231,7 @@ def _time_line(runs: Sequence[RunHistory], names: Sequence[str], styles: Sequenc
         def place(timestamp_ms: float, origin: int = origin) -> float:
             return left + (timestamp_ms - origin) / span * width
 
-        parts.append(f'<text class="name" x="0" y="{top + 15}">{_text(name)}</text>')
+        parts.append(f'<text class="name" x="0" y="{top + 15}">{escaped(name)}</text>')
         end = place(run.attempts[-1][1])
         parts.append(f'<rect class="gap" x="{left}" y="{top + 9}" width="{max(end - left, 1):.1f}" height="4"/>')
         for number_, (begin, last) in enumerate(run.attempts, start=1):
@@ -244,7 +242,7 @@ def _time_line(runs: Sequence[RunHistory], names: Sequence[str], styles: Sequenc
             parts.append(f"<title>start {number_}: {duration((last - begin) / 1000)}</title></rect>")
         for timestamp_ms, text in _faults(run):
             parts.append(f'<circle class="fault" cx="{place(timestamp_ms):.1f}" cy="{top + 11}" r="5">')
-            parts.append(f"<title>{_text(text)}</title></circle>")
+            parts.append(f"<title>{escaped(text)}</title></circle>")
     bottom = _ROW * len(runs) + 18
     parts.append(f'<text class="tick" x="{left}" y="{bottom}">first start</text>')
     parts.append(
@@ -280,7 +278,7 @@ def _event_table(runs: Sequence[RunHistory], names: Sequence[str]) -> str:
         for timestamp_ms, text in sorted([*described, *_faults(run)]):
             moment = datetime.datetime.fromtimestamp(timestamp_ms / 1000, tz=datetime.UTC)
             rows.append([name, f"{moment:%Y-%m-%d %H:%M:%S} UTC", text])
-    return _table(["run", "when", "what"], rows) if rows else ""
+    return _plain_table(["run", "when", "what"], rows) if rows else ""
 
 
 def _configuration(runs: Sequence[RunHistory], names: Sequence[str]) -> str:
@@ -288,16 +286,9 @@ def _configuration(runs: Sequence[RunHistory], names: Sequence[str]) -> str:
     if len(runs) > 1:
         keys = [key for key in keys if len({str(run.config.get(key)) for run in runs}) > 1]
     rows = [[key, *(str(run.config.get(key, "-")) for run in runs)] for key in keys]
-    return _table(["key", *names], rows) if rows else "<p>none</p>"
+    return _plain_table(["key", *names], rows) if rows else "<p>none</p>"
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]], *, escape: bool = True) -> str:
-    def line(tag: str, cells: Sequence[str], escape: bool) -> str:
-        return "<tr>" + "".join(f"<{tag}>{_text(c) if escape else c}</{tag}>" for c in cells) + "</tr>"
-
-    body = "".join(line("td", row, escape) for row in rows)
-    return f'<div class="scroll"><table><thead>{line("th", header, True)}</thead><tbody>{body}</tbody></table></div>'
-
-
-def _text(text: str) -> str:
-    return html.escape(text, quote=True)
+def _plain_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    cells = [[escaped(cell) for cell in row] for row in rows]
+    return html_table([escaped(title) for title in header], cells, align_numbers=False)

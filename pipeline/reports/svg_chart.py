@@ -1,10 +1,11 @@
 """Line charts as plain SVG: no library, no network, readable wherever HTML is."""
 
 import dataclasses
-import html
 import json
 import math
 from collections.abc import Callable, Sequence
+
+from data_prep.contract.html_page import escaped, number
 
 WIDTH, HEIGHT = 460, 260
 
@@ -34,7 +35,9 @@ def line_chart(lines: Sequence[Line], *, x_label: str, y_label: str) -> str:
     x_ticks, y_ticks = (ticks(*_range([point[axis] for point in every])) for axis in (0, 1))
     x = _scale(x_ticks, _LEFT, WIDTH - _RIGHT)
     y = _scale(y_ticks, HEIGHT - _BOTTOM, _TOP)
-    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{_text(y_label)} against {_text(x_label)}">']
+    parts = [
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escaped(y_label)} against {escaped(x_label)}">'
+    ]
     for value in y_ticks:
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>')
         parts.append(
@@ -43,19 +46,19 @@ def line_chart(lines: Sequence[Line], *, x_label: str, y_label: str) -> str:
     for value in x_ticks:
         parts.append(
             f'<text class="tick" x="{x(value):.1f}" y="{HEIGHT - _BOTTOM + 16}" text-anchor="middle">'
-            f"{_text(number(value))}</text>"
+            f"{escaped(number(value))}</text>"
         )
-    parts.append(f'<text class="label" x="{WIDTH / 2}" y="{HEIGHT - 6}" text-anchor="middle">{_text(x_label)}</text>')
+    parts.append(f'<text class="label" x="{WIDTH / 2}" y="{HEIGHT - 6}" text-anchor="middle">{escaped(x_label)}</text>')
     for line in lines:
         places = [(round(x(px), 1), round(y(py), 1), number(px), number(py)) for px, py in finite[line.name]]
         if not places:
             continue
         path = " ".join(f"{px},{py}" for px, py, *_ in places)
-        data = html.escape(json.dumps(places), quote=True)
+        data = escaped(json.dumps(places))
         parts.append(
-            f'<polyline class="curve {line.style}" points="{path}" data-name="{_text(line.name)}" data-at="{data}">'
+            f'<polyline class="curve {line.style}" points="{path}" data-name="{escaped(line.name)}" data-at="{data}">'
         )
-        parts.append(f"<title>{_text(line.name)}</title></polyline>")
+        parts.append(f"<title>{escaped(line.name)}</title></polyline>")
         parts.append(f'<circle class="end {line.style}" cx="{places[-1][0]}" cy="{places[-1][1]}" r="2.5"/>')
     return "".join([*parts, "</svg>"])
 
@@ -67,22 +70,6 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     step = next(magnitude * factor for factor in (1, 2, 5, 10) if magnitude * factor >= rough * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [index * step for index in range(first, last + 1)]
-
-
-def number(value: float) -> str:
-    """A short form: 12.3k, 4.5M, 0.00012."""
-    for size, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
-            return f"{value / size:.4g}{suffix}"
-    return f"{value:.4g}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds in the unit that suits them: 45 s, 3.5 min, 2.25 h."""
-    for size, suffix in ((3600.0, "h"), (60.0, "min")):
-        if abs(seconds) >= size:
-            return f"{seconds / size:.3g} {suffix}"
-    return f"{seconds:.3g} s"
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:
@@ -103,7 +90,3 @@ def _thin(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     blocks = [points[start : start + size] for start in range(0, len(points), size)]
     means = [(sum(x for x, _ in block) / len(block), sum(y for _, y in block) / len(block)) for block in blocks]
     return [points[0], *means[1:-1], points[-1]]
-
-
-def _text(text: str) -> str:
-    return html.escape(text, quote=True)

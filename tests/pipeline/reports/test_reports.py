@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from data_prep.contract.command_line import UserError, config_as_dict
+from data_prep.contract.html_page import number
 from pipeline.config import ModelConfig, RunConfig, TrainingConfig
 from pipeline.reports.comparison import report, write_report
 from pipeline.reports.history import read_history
-from pipeline.reports.svg_chart import Line, duration, line_chart, number, ticks
+from pipeline.reports.svg_chart import Line, line_chart, ticks
 
 
 def write_run(
@@ -91,8 +92,3 @@ def test_ticks_are_round_and_enclose(low: float, high: float) -> None:
     assert found[-1] >= high - 1e-9 * abs(high)
     assert 4 <= len(found) <= 12
     assert {number(value)[-1].isdigit() or number(value)[-1] in "kMGT" for value in found} == {True}
-
-
-def test_numbers_and_durations() -> None:
-    assert [number(value) for value in (0.00012, 12345.0, 4.5e6)] == ["0.00012", "12.35k", "4.5M"]
-    assert [duration(value) for value in (45.0, 210.0, 8100.0)] == ["45 s", "3.5 min", "2.25 h"]
