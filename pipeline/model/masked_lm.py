@@ -92,8 +92,8 @@ class NarrowBertForPretraining(nn.Module):
     Args:
         config: shape of the encoder.
         vocab_size: entries of the tokenizer.
-        padded_size: vocabulary rows to allocate over all tensor-parallel ranks (``padded_vocab_size``);
-            default: as many as there are entries. Padding changes no result.
+        padded_size: vocabulary entries to allocate over all tensor-parallel ranks (``padded_vocab_size``);
+            default: ``vocab_size``. Padding changes no result.
     """
 
     def __init__(self, config: ModelConfig, vocab_size: int, padded_size: int | None = None) -> None:

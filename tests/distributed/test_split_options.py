@@ -11,7 +11,7 @@ from pipeline.config import ModelConfig
 from pipeline.model.masked_lm import NarrowBertForPretraining
 from pipeline.model.parameters import padded_vocab_size
 from pipeline.parallel.groups import initialise_tensor_parallel
-from tests.pipeline.model.test_options import LENGTH, OPTIONS, VOCAB, rows
+from tests.pipeline.model.small_models import LENGTH, OPTIONS, VOCAB, rows
 from tests.processes import run_ranks
 from tests.tensor_shards import gather_shards
 

@@ -22,7 +22,7 @@ every_option = pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "
     [("1sf:11sf", 2.68, 2.76), ("2sf:10sf", 2.33, 2.38), ("3sf:9sf", 2.05, 2.09), ("4sf:8sf", 1.84, 1.87)],
 )
 def test_predicted_speedups(layout: str, at_128: float, at_512: float) -> None:
-    # Worked out by hand from the matrix products of a layer, 15% masked (19.2 and 76.8 rows).
+    # Worked out by hand from the matrix products of a layer, 15% masked (19.2 and 76.8 positions).
     for length, masked, expected in ((128, 19, at_128), (512, 77, at_512)):
         shape = RowShape(seq_length=length, masked_per_row=masked, vocab_size=30_522)
         assert predicted_speedup(ModelConfig(layout=layout), shape) == pytest.approx(expected, abs=0.02)

@@ -1,0 +1,63 @@
+"""Which tokens see each other: documents of a packed row, as a mask and as blocks."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from pipeline.model.attention_mask import AttentionMask, attention_mask, flex
+from tests.pipeline.model.small_models import LENGTH, build, every_layout, rows
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("position", ["absolute", "rope", "alibi"])
+@every_layout
+def test_isolated_documents_equal_documents_alone(layout: str, position: str, dtype: torch.dtype) -> None:
+    model = build(layout, position=position, document_attention="isolated").eval().to(dtype)
+    batch, everything = rows(), torch.arange(LENGTH).expand(3, -1)
+    with torch.no_grad():
+        packed = model.logits(batch["input_ids"], everything, batch["key_mask"], batch["document_ids"])
+        for row, length in enumerate(batch["key_mask"].sum(dim=(1, 2, 3)).tolist()):
+            for document in batch["document_ids"][row].unique():
+                here = (batch["document_ids"][row] == document)[:length].nonzero().flatten()
+                ids = batch["input_ids"][row : row + 1, here]
+                alone = model.logits(ids, torch.arange(len(here))[None], None, torch.zeros_like(ids))
+                assert torch.allclose(packed[row, here], alone[0], atol=1e-4)
+
+
+def test_shared_documents_do_see_each_other() -> None:
+    batch = rows()
+    inputs = batch["input_ids"], batch["narrow_positions"], batch["key_mask"], batch["document_ids"]
+    isolated = build("sf:sf", document_attention="isolated").logits(*inputs)
+    shared = build("sf:sf").logits(*inputs)
+    assert (isolated - shared)[[0, 2]].abs().amax(dim=(1, 2)).min() > 1e-2
+    assert torch.allclose(isolated[1], shared[1], atol=1e-5)  # a row of one document
+    with pytest.raises(ValueError, match="give document_ids"):
+        build("sf:sf", document_attention="isolated").logits(*inputs[:3])
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("slopes", [None, torch.tensor([0.25, 0.0625])], ids=["plain", "alibi"])
+@pytest.mark.parametrize("queries", [torch.arange(LENGTH), rows()["narrow_positions"]], ids=["full", "narrow"])
+def test_the_block_form_for_cuda_sees_what_the_mask_shows(queries: torch.Tensor, slopes: torch.Tensor | None) -> None:
+    # FlexAttention computes forward on CPU as well, which is enough to compare what may be seen.
+    batch, generator = rows(), torch.Generator().manual_seed(1)
+    q = torch.randn(3, 2, queries.shape[-1], 16, generator=generator)
+    k, v = (torch.randn(3, 2, LENGTH, 16, generator=generator) for _ in range(2))
+    mask, blocks = (
+        attention_mask(
+            batch["key_mask"], batch["document_ids"], slopes, queries, LENGTH, q.dtype, use_blocks=use_blocks
+        )
+        for use_blocks in (False, True)
+    )  # fmt: skip
+    assert mask.bias is not None
+    assert blocks.bias is None
+    expected = F.scaled_dot_product_attention(q, k, v, attn_mask=mask.bias)
+    with torch.no_grad():
+        assert torch.allclose(flex(q, k, v, blocks), expected, atol=1e-5)
+        everything = F.scaled_dot_product_attention(q, k, v)
+        assert not torch.allclose(flex(q, k, v, blocks), everything, atol=1e-2)
+
+
+def test_without_padding_documents_and_alibi_there_is_no_mask() -> None:
+    mask = attention_mask(None, None, None, torch.arange(4), 4, torch.float32, use_blocks=True)
+    assert mask == AttentionMask()
