@@ -34,7 +34,7 @@ class TrainJobArguments(RunConfig):
     """A run, and the cluster it is sent to."""
 
     cluster: ClusterConfig = dataclasses.field(default_factory=ClusterConfig)
-    """The cluster: a file such as configs/cluster/h100x8.yaml"""
+    """The cluster: a file such as configs/cluster/h100x8.yaml."""
     dry_run: bool = False
     """Print the batch script and send nothing; needs no Slurm."""
 
@@ -44,7 +44,7 @@ class PrepJobArguments(PrepConfig):
     """Shards to make, and the cluster that makes them."""
 
     cluster: ClusterConfig = dataclasses.field(default_factory=ClusterConfig)
-    """The cluster: a file such as configs/cluster/cpu-nodes.yaml"""
+    """The cluster: a file such as configs/cluster/cpu-nodes.yaml."""
     dry_run: bool = False
     """Print the batch script and send nothing; needs no Slurm."""
 

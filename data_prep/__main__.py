@@ -1,4 +1,4 @@
-"""The command `narrowbert-prep`: vocab | shards | verify | inspect."""
+"""The command ``narrowbert-prep``: vocab | shards | verify | inspect."""
 
 import argparse
 import sys
@@ -138,7 +138,8 @@ def _verify(argv: Sequence[str]) -> int:
 
 
 def _inspect(argv: Sequence[str]) -> int:
-    from data_prep.contract.shards import SPLITS, open_shards
+    from data_prep.contract.shard_format import SPLITS
+    from data_prep.contract.shards import open_shards
     from data_prep.report.rows_as_text import rows_as_text
 
     parser = _parser("inspect", "Print rows of a shard folder as text, with their masks.")
@@ -180,7 +181,7 @@ class _Progress:
         self._end()
 
     def start(self, stage: str, total: int, unit: str) -> None:
-        """A stage of `total` units (0: unknown) begins."""
+        """A stage of ``total`` units (0: unknown) begins."""
         from tqdm import tqdm
 
         self._end()

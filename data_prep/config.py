@@ -1,147 +1,147 @@
-"""What `narrowbert-prep vocab` and `narrowbert-prep shards` can be told. Imports no heavy library."""
+"""What ``narrowbert-prep vocab`` and ``narrowbert-prep shards`` can be told. Imports no heavy library."""
 
-from dataclasses import dataclass, field
+import dataclasses
 from typing import Literal
 
 from data_prep.contract.command_line import UserError
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class CorpusConfig:
     """Where the text comes from."""
 
     paths: tuple[str, ...] | str = ()
     """A file, glob, folder or fsspec URL, or a list of them: .txt .jsonl .parquet .csv .tsv .warc, plain, .gz or
-    .zst; the word 'builtin', or nothing, is the English documentation that every Python install carries"""
+    .zst; the word 'builtin', or nothing, is the English documentation that every Python install carries."""
     weights: tuple[float, ...] | None = None
     """One number for each entry of paths: 2 takes its documents twice, 0.5 takes half of them, drawn by a hash
-    of their ids"""
+    of their ids."""
     text_field: str = "text"
-    """The field or column that holds the text in .jsonl, .parquet, .csv and .tsv"""
+    """The field or column that holds the text in .jsonl, .parquet, .csv and .tsv."""
     txt_documents: Literal["file", "line", "paragraph"] = "file"
-    """What one document is in a .txt file: the whole file, each line, or what stands between blank lines"""
+    """What one document is in a .txt file: the whole file, each line, or what stands between blank lines."""
     builtin_max_bytes: int = 12_000_000
-    """Size in bytes at which the built-in corpus stops; your own files are always read whole"""
+    """Size in bytes at which the built-in corpus stops; your own files are always read whole."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class CleaningConfig:
     """What happens to a text before it is tokenized. Encodings, Unicode form and control characters are always
     put right; whatever is rejected is listed in rejects.jsonl.gz with its reason."""
 
     min_characters: int = 1
-    """Shorter documents are rejected; white space at the ends does not count"""
+    """Shorter documents are rejected; white space at the ends does not count."""
     max_characters: int = 1_000_000
-    """Longer documents are split, at white space where there is some, into several documents"""
+    """Longer documents are split, at white space where there is some, into several documents."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class DuplicatesConfig:
     """Which documents are dropped because their text occurs elsewhere; all are listed in rejects.jsonl.gz."""
 
     exact: bool = True
-    """Drop documents whose text, white space aside, an earlier document has already"""
+    """Drop documents whose text, white space aside, an earlier document has already."""
     near_threshold: float | None = None
     """Drop documents whose estimated Jaccard similarity (5-word shingles, MinHash) to an earlier one reaches
-    this, for example 0.8; needs the extra 'dedup'"""
+    this, for example 0.8; needs the extra 'dedup'."""
     evaluation_paths: tuple[str, ...] | str = ()
     """Evaluation sets, in any format of corpus.paths: documents that share an n-gram of words with them are
-    dropped"""
+    dropped."""
     evaluation_ngram: int = 13
-    """Words of such an n-gram"""
+    """Words of such an n-gram."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class VocabularyConfig:
-    """How `vocab` trains a tokenizer."""
+    """How ``vocab`` trains a tokenizer."""
 
     model: Literal["wordpiece", "bpe", "unigram"] = "wordpiece"
-    """WordPiece as BERT, byte-level BPE as GPT-2 and RoBERTa, or Unigram as ALBERT"""
+    """WordPiece as BERT, byte-level BPE as GPT-2 and RoBERTa, or Unigram as ALBERT."""
     size: int = 30_522
-    """Entries at most, the five special tokens included; a small corpus gives fewer"""
+    """Entries at most, the five special tokens included; a small corpus gives fewer."""
     lowercase: bool = True
-    """Fold case, as uncased BERT does"""
+    """Fold case, as uncased BERT does."""
     strip_accents: bool | None = None
-    """Strip accents; when not given, as lowercase says"""
+    """Strip accents; when not given, as lowercase says."""
     min_frequency: int = 2
-    """A pair of pieces seen less often than this is not merged (wordpiece and bpe)"""
+    """A pair of pieces seen less often than this is not merged (wordpiece and bpe)."""
     alphabet_size: int = 1_000
     """The most frequent characters that become pieces; any other character makes its word [UNK] (wordpiece and
-    unigram; the alphabet of bpe is the 256 bytes)"""
+    unigram; the alphabet of bpe is the 256 bytes)."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class PackingConfig:
     """How documents become rows."""
 
     mode: Literal["concat", "isolated", "document"] = "concat"
     """concat: rows from one stream of all documents; isolated: pieces of documents, each with its own [CLS] and
     [SEP], best-fit into rows and never attending to each other when document_attention is isolated; document: no row
-    holds two documents"""
+    holds two documents."""
     short_seq_prob: float = 0.0
-    """Share of the rows that are cut short at a random length (concat and document)"""
+    """Share of the rows that are cut short at a random length (concat and document)."""
     drop_remainder_below: int = 0
-    """Ends of documents with fewer tokens than this are dropped and counted (isolated and document)"""
+    """Ends of documents with fewer tokens than this are dropped and counted (isolated and document)."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class MaskConfig:
     """Which tokens are masked, and what stands in their place."""
 
     probability: float = 0.15
-    """Share of a row's seq_length that is masked"""
+    """Share of a row's seq_length that is masked."""
     per_row: int | None = None
-    """Masked tokens of a full row; when not given, probability x seq_length, rounded"""
+    """Masked tokens of a full row; when not given, probability x seq_length, rounded."""
     variants: int = 10
-    """Independent maskings stored for every row; epoch e trains on variant e modulo this"""
+    """Independent maskings stored for every row; epoch e trains on variant e modulo this."""
     unit: Literal["token", "word", "span", "ngram"] = "token"
     """What is drawn: single tokens, whole words, spans of words of geometric length (SpanBERT), or n-grams of
-    words with probability 1/n (Megatron-LM)"""
+    words with probability 1/n (Megatron-LM)."""
     span_p: float = 0.2
-    """Parameter of the geometric distribution of span lengths"""
+    """Parameter of the geometric distribution of span lengths."""
     span_max_words: int = 10
-    """Longest span, in words"""
+    """Longest span, in words."""
     ngram_max_words: int = 3
-    """Longest n-gram, in words"""
+    """Longest n-gram, in words."""
     mask_fraction: float = 0.8
-    """Share of the chosen tokens that become [MASK]"""
+    """Share of the chosen tokens that become [MASK]."""
     random_fraction: float = 0.1
-    """Share that becomes a random token; the rest stays"""
+    """Share that becomes a random token; the rest stays."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class PrepConfig:
     """Everything that decides what is in a shard folder, and where it goes."""
 
     output: str
-    """The shard folder to make"""
+    """The shard folder to make."""
     tokenizer: str | None = None
-    """tokenizer.json that `vocab` writes and `shards` reads, or the vocab.txt of a BERT (cased or not as
-    vocabulary.lowercase says); when not given, OUTPUT.tokenizer.json"""
-    corpus: CorpusConfig = field(default_factory=CorpusConfig)
-    """Where the text comes from"""
-    cleaning: CleaningConfig = field(default_factory=CleaningConfig)
-    """What is rejected or split"""
-    duplicates: DuplicatesConfig = field(default_factory=DuplicatesConfig)
-    """What is dropped because it occurs elsewhere"""
-    vocabulary: VocabularyConfig = field(default_factory=VocabularyConfig)
-    """How `vocab` trains"""
+    """tokenizer.json that ``vocab`` writes and ``shards`` reads, or the vocab.txt of a BERT (cased or not as
+    vocabulary.lowercase says); when not given, OUTPUT.tokenizer.json."""
+    corpus: CorpusConfig = dataclasses.field(default_factory=CorpusConfig)
+    """Where the text comes from."""
+    cleaning: CleaningConfig = dataclasses.field(default_factory=CleaningConfig)
+    """What is rejected or split."""
+    duplicates: DuplicatesConfig = dataclasses.field(default_factory=DuplicatesConfig)
+    """What is dropped because it occurs elsewhere."""
+    vocabulary: VocabularyConfig = dataclasses.field(default_factory=VocabularyConfig)
+    """How ``vocab`` trains."""
     seq_length: int = 128
-    """Tokens a row, [CLS] and [SEP] included"""
-    packing: PackingConfig = field(default_factory=PackingConfig)
-    """How documents become rows"""
-    mask: MaskConfig = field(default_factory=MaskConfig)
-    """Which tokens are masked"""
+    """Tokens a row, [CLS] and [SEP] included."""
+    packing: PackingConfig = dataclasses.field(default_factory=PackingConfig)
+    """How documents become rows."""
+    mask: MaskConfig = dataclasses.field(default_factory=MaskConfig)
+    """Which tokens are masked."""
     validation_fraction: float = 0.05
-    """Share of the documents, picked by a hash of their ids, that goes to the validation split"""
+    """Share of the documents, picked by a hash of their ids, that goes to the validation split."""
     seed: int = 0
-    """Decides the order of the rows and the masks"""
+    """Decides the order of the rows and the masks."""
     chunk_rows: int | None = None
-    """Rows a chunk, the unit of reading; when not given, 1024 up to seq_length 128 and 256 above"""
+    """Rows a chunk, the unit of reading; when not given, 1024 up to seq_length 128 and 256 above."""
     rows_per_shard: int = 65_536
-    """Rows a tar file; a multiple of chunk_rows"""
+    """Rows a tar file; a multiple of chunk_rows."""
     num_workers: int = 0
-    """Processes; 0 is one for each usable core. The shards are the same bytes for any number"""
+    """Processes; 0 is one for each usable core. The shards are the same bytes for any number."""
 
 
 def check(config: PrepConfig) -> None:
@@ -234,5 +234,5 @@ def chunk_rows(config: PrepConfig) -> int:
 
 
 def tokenizer_path(config: PrepConfig) -> str:
-    """Where `vocab` writes and `shards` reads, with the default resolved."""
+    """Where ``vocab`` writes and ``shards`` reads, with the default resolved."""
     return config.tokenizer or f"{config.output.rstrip('/')}.tokenizer.json"

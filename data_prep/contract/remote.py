@@ -1,17 +1,17 @@
 """Files of a shard folder behind a URL, fetched once into a folder of this machine.
 
 WebDataset's cache keeps them. Under it fsspec does the reading, not WebDataset's own openers: those start programs
-such as curl and gsutil, and one of them, `pipe:`, runs a shell.
+such as curl and gsutil, and one of them, ``pipe:``, runs a shell.
 """
 
 import contextlib
+import dataclasses
 import errno
 import fcntl
 import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeGuard, TypeVar
 from urllib.parse import urlsplit, urlunsplit
@@ -19,13 +19,13 @@ from urllib.parse import urlsplit, urlunsplit
 from data_prep.contract.command_line import UserError, one_line
 
 SCHEMES = ("http", "https", "s3", "gs", "hf", "az", "abfs")
-"""What may stand before ://"""
+"""What may stand before ://."""
 
 CACHE_VARIABLE = "NARROWBERT_CACHE"
 RETRY_DELAYS_S = (1.0, 4.0, 15.0)
 CONNECT_TIMEOUT_S = 30
 SILENCE_TIMEOUT_S = 120
-"""Longest wait for the next bytes of a file; the whole of it may take any time"""
+"""Longest wait for the next bytes of a file; the whole of it may take any time."""
 
 # The scheme under which WebDataset's cache finds our opener. Rules that rewrite a machine's http:// or s3:// for
 # WebDataset (GOPEN_REWRITE, USE_AIS_FOR), perhaps to a shell command, do not match it.
@@ -36,16 +36,16 @@ Result = TypeVar("Result")
 
 
 def is_url(folder: str | Path) -> bool:
-    """Whether a shard folder is named by a URL; `pipe:` counts, so that it is refused as one."""
+    """Whether a shard folder is named by a URL; ``pipe:`` counts, so that it is refused as one."""
     return "://" in str(folder) or str(folder).startswith("pipe:")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class RemoteFolder:
     """A shard folder behind a URL."""
 
     url: str
-    """Of the folder; a query, as of a signed URL, goes with every file"""
+    """Of the folder; a query, as of a signed URL, goes with every file."""
 
     def __str__(self) -> str:
         """The URL without what may be secret in it: user, password, query."""
@@ -78,7 +78,7 @@ class RemoteFolder:
         return self._retried(name, whole)
 
     def fetch(self, name: str, folder: Path, *, sha256: str, size: int | None = None) -> Path:
-        """The path of the file's copy in `folder`, fetched unless it is there already.
+        """The path of the file's copy in ``folder``, fetched unless it is there already.
 
         Several processes may ask at once; one of them fetches. A fresh copy is checked against sha256 and size, one
         that is there against the size alone where it is given.
@@ -114,7 +114,7 @@ class RemoteFolder:
         return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{name}"))
 
     def _retried(self, name: str, action: Callable[[], Result]) -> Result:
-        """What `action` gives; what may pass, such as a broken connection, is tried again."""
+        """What ``action`` gives; what may pass, such as a broken connection, is tried again."""
         for delay in (*RETRY_DELAYS_S, None):
             try:
                 return action()

@@ -9,15 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.contract.shards import (
+from data_prep.contract.manifest import compute_root_hash, manifest_bytes
+from data_prep.contract.shard_format import (
     BLOCK,
     MANIFEST,
     SCHEMA_VERSION,
     chunk_hash,
-    compute_root_hash,
     encode_arrays,
     file_sha256,
-    manifest_bytes,
     member_header,
     shard_name,
 )
@@ -61,7 +60,7 @@ def write_shard(folder: Path, split: str, index: int, chunks: Iterable[Mapping[s
 
 
 def write_manifest(folder: Path, content: Mapping[str, Any]) -> str:
-    """Write `manifest.json` for `content` (everything but schema version and root hash); the root hash."""
+    """Write ``manifest.json`` for ``content`` (everything but schema version and root hash); the root hash."""
     manifest = {"schema_version": SCHEMA_VERSION, **content}
     manifest["root_hash"] = compute_root_hash(manifest)
     with open(folder / MANIFEST, "wb") as stream:

@@ -1,10 +1,10 @@
-"""Train, load and fingerprint a tokenizer, and tell which of its tokens continue a word.
+"""Train, load and hash a tokenizer, and tell which of its tokens continue a word.
 
-The trainers of `tokenizers` read words from a randomly seeded hash map, so their results need care to be the same
+The trainers of ``tokenizers`` read words from a randomly seeded hash map, so their results need care to be the same
 on every run and for any number of threads:
 
-wordpiece  gives other ids on every run (the library's issue 1794): it numbers the `##x` pieces in the order of the
-           map, and ties between merges are decided by those numbers. Here every `##x` of a sorted alphabet is
+wordpiece  gives other ids on every run (the library's issue 1794): it numbers the ``##x`` pieces in the order of the
+           map, and ties between merges are decided by those numbers. Here every ``##x`` of a sorted alphabet is
            registered first, as a special token, so that it has a fixed number before the map is met; the
            registrations are stripped from the result.
 bpe        is the same as it is: the 256 bytes, sorted, are all its characters, and merges with equal counts go by
@@ -32,10 +32,10 @@ SPECIAL_TOKENS = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]"
 """Role -> token, in the order of their ids in a vocabulary trained here (0 to 4)."""
 
 CONTINUATION = "##"
-"""What BERT puts before a piece that continues a word"""
+"""What BERT puts before a piece that continues a word."""
 
 BLANK = "\u2581"
-"""What Unigram puts before a piece that begins a word"""
+"""What Unigram puts before a piece that begins a word."""
 
 
 def bert_normalizer(config: VocabularyConfig) -> normalizers.Normalizer:
@@ -43,7 +43,7 @@ def bert_normalizer(config: VocabularyConfig) -> normalizers.Normalizer:
 
 
 def with_template(tokenizer: Tokenizer) -> Tokenizer:
-    """Let `encode` put [CLS] and [SEP] around a text."""
+    """Let ``encode`` put [CLS] and [SEP] around a text."""
     cls, sep = SPECIAL_TOKENS["cls"], SPECIAL_TOKENS["sep"]
     ids = special_ids(tokenizer)
     tokenizer.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
@@ -55,10 +55,10 @@ def with_template(tokenizer: Tokenizer) -> Tokenizer:
 
 
 def save_tokenizer(tokenizer: Tokenizer, path: str | Path) -> bool:
-    """Write `tokenizer.json`; False when the very same file is there already.
+    """Write ``tokenizer.json``; False when the very same file is there already.
 
     Raises:
-        UserError: another tokenizer stands at `path`, or it cannot be written.
+        UserError: another tokenizer stands at ``path``, or it cannot be written.
     """
     path = Path(path)
     content = tokenizer.to_str(pretty=True).encode()
@@ -75,8 +75,10 @@ def save_tokenizer(tokenizer: Tokenizer, path: str | Path) -> bool:
 
 
 def load_tokenizer(path: str | Path, vocabulary: VocabularyConfig | None = None) -> Tokenizer:
-    """Read `tokenizer.json` or a BERT `vocab.txt` ready for corpus text: no truncation, no padding, and special tokens
-    written out in the text ("[MASK]") are ordinary characters, never the special ids.
+    """Read ``tokenizer.json`` or a BERT ``vocab.txt``, ready for corpus text.
+
+    It neither truncates nor pads. Special tokens written out in the text ("[MASK]") are ordinary characters, never
+    the special ids.
 
     Args:
         vocabulary: whether text is lower-cased and stripped of accents for a vocab.txt, which does not say so itself.

@@ -1,44 +1,52 @@
 """Every byte of a shard folder checked against its manifest."""
 
+import dataclasses
 import hashlib
 import mmap
 import tarfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data_prep.contract.shards import (
-    BLOCK,
-    CHUNK_EXTENSION,
-    REJECTS,
-    ShardFolder,
-    all_shards,
-    chunk_key,
-    count_problems,
-    file_sha256,
-    map_file,
-    member_header,
-    open_folder,
-    read_chunk,
-    tokenizer_problems,
-)
+from data_prep.contract.manifest import all_shards
+from data_prep.contract.shard_format import BLOCK, CHUNK_EXTENSION, REJECTS, chunk_key, file_sha256, member_header
+from data_prep.contract.shards import ShardFolder, count_problems, map_file, open_folder, read_chunk, tokenizer_problems
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Verification:
-    """What `verify` found."""
+    """What ``verify`` found."""
 
+    location: str
+    """The folder, or its URL."""
+    root_hash: str
+    """sha256 over everything the manifest pins."""
+    shards: int
+    """Tar files that the manifest lists."""
+    chunks: int
+    """Chunks that the manifest lists."""
+    rows: int
+    """Rows of all chunks that could be read."""
+    size: int
+    """Bytes of all shards, as the manifest lists them."""
     problems: tuple[str, ...]
-    """One line each, naming file and chunk; empty when all is well"""
-    summary: str
-    """One line on what was checked"""
+    """One line per problem, naming file and chunk; empty when the folder is sound."""
+
+    @property
+    def summary(self) -> str:
+        """One line on what was checked."""
+        return (
+            f"{self.location}: {self.shards} shards, {self.chunks} chunks, {self.rows} rows, {self.size} bytes, "
+            f"root hash {self.root_hash}"
+        )
 
 
 def verify(folder: str | Path) -> Verification:
     """Check every byte of a shard folder and the legality of every row.
+
+    A folder behind a URL is fetched into the cache. Damage is reported in ``problems``, not raised.
 
     Raises:
         UserError: the manifest cannot be read, so that nothing further can be checked.
@@ -56,12 +64,15 @@ def verify(folder: str | Path) -> Verification:
     every = np.concatenate(sequence_ids) if sequence_ids else np.empty(0, dtype=np.uint64)
     if len(np.unique(every)) != len(every):
         problems.append(f"{where}: sequence ids are not unique")
-    chunks = sum(len(shard["chunks"]) for shard in shards)
-    summary = (
-        f"{where}: {len(shards)} shards, {chunks} chunks, {len(every)} rows, "
-        f"{sum(shard['size'] for shard in shards)} bytes, root hash {opened.root_hash}"
+    return Verification(
+        location=str(where),
+        root_hash=opened.root_hash,
+        shards=len(shards),
+        chunks=sum(len(shard["chunks"]) for shard in shards),
+        rows=len(every),
+        size=sum(shard["size"] for shard in shards),
+        problems=tuple(problems),
     )
-    return Verification(problems=tuple(problems), summary=summary)
 
 
 def _rejects_problems(folder: ShardFolder) -> Iterator[str]:
@@ -135,7 +146,7 @@ def _member_problems(path: Path, shard: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _row_problems(arrays: Mapping[str, np.ndarray], folder: ShardFolder) -> Iterator[str]:
-    """What in a chunk's rows breaks the contract; one line a kind of problem, naming the first row."""
+    """What in a chunk's rows breaks the contract; one line per kind of problem, naming the first row."""
     for problem, wrong in _row_checks(arrays, folder):
         bad = wrong.reshape(len(wrong), -1).any(axis=1)
         if bad.any():
@@ -144,7 +155,7 @@ def _row_problems(arrays: Mapping[str, np.ndarray], folder: ShardFolder) -> Iter
 
 
 def _row_checks(arrays: Mapping[str, np.ndarray], folder: ShardFolder) -> Iterator[tuple[str, np.ndarray]]:
-    """(problem, [n, ...] true where a row has it)."""
+    """(problem, [R, ...] true where a row has it)."""
     special, vocab_size = folder.special_ids, folder.vocab_size
     ids, lengths = arrays["input_ids"], arrays["lengths"].astype(np.int64)
     positions, replacements = arrays["masked_positions"].astype(np.int64), arrays["replacement_ids"]

@@ -26,7 +26,7 @@ PROSE_FIRST = (
     "transformers",
     "mlflow",
 )
-"""Installed packages with much prose, read before the others"""
+"""Installed packages with much prose, read before the others."""
 
 _SKIPPED_FOLDERS = {"test", "tests", "site-packages", "__pycache__", "_vendor", "vendored"}
 
@@ -36,7 +36,7 @@ _DOCSTRING = re.compile(r'(?:\A(?:[ \t]*(?:#[^\n]*)?\n)*|:[ \t]*\n\s*)([rR]?"""(
 
 @lru_cache(maxsize=2)
 def builtin_documents(max_bytes: int) -> tuple[tuple[str, str], ...]:
-    """(id, text) of the built-in corpus, one document a module, up to `max_bytes` of UTF-8; needs a few seconds."""
+    """(id, text) of the built-in corpus, one document a module, up to ``max_bytes`` of UTF-8; needs a few seconds."""
     documents: list[tuple[str, str]] = []
     seen: set[str] = set()
     size = 0
@@ -96,7 +96,7 @@ def _docstrings(source: str) -> Iterator[str]:
 
 
 _MARKER = re.compile(r"\s*(?:[-*+•]|\d+[.)]|:\w[^:]*:|[\w*., \[\]`]{1,40}(?: ?\([^()]*\))? ?:(?= ))\s*")
-"""What opens an entry of a list, or a parameter's description"""
+"""What opens an entry of a list, or a parameter's description."""
 
 _MARKUP = re.compile(r":[\w:]+:`~?([^`<]*)(?:<[^`]*)?`|`{1,2}([^`]*)`{1,2}_?|\*\*([^*]+)\*\*|\*(\w[^*]*)\*")
 _SENTENCE = re.compile(r"[\"'(]?[A-Z][^|{}\\<>=\[\]]*[.!?:][\"')]?", re.S)

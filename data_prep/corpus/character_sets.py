@@ -8,7 +8,7 @@ import codecs
 import re
 
 HEAD_BYTES = 1 << 18
-"""Beginning of a file that its encoding is judged by"""
+"""Beginning of a file that its encoding is judged by."""
 
 _EVIDENCE_BYTES = 1 << 16
 _LEAST_WIDE_BYTES = 16
@@ -77,7 +77,7 @@ def legacy_encoding(head: bytes) -> str | None:
 
 
 def decode(data: bytes, legacy: str | None) -> str | None:
-    """The text in UTF-8, else in `legacy`, else in an encoding detected from these bytes alone; None: undecodable."""
+    """The text in UTF-8, else in ``legacy``, else in an encoding detected from these bytes alone; None: undecodable."""
     try:
         return data.decode()
     except UnicodeDecodeError:

@@ -54,7 +54,7 @@ _LONGEST_CLUSTER = 64
 
 
 def cut_text(text: str, max_characters: int) -> Iterator[str]:
-    """Pieces of at most `max_characters`, cut at a white space, which is left out, where a piece has some.
+    """Pieces of at most ``max_characters``, cut at a white space, which is left out, where a piece has some.
 
     A piece without white space is cut before a character that does not combine with the one before it.
     """

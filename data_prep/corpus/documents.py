@@ -1,8 +1,8 @@
 """What reading a corpus gives: documents, and rejects with their reasons."""
 
 import codecs
+import dataclasses
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import Literal
 
 from data_prep.config import CleaningConfig
@@ -15,16 +15,16 @@ Compression = Literal["gzip", "zstd"] | None
 SAMPLE_CHARACTERS = 1_000
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Document:
     """One text of the corpus, or a piece of one, cleaned."""
 
     id: str
-    """Stable and independent of where the corpus lies: name of the file, then line, row or record from 1"""
+    """Stable and independent of where the corpus lies: name of the file, then line, row or record from 1."""
     text: str
-    """The text: NFC, \\n line ends, no white space at its ends"""
+    """The text: NFC, \\n line ends, no white space at its ends."""
     part: int = 0
-    """Number of the piece, where the text is longer than a document may be"""
+    """Number of the piece, where the text is longer than a document may be."""
 
     @property
     def key(self) -> str:
@@ -32,52 +32,52 @@ class Document:
         return f"{self.id}#{self.part}" if self.part else self.id
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Reject:
     """A text that does not become a document, or a part of a file that cannot be read."""
 
     id: str
-    """As of a document"""
+    """As of a document."""
     reason: str
-    """One of a small number of words, for counting"""
+    """One of a small number of words, for counting."""
     detail: str
-    """What was found; names no path of this machine"""
+    """What was found; names no path of this machine."""
     sample: str
-    """At most 1,000 characters from its beginning"""
+    """At most 1,000 characters from its beginning."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class CorpusFile:
     """One file of the corpus, or the built-in corpus."""
 
     name: str
     """Relative to the folder or the fixed part of the glob that found it; 'builtin'. Where files from different
-    places share a name, the second is '2//name', the third '3//name'"""
+    places share a name, the second is '2//name', the third '3//name'."""
     path: str | None
-    """Where it is: a local path or a URL; None for the built-in corpus"""
+    """Where it is: a local path or a URL; None for the built-in corpus."""
     weight: float
-    """How often its documents are taken"""
+    """How often its documents are taken."""
     kind: Kind
-    """Format, as the suffix says"""
+    """Format, as the suffix says."""
     compression: Compression
-    """As the suffix says"""
+    """As the suffix says."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Partition:
     """A share of one file. A text belongs to the partition that its first byte lies in."""
 
     index: int
-    """Number among all partitions"""
+    """Number among all partitions."""
     file: int
-    """Number of the file"""
+    """Number of the file."""
     begin: int
     """First unit: a byte of the decompressed text, a row group of .parquet; .txt files that are one document each and
-    the built-in corpus have one unit"""
+    the built-in corpus have one unit."""
     end: int
-    """First unit behind it"""
+    """First unit behind it."""
     lines_before: int | None = None
-    """Line ends before `begin`, if known; else they are counted"""
+    """Line ends before ``begin``, if known; else they are counted."""
 
 
 def sample(content: str | bytes) -> str:
@@ -132,7 +132,7 @@ def whole_document(id: str, text: str, config: CleaningConfig) -> Iterator[Docum
 
 
 def _clean_pieces(text: str, max_characters: int) -> Iterator[str]:
-    """Cleaned pieces of a text, none of them empty or longer than `max_characters`."""
+    """Cleaned pieces of a text, none of them empty or longer than ``max_characters``."""
     for piece in cut_text(text, max_characters):
         cleaned = clean(piece).strip()
         if len(cleaned) <= max_characters:  # NFC can lengthen a text

@@ -18,10 +18,10 @@ _COMPRESSIONS: dict[str, Compression] = {".gz": "gzip", ".zst": "zstd"}
 
 
 def find_corpus_files(config: CorpusConfig) -> list[CorpusFile]:
-    """The files that `config.paths` names, in its order, sorted within each entry, each file once.
+    """The files that ``config.paths`` names, in its order, sorted within each entry, each file once.
 
     A folder is walked with all folders in it, names that begin with a dot left out; a folder that a glob matches is
-    left out (write `folder/**/*.txt`).
+    left out (write ``folder/**/*.txt``).
 
     Raises:
         UserError: an entry does not exist, matches nothing or cannot be read, a file of an unknown kind is named, a

@@ -22,7 +22,7 @@ from data_prep.corpus.surveys import survey
 
 _resting: tuple[Any, Any] | None = None
 """(what it reads, reader) of the partition that this process has read last: where the next one lies further on in the
-same file, its reader goes on instead of decompressing the file from its beginning again"""
+same file, its reader goes on instead of decompressing the file from its beginning again."""
 
 
 def read_partition(
@@ -152,7 +152,7 @@ def _holds_nothing(file: CorpusFile, config: CorpusConfig) -> bool:
 
 
 def _take(key: Any, begin: int | None = None) -> Any:
-    """The resting reader, if it reads this and has not passed `begin` yet."""
+    """The resting reader, if it reads this and has not passed ``begin`` yet."""
     global _resting
     resting, _resting = _resting, None
     if resting is None:
@@ -176,7 +176,7 @@ def _close(reader: Any) -> None:
 
 
 def read_texts(files: list[CorpusFile], config: PrepConfig, rejects: Counter[str] | None = None) -> Iterator[str]:
-    """The cleaned texts of whole files, in order; what is rejected is counted in `rejects` by reason."""
+    """The cleaned texts of whole files, in order; what is rejected is counted in ``rejects`` by reason."""
     surveys = [survey(file, config.corpus) for file in files]
     for partition in plan_partitions(files, surveys):
         for item in read_partition(files[partition.file], partition, config.corpus, config.cleaning):

@@ -153,7 +153,7 @@ def _as_utf8(blocks: Iterator[bytes], encoding: str) -> Iterator[bytes]:
 
 
 class BlockStream(io.RawIOBase):
-    """Blocks as a file object; where they end with DamagedFile the file ends, and `damage` says why."""
+    """Blocks as a file object; where they end with DamagedFile the file ends, and ``damage`` says why."""
 
     def __init__(self, blocks: Iterator[bytes], raw: BinaryIO) -> None:
         super().__init__()
@@ -187,7 +187,7 @@ class BlockStream(io.RawIOBase):
 
 
 class TextStream:
-    """A file as lines of UTF-8 or, where they are none, of `legacy`, if its beginning tells that.
+    """A file as lines of UTF-8 or, where they are none, of ``legacy``, if its beginning tells that.
 
     What was read, and where, is known at any time.
     """
@@ -197,17 +197,17 @@ class TextStream:
         self._buffer = io.BufferedReader(stream, BLOCK_BYTES)
         self.legacy = legacy
         self.position = position
-        """Byte of the decompressed stream that is read next"""
+        """Byte of the decompressed stream that is read next."""
         self.number = 1
-        """Of the line there"""
+        """Of the line there."""
         self.previous_blank = True
-        """Whether the line before it holds white space only"""
+        """Whether the line before it holds white space only."""
         self.can_enter = True
-        """Whether it can be opened at any byte"""
+        """Whether it can be opened at any byte."""
         self.inside_line = False
-        """Whether what was read last has no line end"""
+        """Whether what was read last has no line end."""
         self.last_start = -1
-        """Where the text that was read last begins"""
+        """Where the text that was read last begins."""
 
     @property
     def damage(self) -> DamagedFile | None:
@@ -220,7 +220,7 @@ class TextStream:
         return self._stream.produced
 
     def read_line(self, limit: int) -> bytes:
-        """The next line, or `limit` bytes of it; empty at the end."""
+        """The next line, or ``limit`` bytes of it; empty at the end."""
         line = self._buffer.readline(limit)
         if line:
             whole = line.endswith(b"\n")
@@ -230,7 +230,7 @@ class TextStream:
         return line
 
     def read(self, size: int) -> bytes:
-        """Up to `size` bytes."""
+        """Up to ``size`` bytes."""
         block = self._buffer.read(size)
         self.position += len(block)
         return block
@@ -251,7 +251,7 @@ class TextStream:
         return beginning
 
     def skip_to(self, begin: int) -> None:
-        """Read on to the first line that starts at `begin` or later."""
+        """Read on to the first line that starts at ``begin`` or later."""
         while self.position < begin:
             self.last_start = self.position
             if not self.skip_line():
@@ -263,10 +263,10 @@ class TextStream:
 
 
 def open_text(file: CorpusFile, begin: int = 0, lines_before: int | None = None, raw: Any = None) -> TextStream:
-    """The text of a file, from the first line that starts at `begin` or later.
+    """The text of a file, from the first line that starts at ``begin`` or later.
 
-    Plain files are entered there when `lines_before`, the line ends before `begin`, is known. `raw` is the file, where
-    it is open already.
+    Plain files are entered there when ``lines_before``, the line ends before ``begin``, is known. ``raw`` is the file,
+    where it is open already.
     """
     assert file.path is not None
     raw = raw or open_raw(file.path)
@@ -314,8 +314,8 @@ def _head(blocks: Iterator[bytes]) -> tuple[bytes, Iterator[bytes]]:
 
 
 def _look_back(raw: BinaryIO, begin: int) -> tuple[bool, bool] | None:
-    """(whether a line starts at `begin`, whether all of the line before it, or of it, is white space); the file is
-    then at `begin`. None where the file cannot be entered there."""
+    """(whether a line starts at ``begin``, whether all of the line before it, or of it, is white space); the file is
+    then at ``begin``. None where the file cannot be entered there."""
     try:
         raw.seek(begin - 1)
     except ValueError:  # a server that only sends files whole

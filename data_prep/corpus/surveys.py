@@ -37,7 +37,7 @@ class _Hashed:
 
 
 class _LineCounts:
-    """Line ends before every `step` bytes; the step doubles so that a file has at most 1,024 of them."""
+    """Line ends before every ``step`` bytes; the step doubles so that a file has at most 1,024 of them."""
 
     def __init__(self) -> None:
         self.step = LINE_STEP
@@ -63,9 +63,9 @@ def survey(file: CorpusFile, config: CorpusConfig) -> dict[str, Any]:
     """What a file holds.
 
     Returns:
-        `name`; `size` and `sha256` of the file as it is; `units` that partitions share out; `bytes` of its text,
-        decompressed; for files that can be entered anywhere `line_step` and `lines`, the line ends before each
-        multiple of it.
+        ``name``; ``size`` and ``sha256`` of the file as it is; ``units`` that partitions share out; ``bytes`` of its
+        text, decompressed. For files that can be entered anywhere also ``line_step`` and ``lines``, the line ends
+        before each multiple of it.
 
     Raises:
         UserError: the file cannot be read.

@@ -15,14 +15,14 @@ import xxhash
 from data_prep.contract.command_line import UserError
 
 KEYS_A_PASS = 1 << 22
-"""Keys that `exact_survivors` sorts at once, in about 400 MB"""
+"""Keys that ``exact_survivors`` sorts at once, in about 400 MB."""
 
 SHINGLE_WORDS = 5
 NUM_PERMUTATIONS = 128
 SIGNATURE_SEED = 1
 SHINGLES_AT_ONCE = 1 << 14
 LSH_RECALL = 0.99
-"""Least chance that a pair whose similarity is exactly the threshold becomes a candidate"""
+"""Least chance that a pair whose similarity is exactly the threshold becomes a candidate."""
 
 _CACHED_WORDS = 1 << 19
 _CACHED_WORD_LENGTH = 64
@@ -40,7 +40,7 @@ def exact_survivors(keys: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Find the first of each group of equal keys.
 
     Args:
-        keys: for each partition [n, 2] u64, the halves of `text_key`; may be memory maps.
+        keys: for each partition [n, 2] u64, the halves of ``text_key``; may be memory maps.
 
     Returns:
         For each partition [n] i64: -1 where the document survives, else the global index of the survivor, the
@@ -147,7 +147,7 @@ def near_survivors(signatures: Sequence[np.ndarray], alive: Sequence[np.ndarray]
     entries, which estimates the Jaccard similarity, reaches the threshold.
 
     Args:
-        signatures: for each partition [n, 128], of `near_signature`; may be memory maps.
+        signatures: for each partition [n, 128], of ``near_signature``; may be memory maps.
         alive: for each partition [n] bool; the others are not looked at.
         threshold: 0 to 1.
 

@@ -16,13 +16,13 @@ from data_prep.filters.duplicates import (
 
 
 class EvaluationNgrams:
-    """The n-grams of evaluation texts, against which documents are checked. Build it with `of`."""
+    """The n-grams of evaluation texts, against which documents are checked. Build it with ``of``."""
 
     def __init__(self, hashes: np.ndarray, n: int, too_short: int) -> None:
         self.n = n
-        """Words of an n-gram"""
+        """Words of an n-gram."""
         self.too_short = too_short
-        """Evaluation texts of fewer than n words, which nothing is checked against"""
+        """Evaluation texts of fewer than n words, which nothing is checked against."""
         self._hashes = hashes  # sorted and unique
         low, high = TABLE_BITS
         bits = min(high, max(low, (8 * len(hashes)).bit_length()))
@@ -33,7 +33,7 @@ class EvaluationNgrams:
 
     @classmethod
     def of(cls, texts: Iterable[str], n: int) -> "EvaluationNgrams":
-        """The n-grams of lower-cased words (`\\w+`) of all texts."""
+        """The n-grams of lower-cased words (``\\w+``) of all texts."""
         too_short = 0
         hashes = [np.empty(0, dtype=np.uint64)]
         for text in texts:
@@ -43,7 +43,7 @@ class EvaluationNgrams:
         return cls(np.unique(np.concatenate(hashes)), n, too_short)
 
     def shared(self, text: str) -> str | None:
-        """The first n-gram of `text` that an evaluation text has as well, or None."""
+        """The first n-gram of ``text`` that an evaluation text has as well, or None."""
         if not len(self._hashes):
             return None
         words = words_of(text)

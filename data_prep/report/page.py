@@ -1,4 +1,4 @@
-"""What went into a shard folder, as numbers for its manifest and as a page for people (`report.html`).
+"""What went into a shard folder, as numbers for its manifest and as a page for people (``report.html``).
 
 The page is one file without scripts or network: inline style, inline SVG. The same manifest gives the same bytes.
 """
@@ -52,10 +52,10 @@ def write_report(
     """Write report.html; the same arguments give the same bytes.
 
     Args:
-        manifest: of the folder, with `statistics`: read, not_sampled, rejects (reason -> documents),
-            dropped_tokens, documents (see `document_statistics`) and rows (see `mask_statistics`).
+        manifest: of the folder, with ``statistics``: read, not_sampled, rejects (reason -> documents),
+            dropped_tokens, documents (see ``document_statistics``) and rows (see ``mask_statistics``).
         rejects: a few of each reason, as {id, reason, detail, sample}.
-        rows: a few rows as `rows_as_text` gives them: a line of numbers, then the words, {house->[MASK]} masked,
+        rows: a few rows as ``rows_as_text`` gives them: a line of numbers, then the words, {house->[MASK]} masked,
             {house->tree} replaced, {house=} kept.
     """
     sections = (

@@ -1,4 +1,4 @@
-"""Rows of a shard folder as text, with their masks: what `inspect` and the report print."""
+"""Rows of a shard folder as text, with their masks: what ``inspect`` and the report print."""
 
 from collections.abc import Callable, Mapping
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 FERTILITY_LIMIT = 5
-"""Tokens a word from which documents share the last bin; text without white space gets there"""
+"""Tokens a word from which documents share the last bin; text without white space gets there."""
 
 ROW_LENGTH_BINS = 16
 
@@ -21,8 +21,8 @@ def document_statistics(
         unknown: tokens that are [UNK], in all documents together.
 
     Returns:
-        Counts, and documents by `document_length` (key: the power of two at or below their tokens) and by
-        `fertility` (key: tokens a word, rounded down to a tenth; the last bin, 5.0, takes all above).
+        Counts, and documents by ``document_length`` (key: the power of two at or below their tokens) and by
+        ``fertility`` (key: tokens a word, rounded down to a tenth; the last bin, 5.0, takes all above).
     """
     lengths = tokens[tokens > 0].astype(np.int64)
     powers = np.frexp(lengths.astype(np.float64))[1] - 1  # floor(log2) without rounding at the powers
@@ -40,12 +40,12 @@ def document_statistics(
 
 
 def mask_statistics(arrays: Mapping[str, np.ndarray], mask_id: int) -> dict[str, Any]:
-    """Counts of one chunk's rows and masks; `arrays` are the chunk's fields (see `shards`).
+    """Counts of one chunk's rows and masks; ``arrays`` are the chunk's fields (see ``shards``).
 
     Returns:
-        rows, real and padding tokens, short rows; over all variants the slots (n x k x P), those in use (`masked`)
-        and what stands in them: [MASK] (`became_mask`), another token (`random`) or the original (`kept`); and rows
-        by `row_length` (key: the shortest length of the bin).
+        rows, real and padding tokens, short rows; over all variants the slots (R x K x P), those in use (``masked``)
+        and what stands in them: [MASK] (``became_mask``), another token (``random``) or the original (``kept``); and
+        rows by ``row_length`` (key: the shortest length of the bin).
     """
     ids, lengths = arrays["input_ids"], arrays["lengths"].astype(np.int64)
     rows, seq_length = ids.shape

@@ -12,7 +12,7 @@ class MappedArray:
     def __init__(self, path: Path, dtype: np.dtype) -> None:
         self._pages: mmap.mmap | None = None
         self.array = np.empty(0, dtype=dtype)
-        """[numbers] read-only"""
+        """[numbers] read-only."""
         if path.stat().st_size:  # an empty file cannot be mapped
             with open(path, "rb") as stream:
                 self._pages = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)

@@ -12,8 +12,8 @@ SplitMix64 (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generato
 Shapes: n rows, L tokens a row, k variants, P slots for masked tokens, T tries at placing a span.
 """
 
+import dataclasses
 import itertools
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -28,19 +28,19 @@ LENGTH_DRAWS = 2 << 16
 """Draw p + this decides how many words a span has that begins at position p."""
 
 NO_WORD = 1 << 20
-"""Size, beyond any budget, that stands for no word at all"""
+"""Size, beyond any budget, that stands for no word at all."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Masks:
     """k maskings of n rows, P slots each."""
 
     masked_positions: np.ndarray
-    """[n, k, P] u16; the first num_masked sorted and distinct, the rest 0"""
+    """[n, k, P] u16; the first num_masked sorted and distinct, the rest 0."""
     replacement_ids: np.ndarray
-    """[n, k, P] what the model's input holds there; in unused slots the row's token at position 0"""
+    """[n, k, P] what the model's input holds there; in unused slots the row's token at position 0."""
     num_masked: np.ndarray
-    """[n, k] u16, slots in use"""
+    """[n, k] u16, slots in use."""
 
 
 def mask_rows(
@@ -58,14 +58,14 @@ def mask_rows(
 ) -> Masks:
     """Draw the masks of n rows.
 
-    A full row gets `masked_per_row` positions, or all it has that can be masked; a short one
+    A full row gets ``masked_per_row`` positions, or all it has that can be masked; a short one
     P / L of its maskable tokens, rounded, at least one.
 
     Args:
         input_ids: [n, L] original tokens.
         lengths: [n] real tokens.
         sequence_ids: [n] u64, what the draws are keyed on.
-        mask: unit, variants and fractions; its probability and per_row are resolved in `masked_per_row`.
+        mask: unit, variants and fractions; its probability and per_row are resolved in ``masked_per_row``.
         unmaskable_ids: ids never masked ([CLS], [SEP], [PAD]).
         ordinary_ids: ids that a random replacement is drawn from, uniformly.
         continues_word: [vocabulary] bool, whether a token continues the word before it; None for unit token.
@@ -111,7 +111,7 @@ def _counts(maskable: np.ndarray, lengths: np.ndarray, masked_per_row: int, seq_
 
 
 def _in_random_order(keys: np.ndarray, candidates: np.ndarray, count: int) -> np.ndarray:
-    """[n, count] the first `count` candidate positions of each row in random order.
+    """[n, count] the first ``count`` candidate positions of each row in random order.
 
     The position rides in the low bits of its own draw, so sorting values suffices (no argsort). Where
     there are fewer candidates, the surplus entries are other positions.
@@ -154,23 +154,23 @@ def _replace(
     return np.where(action < mask_below, original.dtype.type(mask_id), replaced)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class _Words:
     """The words of n rows. A word is a maskable token and those after it that continue it, so it never crosses a
     special token. Positions are places in the row; L stands for the end of the row."""
 
     starts: np.ndarray
-    """[n, L] bool, whether a word begins here"""
+    """[n, L] bool, whether a word begins here."""
     start_of: np.ndarray
-    """[n, L] position at which the word here begins"""
+    """[n, L] position at which the word here begins."""
     sizes: np.ndarray
-    """[n, L] tokens of the word that begins here; NO_WORD where none does"""
+    """[n, L] tokens of the word that begins here; NO_WORD where none does."""
     number_of: np.ndarray
-    """[n, L] number of the word here"""
+    """[n, L] number of the word here."""
     ends: np.ndarray
-    """[n, W] position behind word w"""
+    """[n, W] position behind word w."""
     last_of: np.ndarray
-    """[n, L] number of the last word before the next special token"""
+    """[n, L] number of the last word before the next special token."""
 
     @classmethod
     def of(cls, maskable: np.ndarray, continues: np.ndarray) -> "_Words":
@@ -231,7 +231,7 @@ def _choose_words(keys: np.ndarray, words: _Words, used: np.ndarray, thresholds:
 
 
 def _mark(steps: np.ndarray, begins: np.ndarray, ends: np.ndarray) -> None:
-    """Add disjoint ranges of positions, both [n, T], empty ones left out, to `steps`, [n, L + 1], whose running sum
+    """Add disjoint ranges of positions, both [n, T], empty ones left out, to ``steps``, [n, L + 1], whose running sum
     is 1 where a token is chosen."""
     row, number = np.nonzero(ends > begins)
     steps[row, begins[row, number]] += 1
@@ -242,7 +242,7 @@ def _place_spans(
     keys: np.ndarray, words: _Words, tries: np.ndarray, thresholds: np.ndarray, remaining: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Begins and ends, [n, T], of the spans at the tried positions, [n, T], one try after the other; empty where none
-    is placed. Lowers `remaining`, [n].
+    is placed. Lowers ``remaining``, [n].
 
     As in Megatron-LM a span that is longer than what remains to be masked is shortened to the words that fit, and one
     that meets an earlier span is dropped. It ends before a special token. P tries find room for nearly all; single
@@ -273,7 +273,7 @@ def _place_spans(
 
 def _place_words(sizes: np.ndarray, order: np.ndarray, remaining: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Begins and ends, [n, W], of whole words taken in the order of their positions, [n, W], as long as they fit, and
-    of a cut one where tokens remain; empty where none is taken. Lowers `remaining`, [n].
+    of a cut one where tokens remain; empty where none is taken. Lowers ``remaining``, [n].
 
     Args:
         sizes: [n, L] tokens of the free word that begins here, NO_WORD where none does.

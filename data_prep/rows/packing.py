@@ -11,10 +11,10 @@ A plan holds a few numbers for every segment, a run of tokens that stands in one
 token array, which may be a memory map, so memory depends on the block and not on the corpus.
 """
 
+import dataclasses
 import itertools
 from bisect import bisect_left, insort
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -22,47 +22,47 @@ from data_prep.config import PackingConfig
 from data_prep.rows.random_streams import stream_keys
 
 SHORT_STREAM = (1 << 40) + 1
-"""Variant number, beyond any real one, whose stream keys draw the short rows"""
+"""Variant number, beyond any real one, whose stream keys draw the short rows."""
 
 FILL_TOKENS = 1 << 18
-"""Tokens filled at once: the index arrays then stay in the cache"""
+"""Tokens filled at once: the index arrays then stay in the cache."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Rows:
     """n packed rows of L tokens."""
 
     input_ids: np.ndarray
-    """[n, L] token ids; [PAD] after the end of a short row"""
+    """[n, L] token ids; [PAD] after the end of a short row."""
     lengths: np.ndarray
-    """[n] u16, real tokens of each row, [CLS] and [SEP] included"""
+    """[n] u16, real tokens of each row, [CLS] and [SEP] included."""
     boundary_offsets: np.ndarray
-    """[n + 1] u32: row i has boundary_positions[boundary_offsets[i]:boundary_offsets[i + 1]]"""
+    """[n + 1] u32: row i has boundary_positions[boundary_offsets[i]:boundary_offsets[i + 1]]."""
     boundary_positions: np.ndarray
     """u16, positions in the row at which a new document begins (isolated: that of its [CLS]); the row's own first
-    token is not one"""
+    token is not one."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class RowPlan:
     """Which tokens stand where, in n rows made of s segments."""
 
     seq_length: int
-    """Tokens a row (L)"""
+    """Tokens a row (L)."""
     isolated: bool
-    """Whether every segment has a [CLS] of its own; else only the first of a row"""
+    """Whether every segment has a [CLS] of its own; else only the first of a row."""
     lengths: np.ndarray
-    """[n] u16, real tokens of each row, special tokens included"""
+    """[n] u16, real tokens of each row, special tokens included."""
     segment_offsets: np.ndarray
-    """[n + 1] i64: row i has segments segment_offsets[i] up to segment_offsets[i + 1], from left to right"""
+    """[n + 1] i64: row i has segments segment_offsets[i] up to segment_offsets[i + 1], from left to right."""
     segment_columns: np.ndarray
-    """[s] u16, position in the row of a segment's first token; a [SEP] follows its last one"""
+    """[s] u16, position in the row of a segment's first token; a [SEP] follows its last one."""
     segment_starts: np.ndarray
-    """[s] i64, place of its first token in the token array"""
+    """[s] i64, place of its first token in the token array."""
     segment_lengths: np.ndarray
-    """[s] u16, its tokens"""
+    """[s] u16, its tokens."""
     dropped_tokens: int
-    """Tokens of remainders left out, see drop_remainder_below"""
+    """Tokens of remainders left out, see drop_remainder_below."""
 
 
 def plan_rows(
@@ -79,7 +79,7 @@ def plan_rows(
     Args:
         document_lengths: [d] tokens of each document; an empty one makes nothing.
         seq_length: tokens a row (L), at least 4.
-        key: number of this group of documents, below 2^31; with `seed` it decides which rows are short.
+        key: number of this group of documents, below 2^31; with ``seed`` it decides which rows are short.
         sequence: indices of the documents in the order in which they are taken; an index may come several times.
     """
     document_lengths = np.asarray(document_lengths, dtype=np.int64)
@@ -107,7 +107,7 @@ def plan_rows(
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class _Targets:
     """How many tokens, without [CLS] and the last [SEP], each row takes.
 
@@ -183,14 +183,14 @@ def _lay_out(lengths: list[int], targets: _Targets) -> tuple[np.ndarray, int, np
     return np.array(starts, dtype=np.int64), filled, np.array(row_ends, dtype=np.int64)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class _Pieces:
     """Runs of one document's tokens, in the order of the documents."""
 
     starts: np.ndarray
-    """i64, place of the first token in the token array"""
+    """i64, place of the first token in the token array."""
     lengths: np.ndarray
-    """i64, tokens"""
+    """i64, tokens."""
 
 
 def _cut(offsets: np.ndarray, lengths: np.ndarray, targets: _Targets, drop_remainder_below: int) -> _Pieces:
@@ -284,7 +284,7 @@ def _best_fit(sizes: np.ndarray, capacity: int) -> tuple[np.ndarray, np.ndarray]
 
 
 def fill_rows(plan: RowPlan, first: int, last: int, tokens: np.ndarray, *, pad: int, cls: int, sep: int) -> Rows:
-    """Make rows `first` up to `last` - 1 of the plan.
+    """Make rows ``first`` up to ``last`` - 1 of the plan.
 
     Args:
         tokens: 1-d array of all documents' token ids, in memory or a memory map; the rows get its dtype.
@@ -307,7 +307,7 @@ def fill_rows(plan: RowPlan, first: int, last: int, tokens: np.ndarray, *, pad: 
 
 
 def _fill(plan: RowPlan, first: int, last: int, tokens: np.ndarray, input_ids: np.ndarray, cls: int, sep: int) -> None:
-    """Write rows `first` up to `last` - 1 into `input_ids`, [rows, L], which holds padding."""
+    """Write rows ``first`` up to ``last`` - 1 into ``input_ids``, [rows, L], which holds padding."""
     flat = input_ids.reshape(-1)
     segments = slice(plan.segment_offsets[first], plan.segment_offsets[last])
     counts = plan.segment_lengths[segments].astype(np.int64)

@@ -8,7 +8,7 @@ MIX_2 = np.uint64(0x94D049BB133111EB)
 
 
 def mix(values: np.ndarray) -> np.ndarray:
-    """SplitMix64's output function, element by element, u64 -> u64. Overwrites `values`."""
+    """SplitMix64's output function, element by element, u64 -> u64. Overwrites ``values``."""
     values ^= values >> np.uint64(30)
     values *= MIX_1
     values ^= values >> np.uint64(27)

@@ -1,8 +1,8 @@
 """Corpus -> shard folder: plans the tasks, runs those that are not done yet, and puts the folder in its place.
 
 Work is done in OUTPUT.partial, which bears the plan: hashes of configuration, tokenizer and every input. A run
-that was killed is taken up where it stood; a plan of anything else is never mixed with it. `build_shards` runs
-all tasks in worker processes, `run_task` one of them, so that a cluster can spread them over machines.
+that was killed is taken up where it stood; a plan of anything else is never mixed with it. ``build_shards`` runs
+all tasks in worker processes, ``run_task`` one of them, so that a cluster can spread them over machines.
 """
 
 from collections.abc import Callable, Iterable
@@ -11,7 +11,8 @@ from typing import Any
 
 from data_prep.config import PrepConfig
 from data_prep.contract.command_line import UserError
-from data_prep.contract.shards import MANIFEST, open_shards
+from data_prep.contract.shard_format import MANIFEST
+from data_prep.contract.shards import open_shards
 from data_prep.stages.duplicates import run_duplicates
 from data_prep.stages.finish import Summary, check_counts, finish, summary
 from data_prep.stages.map import run_map
@@ -37,14 +38,14 @@ _RUN: dict[str, Callable[[WorkPlan, int], dict[str, Any]]] = {
     "order": lambda plan, _: run_order(plan),
     "reduce": run_reduce,
 }
-"""Stage -> what runs its task of that number and returns the record"""
+"""Stage -> what runs its task of that number and returns the record."""
 
 
 def build_shards(config: PrepConfig, progress: Progress) -> Summary:
-    """Make the shard folder `config.output`, take up what a killed run left, or find that it is there already.
+    """Make the shard folder ``config.output``, take up what a killed run left, or find that it is there already.
 
     Raises:
-        UserError: wrong input, too little text, a folder of another configuration at `output`, or another run
+        UserError: wrong input, too little text, a folder of another configuration at ``output``, or another run
             at work on it.
     """
     output = Path(config.output)
@@ -60,7 +61,7 @@ def build_shards(config: PrepConfig, progress: Progress) -> Summary:
 
 
 def run_task(config: PrepConfig, task: str, index: int | None, progress: Progress) -> str:
-    """Run one task of a plan, or a whole stage where `index` is None; a line on what was done.
+    """Run one task of a plan, or a whole stage where ``index`` is None; a line on what was done.
 
     Raises:
         UserError: no plan, a plan of something else, a stage before it that is not complete, or no such number.
@@ -79,10 +80,10 @@ def run_task(config: PrepConfig, task: str, index: int | None, progress: Progres
 
 
 def unfinished_tasks(config: PrepConfig, task: str) -> list[int]:
-    """Numbers of the tasks of a stage that are not done yet, by the plan that `--task plan` wrote.
+    """Numbers of the tasks of a stage that are not done yet, by the plan that ``--task plan`` wrote.
 
     Raises:
-        UserError: no plan, a plan of something else, or for `reduce` no order yet.
+        UserError: no plan, a plan of something else, or for ``reduce`` no order yet.
     """
     plan, _ = read_plan(config)
     if task in ("plan", "finish"):
@@ -97,7 +98,7 @@ def _run_all(plan: WorkPlan, identity: dict[str, Any], workers: Workers, progres
 
 
 def _run_stage(plan: WorkPlan, stage: str, index: int | None, workers: Workers, progress: Progress) -> str:
-    """Run the tasks of a stage that are not done yet, or the one numbered `index`."""
+    """Run the tasks of a stage that are not done yet, or the one numbered ``index``."""
     total = number_of_tasks(plan, stage)
     if index is not None and not 0 <= index < total:
         raise UserError(f"--index {index}: the {stage} tasks are numbered 0 to {total - 1}")

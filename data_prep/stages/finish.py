@@ -6,15 +6,15 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from data_prep.contract.command_line import UserError
+from data_prep.contract.shard_format import REJECTS, SPLITS, file_sha256
 from data_prep.contract.shard_writing import write_manifest
-from data_prep.contract.shards import REJECTS, SPLITS, file_sha256, open_shards
+from data_prep.contract.shards import open_shards
 from data_prep.report.page import write_report
 from data_prep.report.rows_as_text import rows_as_text
 from data_prep.report.statistics import merge
@@ -28,31 +28,31 @@ from data_prep.stages.work_folder import PLAN
 from data_prep.stages.work_plan import WorkPlan
 
 MIN_ROWS = 16
-"""Rows either split needs at least: fewer give no meaningful loss"""
+"""Rows either split needs at least: fewer give no meaningful loss."""
 
 
 REPORT_REJECTS = 5
-"""Rejects of each reason that the report shows"""
+"""Rejects of each reason that the report shows."""
 
 
 REPORT_ROWS = 4
-"""Rows that the report prints"""
+"""Rows that the report prints."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Summary:
-    """What one run of `build_shards` did."""
+    """What one run of ``build_shards`` did."""
 
     root_hash: str
-    """Of the folder"""
+    """Of the folder."""
     already_there: bool
-    """True when the folder was complete before, and nothing was done"""
+    """True when the folder was complete before, and nothing was done."""
     splits: dict[str, dict[str, int]]
-    """Split -> documents, tokens, rows"""
+    """Split -> documents, tokens, rows."""
     rejects: dict[str, int]
-    """Reason -> documents or lines that are not in the shards"""
+    """Reason -> documents or lines that are not in the shards."""
     size: int
-    """Bytes of all shards"""
+    """Bytes of all shards."""
 
 
 def check_counts(plan: WorkPlan) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.config import PrepConfig, as_tuple
-from data_prep.contract.shards import TOKENIZER
+from data_prep.contract.shard_format import TOKENIZER
 from data_prep.contract.tokenizer import load_tokenizer
 from data_prep.corpus.documents import Document, Partition, Reject
 from data_prep.corpus.reading import read_partition, read_texts
@@ -22,7 +22,7 @@ from data_prep.stages.work_plan import WorkPlan
 from data_prep.tokens.word_table import TextEncoder
 
 BATCH_CHARACTERS = 1 << 19
-"""Text a map task holds at once"""
+"""Text a map task holds at once."""
 
 
 def document_draw(document_id: str, purpose: str = "") -> float:

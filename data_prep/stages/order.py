@@ -6,17 +6,17 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.contract.shards import SPLITS
+from data_prep.contract.shard_format import SPLITS
 from data_prep.rows.random_streams import stream_keys
 from data_prep.stages.records import committed, require_record
 from data_prep.stages.work_plan import WorkPlan
 
 ORDER_ROWS = 1 << 22
-"""Rows whose order is made at once"""
+"""Rows whose order is made at once."""
 
 
 SHUFFLE_STREAM = 1 << 40
-"""Variant number, beyond any real one, whose stream keys order the rows"""
+"""Variant number, beyond any real one, whose stream keys order the rows."""
 
 
 def run_order(plan: WorkPlan) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.contract.shards import SPLITS
+from data_prep.contract.shard_format import SPLITS
 from data_prep.report.statistics import document_statistics
 from data_prep.rows.mapped_array import MappedArray
 from data_prep.rows.packing import RowPlan, fill_rows, plan_rows
@@ -14,7 +14,7 @@ from data_prep.stages.records import committed, map_folder, pack_folder
 from data_prep.stages.work_plan import WorkPlan
 
 FILL_ROWS = 1 << 15
-"""Rows a pack task holds at once"""
+"""Rows a pack task holds at once."""
 
 
 def run_pack(plan: WorkPlan, index: int) -> dict[str, Any]:

@@ -24,14 +24,14 @@ from data_prep.contract.command_line import UserError
 from data_prep.stages.work_plan import WorkPlan
 
 STAGES = ("plan", "map", "duplicates", "pack", "order", "reduce", "finish")
-"""The stages in order; each needs all of the one before it"""
+"""The stages in order; each needs all of the one before it."""
 
 RECORD = "record.json"
 
 
 @contextlib.contextmanager
 def committed(folder: Path, plan: WorkPlan, record: dict[str, Any]) -> Iterator[Path]:
-    """A temporary folder that becomes `folder`, with its record, when the body ends well."""
+    """A temporary folder that becomes ``folder``, with its record, when the body ends well."""
     temporary = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -55,17 +55,17 @@ def read_record(path: Path, plan: WorkPlan) -> dict[str, Any] | None:
 
 
 def map_folder(plan: WorkPlan, index: int) -> Path:
-    """Where map task `index` commits."""
+    """Where map task ``index`` commits."""
     return plan.work / "map" / f"{index:06d}"
 
 
 def pack_folder(plan: WorkPlan, index: int) -> Path:
-    """Where pack task `index` commits."""
+    """Where pack task ``index`` commits."""
     return plan.work / "pack" / f"{index:06d}"
 
 
 def reduce_record(plan: WorkPlan, index: int) -> Path:
-    """The record of reduce task `index`."""
+    """The record of reduce task ``index``."""
     return plan.work / "reduce" / f"{index:05d}.json"
 
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from data_prep.config import chunk_rows
 from data_prep.contract.files import write_atomically
+from data_prep.contract.shard_format import SPLITS, TOKENIZER
 from data_prep.contract.shard_writing import write_shard
-from data_prep.contract.shards import SPLITS, TOKENIZER
 from data_prep.contract.tokenizer import continues_word, load_tokenizer, ordinary_ids
 from data_prep.report.statistics import mask_statistics, merge
 from data_prep.rows.mapped_array import MappedArray
@@ -21,7 +21,7 @@ from data_prep.stages.records import pack_folder, reduce_record, require_record
 from data_prep.stages.work_plan import WorkPlan
 
 GATHER_ROWS = 1 << 7
-"""Rows a reduce task reads of one file at once: each may bring a large page, up to 2 MB, of the file into memory"""
+"""Rows a reduce task reads of one file at once: each may bring a large page, up to 2 MB, of the file into memory."""
 
 
 def run_reduce(plan: WorkPlan, index: int) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 from data_prep.config import PrepConfig
 from data_prep.contract.command_line import UserError
 from data_prep.contract.files import write_atomically
-from data_prep.contract.shards import TOKENIZER
+from data_prep.contract.shard_format import TOKENIZER
 from data_prep.corpus.documents import CorpusFile
 from data_prep.corpus.files import find_corpus_files
 from data_prep.corpus.surveys import survey
@@ -33,7 +33,7 @@ PLAN = "plan.json"
 
 
 def read_plan(config: PrepConfig) -> tuple[WorkPlan, dict[str, Any]]:
-    """The plan that `--task plan` wrote, if it is of this configuration and of these files."""
+    """The plan that ``--task plan`` wrote, if it is of this configuration and of these files."""
     path = Path(f"{config.output.rstrip('/')}.partial", PLAN)
     try:
         content = json.loads(path.read_text())

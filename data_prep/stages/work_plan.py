@@ -1,17 +1,16 @@
-"""What `narrowbert-prep shards` is going to do, from configuration and corpus alone; every task reads it."""
+"""What ``narrowbert-prep shards`` is going to do, from configuration and corpus alone; every task reads it."""
 
 import dataclasses
 import hashlib
 import importlib.metadata
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data_prep.config import PrepConfig, chunk_rows, masked_per_row, tokenizer_path
 from data_prep.contract.command_line import config_as_dict
-from data_prep.contract.shards import Geometry
+from data_prep.contract.shard_format import Geometry
 from data_prep.contract.tokenizer import continues_word, load_tokenizer, special_ids, vocabulary_size
 from data_prep.corpus.documents import CorpusFile, Partition
 from data_prep.corpus.files import find_corpus_files
@@ -23,26 +22,26 @@ from data_prep.stages.progress import Progress
 from data_prep.stages.workers import Workers
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class WorkPlan:
     """What every task needs to know; it follows from configuration and corpus alone."""
 
     work: Path
-    """Folder the shards are made in"""
+    """Folder the shards are made in."""
     hash: str
-    """Of everything below, of the tokenizer and of the inputs; every record bears it"""
+    """Of everything below, of the tokenizer and of the inputs; every record bears it."""
     config: PrepConfig
-    """The whole configuration"""
+    """The whole configuration."""
     files: tuple[CorpusFile, ...]
-    """The files of the corpus"""
+    """The files of the corpus."""
     tasks: tuple[tuple[Partition, ...], ...]
-    """The map tasks: partitions of one file, or several small files"""
+    """The map tasks: partitions of one file, or several small files."""
     task_bytes: tuple[int, ...]
-    """Text in each, decompressed"""
+    """Text in each, decompressed."""
     geometry: Geometry
-    """Shapes of the chunks"""
+    """Shapes of the chunks."""
     special_ids: dict[str, int]
-    """Role -> id"""
+    """Role -> id."""
 
 
 def make_plan(config: PrepConfig, workers: Workers, progress: Progress) -> tuple[WorkPlan, dict[str, Any]]:

@@ -20,7 +20,7 @@ _PR_SET_PDEATHSIG = 1  # Linux, prctl(2)
 
 
 class Workers:
-    """Runs tasks in order in `num_workers` processes; one worker is this process itself."""
+    """Runs tasks in order in ``num_workers`` processes; one worker is this process itself."""
 
     def __init__(self, num_workers: int) -> None:
         self._count = num_workers or _usable_cores()
@@ -35,7 +35,7 @@ class Workers:
             self._pool.shutdown(cancel_futures=True)
 
     def run(self, task: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
-        """`task(item)` of every item, in their order, with at most two items a worker under way."""
+        """``task(item)`` of every item, in their order, with at most two items a worker under way."""
         if self._count == 1 or len(items) < 2:
             yield from map(task, items)
             return

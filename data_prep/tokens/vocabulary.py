@@ -12,10 +12,10 @@ from data_prep.contract.command_line import UserError
 from data_prep.contract.tokenizer import BLANK, CONTINUATION, SPECIAL_TOKENS, bert_normalizer, with_template
 
 PUNCTUATION_OR_WORD = rf"{BLANK}?[\p{{P}}\p{{S}}&&[^{BLANK}]]|{BLANK}?[^\p{{P}}\p{{S}}]+"
-"""No Unigram piece holds punctuation beside letters, as in SentencePiece, which parts scripts"""
+"""No Unigram piece holds punctuation beside letters, as in SentencePiece, which parts scripts."""
 
 SCORE_DIGITS = 4
-"""Digits kept of a Unigram piece's log-probability; a training's noise is about 1e-13"""
+"""Digits kept of a Unigram piece's log-probability; a training's noise is about 1e-13."""
 
 Texts = Callable[[], Iterable[str]]
 
@@ -140,7 +140,7 @@ def _unicode_normalizer(config: VocabularyConfig) -> normalizers.Normalizer:
 
 
 def _alphabet(texts: Iterable[str], normalizer: Any, limit: int) -> tuple[list[str], list[str]]:
-    """The `limit` most frequent characters of the normalised text, sorted; and the others."""
+    """The ``limit`` most frequent characters of the normalised text, sorted; and the others."""
     counts: Counter[str] = Counter()
     for text in texts:
         counts.update(normalizer.normalize_str(text))

@@ -16,10 +16,10 @@ from tokenizers import Tokenizer
 # Anything else stays inside a word, and what it means (a control character, an accent) is the library's to say.
 _WORDS = re.compile(r"[^ \t\n\r!-/:-@\[-`{-~]+|[!-/:-@\[-`{-~]")
 TABLE_WORDS = 1 << 20
-"""Distinct words at which the table is begun anew, which bounds its memory to some hundred megabytes"""
+"""Distinct words at which the table is begun anew, which bounds its memory to some hundred megabytes."""
 
 LIBRARY_CHARACTERS = 1 << 19
-"""Text handed to the library at once, which bounds the memory of its results"""
+"""Text handed to the library at once, which bounds the memory of its results."""
 
 
 class TextEncoder:
@@ -88,7 +88,7 @@ class _WordTable:
         return len(self._numbers)
 
     def look_up(self, words: list[str]) -> np.ndarray:
-        """[words] i32 numbers of the words; those of new words get tokens by `encode_new_words`."""
+        """[words] i32 numbers of the words; those of new words get tokens by ``encode_new_words``."""
         return np.fromiter(map(self._numbers.__getitem__, words), dtype=np.int32, count=len(words))
 
     def encode_new_words(self) -> None:

@@ -11,7 +11,8 @@ from webdataset.pipeline import DataPipeline
 from webdataset.shardlists import split_by_node, split_by_worker
 
 from data_prep.contract.command_line import UserError
-from data_prep.contract.shards import ShardSplit, chunk_key, open_shards
+from data_prep.contract.shard_format import chunk_key
+from data_prep.contract.shards import ShardSplit, open_shards
 from pipeline.data.order import generator, variants_of_epochs
 from pipeline.data.rows import apply_masks, pick_rows
 

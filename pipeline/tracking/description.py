@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from data_prep.contract.command_line import UserError, config_as_dict
 from data_prep.contract.files import write_atomically
-from data_prep.contract.shards import SPLITS
+from data_prep.contract.shard_format import SPLITS
 from pipeline.config import RunConfig, TrackingConfig
 from pipeline.data.mixture import Mixture
 from pipeline.model.parameters import count_parameters

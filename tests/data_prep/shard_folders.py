@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.config import MaskConfig, PackingConfig
+from data_prep.contract.shard_format import SPLITS, TOKENIZER, Geometry, file_sha256
 from data_prep.contract.shard_writing import write_manifest, write_shard
-from data_prep.contract.shards import SPLITS, TOKENIZER, Geometry, file_sha256
 from data_prep.rows.masking import mask_rows
 from data_prep.rows.packing import Rows, fill_rows, plan_rows
 

@@ -11,7 +11,7 @@ from data_prep.corpus.formats.line_formats import LINE_BYTES, decoded, no_text_f
 from data_prep.corpus.streams import BLOCK_BYTES, DamagedFile, TextStream
 
 RECORD_LINES = 1 << 17
-"""A record that has more lines has a quote that is never closed"""
+"""A record that has more lines has a quote that is never closed."""
 
 _BEHIND_ALL = 1 << 62
 _DELIMITERS = {"csv": ",", "tsv": "\t"}
@@ -26,9 +26,9 @@ class CsvRecords:
         csv.field_size_limit(LINE_BYTES)
         self.stream = stream
         self.last_start = -1
-        """Where the record that was read last begins"""
+        """Where the record that was read last begins."""
         self.cut = False
-        """Whether the file is damaged inside a record"""
+        """Whether the file is damaged inside a record."""
         self._delimiter = delimiter
         self._record: list[_Line] = []
         self._size = 0
@@ -61,7 +61,7 @@ class CsvRecords:
         return self._ahead[0][0] if self._ahead else self.stream.position
 
     def records(self, end: int) -> Iterator[tuple[_Line, list[bytes] | Exception]]:
-        """(first line, fields or what is wrong with it) of the records that start before `end`."""
+        """(first line, fields or what is wrong with it) of the records that start before ``end``."""
         while self.position < end and not self.cut:
             self._record, self._size = [], 0
             problem: Exception | None = None

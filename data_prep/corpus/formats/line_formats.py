@@ -11,10 +11,10 @@ from data_prep.corpus.documents import CorpusFile, Document, Partition, Reject, 
 from data_prep.corpus.streams import BLOCK_BYTES, DamagedFile, TextStream
 
 LINE_BYTES = 1 << 25
-"""A longer line of .jsonl, or record of .csv, is rejected"""
+"""A longer line of .jsonl, or record of .csv, is rejected."""
 
 _STRETCH_BYTES = 1 << 24
-"""A longer text of .txt is decoded in stretches of this size"""
+"""A longer text of .txt is decoded in stretches of this size."""
 
 
 def read_lines(
@@ -78,7 +78,7 @@ def _blocks_of_file(stream: TextStream) -> Iterator[bytes]:
 
 
 def _blocks_of_line(stream: TextStream, block: bytes) -> Iterator[bytes]:
-    """The rest of the line that begins with `block`."""
+    """The rest of the line that begins with ``block``."""
     while block:
         yield block
         if block.endswith(b"\n"):

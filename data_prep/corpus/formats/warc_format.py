@@ -9,7 +9,7 @@ from data_prep.corpus.documents import CorpusFile, Document, Partition, Reject, 
 from data_prep.corpus.streams import TextStream
 
 RECORD_BYTES = 1 << 25
-"""A longer response is rejected"""
+"""A longer response is rejected."""
 
 _HTML = ("text/html", "application/xhtml+xml")
 
@@ -33,7 +33,7 @@ class WarcReader:
         self.name = file.name
         self.cleaning = cleaning
         self.last_start = -1
-        """Where the response that was read last begins"""
+        """Where the response that was read last begins."""
         forward: Any = _Forward(stream)
         self._responses: Any = iter(
             ArchiveIterator(

@@ -14,8 +14,9 @@ import pytest
 
 from data_prep.contract import shards as contract
 from data_prep.contract.command_line import UserError
+from data_prep.contract.shard_format import Geometry, decode_arrays, encode_arrays
 from data_prep.contract.shard_writing import write_manifest, write_shard
-from data_prep.contract.shards import decode_arrays, encode_arrays, open_shards
+from data_prep.contract.shards import open_shards
 from data_prep.contract.verification import verify
 from tests.data_prep.shard_folders import make_chunks, make_folder
 
@@ -64,8 +65,8 @@ def test_fields_are_as_the_contract_says(tiny_shards):
 
 def test_large_vocabularies_get_wider_ids():
     sizes = {"seq_length": 8, "masked_per_row": 1, "num_variants": 1}
-    assert contract.Geometry(vocab_size=65_536, **sizes).token_dtype == np.uint16
-    assert contract.Geometry(vocab_size=65_537, **sizes).token_dtype == np.uint32
+    assert Geometry(vocab_size=65_536, **sizes).token_dtype == np.uint16
+    assert Geometry(vocab_size=65_537, **sizes).token_dtype == np.uint32
 
 
 def test_arrays_are_read_only_views_and_splits_travel_to_other_processes(tiny_shards):

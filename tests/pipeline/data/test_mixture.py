@@ -17,8 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.contract.command_line import UserError
+from data_prep.contract.manifest import read_manifest
 from data_prep.contract.shard_writing import write_manifest
-from data_prep.contract.shards import ShardFolder, read_manifest
+from data_prep.contract.shards import ShardFolder
 from pipeline.data.mixture import Mixture, open_mixture
 from pipeline.data.order import MAX_PERIOD, MixedOrder, RowOrder
 
