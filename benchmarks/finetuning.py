@@ -52,7 +52,7 @@ def finetune(model: Path, folder: Path, options: list[str], chosen: argparse.Nam
     """Train one model on one task; seconds it took."""
     started = time.perf_counter()
     command = [
-        sys.executable, "-m", "pipeline", "finetune", *options, "--model", str(model), "--output_dir", str(folder),
+        sys.executable, "-m", "pipeline", "finetune", *options, "--model", str(model), "--output", str(folder),
         "--training.learning_rate", str(chosen.learning_rate),
         "--training.seeds", json.dumps(chosen.seeds), "--tracking.enabled", "false",
     ]  # fmt: skip

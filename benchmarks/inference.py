@@ -8,7 +8,7 @@ Each round times one forward pass of the control, then one of every contestant, 
 median over rounds. `limit` is the ratio of the arithmetic (2 FLOPs a multiply-add, norms and embeddings left out).
 `folded` rows never form keys and values right of the colon, `unfolded` ones always do; a user gets what takes fewer
 FLOPs. With --texts a batch is padded to its longest: the control computes the padding, ours the real tokens, and each
-side's limit counts what it computes. --onnx adds what `narrowbert export --onnx` writes, run by onnxruntime, in fp32
+side's limit counts what it computes. --onnx adds what `narrowbert onnx` writes, run by onnxruntime, in fp32
 and in int8 (whose limit is that of fp32); these compute the padding. With --precision bf16 on a processor without bf16
 products all but these take those of pipeline/bf16_products.py.
 """

@@ -4,11 +4,19 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from cluster.config import ClusterConfig
 from data_prep.config import PrepConfig
-from data_prep.contract.command_line import Parser, UserError, choose_command, read_config, run_command
+from data_prep.contract.command_line import (
+    Parser,
+    UserError,
+    choose_command,
+    part_of,
+    read_config,
+    refuse_old_options,
+    run_command,
+)
 from pipeline.config import RunConfig
 
 Part = TypeVar("Part")
@@ -16,11 +24,11 @@ Part = TypeVar("Part")
 PROGRAM = "narrowbert-submit"
 
 COMMANDS = {
-    "train": "check everything, then send a training run as one job that goes on by itself until it is done",
-    "prep": "send the stages of narrowbert-prep as jobs and job arrays",
-    "status": "state of the jobs, step, loss, speed and time left",
-    "logs": "what the jobs and their ranks wrote; --follow until the end",
-    "cancel": "end a run after a checkpoint (--now: at once)",
+    "train": "Check everything, then send a training run as one job that continues by itself until it is done.",
+    "prep": "Send the stages of narrowbert-prep as jobs and job arrays.",
+    "status": "Show the state of the jobs, step, loss, speed and time left.",
+    "logs": "Show what the jobs and their ranks wrote, with --follow until the end.",
+    "cancel": "End a run after a checkpoint, or at once with --now.",
 }
 DESCRIPTION = f"""Training and preparation on a SLURM cluster.
 
@@ -63,23 +71,28 @@ def _train(argv: Sequence[str]) -> None:
     arguments = _read(TrainJobArguments, argv, "train")
     from cluster.submit import submit_train
 
-    print(submit_train(_part(RunConfig, arguments), arguments.cluster, dry_run=arguments.dry_run))
+    print(submit_train(part_of(RunConfig, arguments), arguments.cluster, dry_run=arguments.dry_run))
 
 
 def _prep(argv: Sequence[str]) -> None:
     arguments = _read(PrepJobArguments, argv, "prep")
     from cluster.prep import submit_prep
 
-    print(submit_prep(_part(PrepConfig, arguments), arguments.cluster, dry_run=arguments.dry_run))
+    print(submit_prep(part_of(PrepConfig, arguments), arguments.cluster, dry_run=arguments.dry_run))
 
 
 def _read(cls: type[Part], argv: Sequence[str], command: str) -> Part:
-    return read_config(cls, _with_dry_run(argv), f"{PROGRAM} {command}", COMMANDS[command].capitalize() + ".")
+    return read_config(cls, _with_dry_run(argv), f"{PROGRAM} {command}", COMMANDS[command])
 
 
 def _with_dry_run(argv: Sequence[str]) -> list[str]:
-    """``--dry-run`` alone, as it is usual, for ``--dry_run true``."""
-    return [part for a in argv for part in (("--dry_run", "true") if a == "--dry-run" else (a,))]
+    """``--dry_run`` alone, as is usual, for ``--dry_run true``."""
+    refuse_old_options(argv, {"--dry-run": "--dry_run"})
+    written = list(argv)
+    for place, argument in enumerate(argv):
+        if argument == "--dry_run" and argv[place + 1 : place + 2] not in (["true"], ["false"]):
+            written[place] = "--dry_run=true"
+    return written
 
 
 def _status(argv: Sequence[str]) -> None:
@@ -115,11 +128,6 @@ def _folder_parser(command: str) -> Parser:
     parser = Parser(f"{PROGRAM} {command}", description=COMMANDS[command])
     parser.add_argument("folder", type=Path, metavar="RUN_DIR", help="the run directory, or the shard folder of prep")
     return parser
-
-
-def _part(cls: type[Part], arguments: Any) -> Part:
-    """The fields of ``arguments`` that belong to ``cls``."""
-    return cls(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(cls)})  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

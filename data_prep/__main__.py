@@ -19,10 +19,10 @@ from data_prep.contract.command_line import (
 
 PROGRAM = "narrowbert-prep"
 COMMANDS = {
-    "vocab": "train a tokenizer on a corpus -> tokenizer.json",
-    "shards": "tokenize, pack and mask the same corpus -> shard folder",
-    "verify": "check every byte and every row of a shard folder",
-    "inspect": "print rows of a shard folder as text, with their masks",
+    "vocab": "Train a tokenizer on a corpus and write tokenizer.json.",
+    "shards": "Tokenize, pack and mask the same corpus into a shard folder.",
+    "verify": "Check every byte and every row of a shard folder.",
+    "inspect": "Print rows of a shard folder as text, with their masks.",
 }
 DESCRIPTION = f"""Text into verified, pre-masked shards for `narrowbert train`.
 

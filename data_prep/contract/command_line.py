@@ -9,11 +9,13 @@ import argparse
 import ast
 import dataclasses
 import difflib
+import importlib.metadata
 import inspect
 import itertools
 import os
 import sys
 import textwrap
+import types
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +24,7 @@ from typing import Any, NoReturn, TypeVar, get_type_hints
 import yaml
 
 Config = TypeVar("Config")
+Part = TypeVar("Part")
 
 USER_ERROR_EXIT_CODE = 2
 INTERRUPTED_EXIT_CODE = 130  # 128 + SIGINT, as shells report it
@@ -66,7 +69,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def choose_command(program: str, description: str, commands: Mapping[str, str], argv: Sequence[str]) -> str:
-    """The command's name, ``argv[0]``; prints the list of commands and exits 0 on ``--help``.
+    """The command's name, ``argv[0]``; exits 0 after ``--help``, the list of commands, and ``--version``.
 
     Raises:
         UserError: no command, or one that does not exist.
@@ -76,10 +79,34 @@ def choose_command(program: str, description: str, commands: Mapping[str, str], 
         listing = "\n".join(f"  {name:<{width}}  {text}" for name, text in commands.items())
         print(f"usage: {program} COMMAND ...\n\n{description}\n\n{listing}\n\n{program} COMMAND --help tells more.")
         raise SystemExit(0)
+    if argv and argv[0] == "--version":
+        print(f"{program} {importlib.metadata.version('narrowbert')}")
+        raise SystemExit(0)
     if not argv or argv[0] not in commands:
         what = f"unknown command '{argv[0]}'{did_you_mean(argv[0], set(commands))}" if argv else "no command given"
         raise UserError(f"{what}; the commands are {', '.join(commands)} (see {program} --help)")
     return argv[0]
+
+
+def refuse_old_options(argv: Sequence[str], new_names: Mapping[str, str]) -> None:
+    """Name what has taken the place of an option.
+
+    Args:
+        argv: the command's arguments.
+        new_names: old option, such as ``--output_dir`` -> what to write now.
+
+    Raises:
+        UserError: one of the old options is there.
+    """
+    for argument in argv:
+        option = argument.split("=", 1)[0]
+        if option in new_names:
+            raise UserError(f"{option} has a new name: {new_names[option]}")
+
+
+def part_of(cls: type[Part], arguments: object) -> Part:
+    """The fields of ``arguments`` that belong to the dataclass ``cls``."""
+    return cls(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(cls)})  # type: ignore[arg-type]
 
 
 def one_line(message: str) -> str:
@@ -87,8 +114,21 @@ def one_line(message: str) -> str:
     return " ".join(message.split())
 
 
-def read_config(cls: type[Config], argv: Sequence[str], program: str, description: str) -> Config:
+def read_config(
+    cls: type[Config],
+    argv: Sequence[str],
+    program: str,
+    description: str,
+    new_names: Mapping[str, str] = types.MappingProxyType({}),
+) -> Config:
     """Build ``cls`` from ``--config`` files and dotted options.
+
+    Args:
+        cls: a dataclass; its fields are the keys.
+        argv: the command's arguments.
+        program: name of the command, for its help.
+        description: a sentence, for its help.
+        new_names: old key -> its name now, for one line where a file has the old one.
 
     Raises:
         UserError: unknown or misspelt keys (naming the nearest key), values of the wrong type,
@@ -99,7 +139,7 @@ def read_config(cls: type[Config], argv: Sequence[str], program: str, descriptio
     known = set(_dotted_keys(cls))
     _reject_unknown_options(argv, known)
     for path in _config_files(argv):
-        _reject_unknown_keys(path, known)
+        _reject_unknown_keys(path, known, new_names)
     description += " A mistake is one line and exit code 2; --debug shows its traceback instead."
     parser = ArgumentParser(prog=program, description=description, exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML file; may be given several times")
@@ -114,7 +154,7 @@ def read_config(cls: type[Config], argv: Sequence[str], program: str, descriptio
     except Exception as error:  # jsonargparse raises several types, all about the user's input
         raise UserError(one_line(str(error)).replace("Parser key ", "option ")) from error
     assert isinstance(parsed, Namespace)
-    return cls(**{field.name: getattr(parsed, field.name) for field in dataclasses.fields(cls)})  # type: ignore[arg-type]
+    return part_of(cls, parsed)
 
 
 def _describe_options(parser: argparse.ArgumentParser, cls: type[Any]) -> None:
@@ -185,7 +225,7 @@ def _config_files(argv: Sequence[str]) -> Iterator[Path]:
             yield Path(argument.split("=", 1)[1])
 
 
-def _reject_unknown_keys(path: Path, known: set[str]) -> None:
+def _reject_unknown_keys(path: Path, known: set[str], new_names: Mapping[str, str]) -> None:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -197,6 +237,8 @@ def _reject_unknown_keys(path: Path, known: set[str]) -> None:
     if not isinstance(content, Mapping):
         raise UserError(f"{path} holds no keys: expected a YAML mapping such as 'model: ...'")
     for key in _flatten_keys(content):
+        if key in new_names:
+            raise UserError(f"{path}: the key '{key}' has a new name: {new_names[key]}")
         if key not in known:
             raise UserError(f"{path}: unknown key '{key}'{did_you_mean(key, known)}")
 

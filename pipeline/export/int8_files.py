@@ -1,4 +1,4 @@
-"""int8 copies of a folder's ONNX files, each beside its original: ``narrowbert export --onnx DIR --int8 TEXTS``.
+"""int8 copies of a folder's ONNX files, each beside its original: ``narrowbert onnx DIR --int8 TEXTS``.
 
 Dynamic quantisation by onnxruntime: weights to 8 bits when the file is made, activations while it runs.
 

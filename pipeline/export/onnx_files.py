@@ -1,4 +1,4 @@
-"""A model folder's networks as ONNX files, checked against torch: ``narrowbert export --onnx DIR``.
+"""A model folder's networks as ONNX files, checked against torch: ``narrowbert onnx DIR``.
 
 Shapes: B texts, S longest of them in tokens, N most positions asked for, H hidden, V vocabulary, L labels.
 """

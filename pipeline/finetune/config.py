@@ -95,7 +95,7 @@ class FinetuneConfig:
 
     model: str = ""
     """Folder that ``narrowbert export`` wrote, or a BERT of transformers."""
-    output_dir: str = ""
+    output: str = ""
     """Folder of the results: results.md, results.json, and seed-N/ with the model of each seed."""
     task: Literal["classification", "regression", "multi_label", "tagging", "question_answering", "contrastive"] = (
         "classification"
@@ -117,7 +117,7 @@ def check_finetune(config: FinetuneConfig) -> None:
     Raises:
         UserError: one line: what is missing or out of range.
     """
-    for name in ("model", "output_dir"):
+    for name in ("model", "output"):
         if not getattr(config, name):
             raise UserError(f"no {name}: give --{name}")
     if not (Path(config.model) / "config.json").is_file():

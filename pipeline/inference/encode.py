@@ -163,9 +163,7 @@ def _read_config(options: EncodeOptions) -> NarrowBertConfig:
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"cannot read {options.model / 'config.json'}: {error}") from error
     if not isinstance(config, NarrowBertConfig):
-        raise UserError(
-            f"{options.model} is a {config.model_type}: narrowbert export --from makes a NarrowBERT of a BERT"
-        )
+        raise UserError(f"{options.model} is a {config.model_type}: narrowbert convert makes a NarrowBERT of a BERT")
     if options.batch_tokens < 1 or options.window < 1:
         raise UserError("--batch_tokens and --window are at least 1")
     if options.max_length is not None and not 3 <= options.max_length <= config.max_position_embeddings:

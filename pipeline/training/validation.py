@@ -161,8 +161,15 @@ class Validation:
         return False
 
 
-def evaluate_run(run_dir: Path, max_rows: int | None) -> str:
+def evaluate_run(run_dir: Path, max_rows: int | None = None) -> tuple[int, Evaluation]:
     """Evaluate a run's newest checkpoint in fp32 on its validation split, in this process.
+
+    Args:
+        run_dir: the run's directory.
+        max_rows: validation rows to read; all where it is None.
+
+    Returns:
+        The checkpoint's step and what was measured.
 
     Raises:
         UserError: no run, no intact checkpoint, or the shards are not those of the run.
@@ -180,7 +187,4 @@ def evaluate_run(run_dir: Path, max_rows: int | None) -> str:
     )
     result = evaluate(model, batches, torch.device("cpu"))
     assert result is not None
-    return (
-        f"step {state.step}  validation loss {result.loss:.4f}  perplexity {result.perplexity:.2f}  "
-        f"masked accuracy {result.masked_accuracy:.4f}  ({result.num_masked:,} masked tokens)"
-    )
+    return state.step, result

@@ -49,7 +49,7 @@ def test_dry_run_prints_the_script_and_needs_no_slurm(
     submit_argv: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
-    printed = accepted([*submit_argv, "--dry-run", "--cluster.nodes", "4", "--training.micro_batch_size", "2"], capsys)
+    printed = accepted([*submit_argv, "--dry_run", "--cluster.nodes", "4", "--training.micro_batch_size", "2"], capsys)
     assert "#SBATCH --nodes=4\n" in printed
     assert "#SBATCH --signal=B:USR1@10\n" in printed
     assert not (tmp_path / "run").exists()
@@ -96,10 +96,10 @@ def test_lead_time_is_held_against_the_checkpoint(
     submit_argv: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], shard_folder: Path
 ) -> None:
     big = ["--model.hidden_size", "2048", "--model.ffn_hidden_size", "8192", "--model.layout", "12sf"]
-    line = refused([*submit_argv, *big, "--dry-run"], capsys)
+    line = refused([*submit_argv, *big, "--dry_run"], capsys)
     assert "cluster.signal_lead_seconds 10 is too short, a checkpoint has 7." in line
     (tmp_path / "run/logs").mkdir(parents=True)
-    accepted([*submit_argv, "--dry-run"], capsys)
+    accepted([*submit_argv, "--dry_run"], capsys)
     point = {"step": 4, "timestamp_ms": 1, "metrics": {"checkpoint/seconds": 20.0, "train/step_seconds": 1.5}}
     (tmp_path / "run/metrics.jsonl").write_text(json.dumps(point) + "\n")
     # A folder without config.yaml holds nothing else: take what a run leaves.

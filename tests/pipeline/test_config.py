@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from data_prep.contract.command_line import UserError, config_as_dict, read_config
-from pipeline.__main__ import TrainArguments
+from pipeline.commands.train import TrainArguments
 from pipeline.config import (
     RESUMABLE_CHANGES,
     DataConfig,

@@ -28,12 +28,12 @@ from pipeline.finetune.config import (
 )
 from pipeline.finetune.files import read_file, to_iob2
 from pipeline.finetune.results import mean_and_deviation
-from pipeline.finetune.run import finetune
 from pipeline.finetune.tasks.base import inputs_of
 from pipeline.finetune.tasks.contrastive import ContrastiveTask, info_nce
 from pipeline.finetune.tasks.questions import QuestionTask
 from pipeline.finetune.tasks.tagging import TaggingTask
 from pipeline.finetune.tasks.text import TextTask
+from pipeline.finetune.training import finetune
 from tests.processes import run_command, user_error
 from tests.tiny_exports import WORDS, write_folder
 
@@ -61,7 +61,7 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
 def configure(model: Path, folder: Path, task: Any, data: dict[str, Any], **training: Any) -> FinetuneConfig:
     options = {"epochs": 8.0, "learning_rate": 3e-3, "batch_size": 16, "max_length": 24, "seeds": (1,), **training}
     return FinetuneConfig(
-        model=str(model), output_dir=str(folder / "out"), task=task, data=FinetuneData(**data),
+        model=str(model), output=str(folder / "out"), task=task, data=FinetuneData(**data),
         training=FinetuneTraining(**options), tracking=FinetuneTracking(enabled=False),
     )  # fmt: skip
 
@@ -76,7 +76,7 @@ def files(folder: Path, make: Any) -> dict[str, str]:
 
 def results(config: FinetuneConfig) -> dict[str, Any]:
     finetune(config)
-    return json.loads((Path(config.output_dir) / "results.json").read_text())
+    return json.loads((Path(config.output) / "results.json").read_text())
 
 
 # --- every task end to end ---------------------------------------------------------------------------
@@ -374,14 +374,14 @@ def test_presets_are_read_and_complete(preset: Path, model: Path) -> None:
     ],
 )
 def test_mistakes_in_the_configuration(model: Path, options: list[str], expected: str) -> None:
-    arguments = ["--model", str(model), "--output_dir", "x", *options]
+    arguments = ["--model", str(model), "--output", "x", *options]
     with pytest.raises(UserError, match=expected):
         check_finetune(read_config(FinetuneConfig, arguments, "narrowbert finetune", "x"))
 
 
 @pytest.mark.slow
 def test_a_mistake_of_the_command_is_one_line() -> None:
-    assert "nowhere is no model folder" in user_error("pipeline", "finetune", "--model", "nowhere", "--output_dir", "x")
+    assert "nowhere is no model folder" in user_error("pipeline", "finetune", "--model", "nowhere", "--output", "x")
 
 
 # --- figures ----------------------------------------------------------------------------------------------

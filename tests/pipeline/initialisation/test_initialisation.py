@@ -260,7 +260,7 @@ def test_bert_in_every_kind_of_layout(tmp_path: Path, shards: Mixture, layout: s
 @pytest.mark.slow
 def test_exported_authors_checkpoint_gives_its_logits(tmp_path: Path, shards: Mixture) -> None:
     state = authors(tmp_path / "theirs", shards.vocab_size)
-    argv = ["export", "--from", str(tmp_path / "theirs"), "--output", str(tmp_path / "ours")]
+    argv = ["convert", str(tmp_path / "theirs"), "--output", str(tmp_path / "ours")]
     assert "--tokenizer" in user_error("pipeline", *argv)
     run_command("pipeline", *argv, "--tokenizer", str(shards.tokenizer_path))
     model = AutoModelForMaskedLM.from_pretrained(tmp_path / "ours").eval()

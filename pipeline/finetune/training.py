@@ -25,15 +25,15 @@ from pipeline.finetune.tasks.base import Task
 
 
 def finetune(config: FinetuneConfig) -> str:
-    """Train once for each seed, measure, write ``output_dir``; returns the table.
+    """Train once for each seed, measure, write ``output``; returns the table.
 
     A seed whose ``seed-N/result.json`` is there already is not trained again, so a killed command goes on where it
     stood.
 
     Raises:
-        UserError: examples, labels or a model that do not fit, or an ``output_dir`` of another configuration.
+        UserError: examples, labels or a model that do not fit, or an ``output`` of another configuration.
     """
-    output = Path(config.output_dir)
+    output = Path(config.output)
     _claim(output, config)
     transformers_logging.disable_progress_bar()
     splits = read_splits(config)
@@ -66,11 +66,14 @@ def _claim(output: Path, config: FinetuneConfig) -> None:
     own["training"] = {**own["training"], "seeds": None}
     path = output / "config.json"
     if path.is_file():
-        if json.loads(path.read_text(encoding="utf-8")) != own:
-            raise UserError(f"{output} holds results of another configuration: name another output_dir or remove it")
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if "output_dir" in kept:  # the name of ``output`` in folders of version 0.1
+            kept["output"] = kept.pop("output_dir")
+        if kept != own:
+            raise UserError(f"{output} holds results of another configuration: name another output or remove it")
         return
     if output.is_file() or (output.is_dir() and any(output.iterdir())):
-        raise UserError(f"{output} exists and is no folder of results: name another output_dir")
+        raise UserError(f"{output} exists and is no folder of results: name another output")
     try:
         output.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(own, indent=2) + "\n")
@@ -128,7 +131,7 @@ def _train(
 ) -> dict[str, Any]:
     """One training; the fields of a ``Result``."""
     set_seed(seed)
-    folder = Path(config.output_dir) / f"seed-{seed}"
+    folder = Path(config.output) / f"seed-{seed}"
     training = config.training
     if training.precision == "fp16" and not torch.cuda.is_available():
         raise UserError("training.precision fp16 needs a GPU: take bf16 or fp32")

@@ -1,4 +1,4 @@
-"""``narrowbert export``: a run directory, or a checkpoint of transformers -> a folder that transformers loads."""
+"""``narrowbert export``: the newest intact checkpoint of a run -> a folder that transformers loads."""
 
 import dataclasses
 from pathlib import Path

@@ -1,0 +1,50 @@
+"""``narrowbert train``."""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from data_prep.contract.command_line import part_of, read_config
+from pipeline.commands import COMMANDS
+from pipeline.config import RunConfig
+from pipeline.processes.launch import die_with_launcher, start_local_processes
+from pipeline.processes.signals import catch_stop_signals
+from pipeline.processes.world import SINGLE_PROCESS, world_from_environment
+from pipeline.runs.directory import has_checkpoint, is_finished, prepare_run
+from pipeline.tracking.description import check_tracking
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainArguments(RunConfig):
+    """A run and how many processes to start for it."""
+
+    processes: int | None = None
+    """Processes to start on this machine (default 1); under torchrun or srun this process joins those instead."""
+
+
+def run(argv: Sequence[str]) -> int:
+    """Train in this process, or start the processes that do; the exit code of the run."""
+    die_with_launcher()
+    catch_stop_signals()
+    arguments = read_config(TrainArguments, argv, "narrowbert train", COMMANDS["train"])
+    config = part_of(RunConfig, arguments)
+    joined = world_from_environment()
+    processes = 1 if arguments.processes is None else arguments.processes
+    # Here, before anything heavy is imported or started: a mistake is one quick line.
+    check_tracking(config.tracking)
+    shards = prepare_run(config, joined.size if joined else processes)
+    if is_finished(config):
+        if joined is None or joined.rank == 0:
+            print(f"{config.run_dir} is finished: nothing to do")
+        return 0
+    if config.init.from_huggingface is not None and not has_checkpoint(config):
+        from pipeline.initialisation.load import check_init
+
+        check_init(config, shards)
+    if joined is None and processes > 1:
+        debug = ["--debug"] if "--debug" in sys.argv else []
+        return start_local_processes(processes, ["train", *argv, *debug], Path(config.run_dir) / "logs")
+    from pipeline.training.loop import train
+
+    return train(config, joined or SINGLE_PROCESS, shards)
