@@ -6,9 +6,9 @@
 - ``trainer.json``: step, rows consumed, lineage, attempt, data root hash, configuration;
 - ``manifest.json``: size and sha256 of each file and of itself, written last.
 
-It is written to a temporary folder, flushed to disk and renamed (checkpoint_writer.py);
+It is written to a temporary folder, flushed to disk and renamed (see ``writing`` and ``commit``).
 ``checkpoints/latest`` names the newest and is replaced atomically. Nothing is pickled, and nothing
-depends on the number of processes, on how tensor parallelism split the parameters, or on the ZeRO
+depends on the number of processes, on how tensor parallelism divides the parameters, or on the ZeRO
 stage. DeepSpeed's own format is not used: it is pickled, and bound to the topology that wrote it.
 """
 
@@ -16,13 +16,23 @@ import dataclasses
 import hashlib
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 KINDS = ("weights", "exp_avg", "exp_avg_sq")
 FORMAT_VERSION = 1
 TEMPORARY = ".tmp-"
 """How names of what is not committed, or not there any more, begin."""
+
+
+class SizeAndHash(TypedDict):
+    """What a manifest says of a file."""
+
+    size: int
+    """Bytes."""
+    sha256: str
+    """In hexadecimal."""
 
 
 class CheckpointError(Exception):
@@ -67,19 +77,19 @@ def remove_unfinished(checkpoints: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def manifest_text(files: dict[str, Any]) -> str:
+def manifest_text(files: Mapping[str, SizeAndHash]) -> str:
     """``manifest.json`` for files of these sizes and hashes, to the byte; it holds a hash of itself."""
-    content: dict[str, Any] = {"files": files, "format_version": FORMAT_VERSION}
+    content: dict[str, Any] = {"files": dict(files), "format_version": FORMAT_VERSION}
     content["sha256"] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     return as_json(content)
 
 
-def as_json(content: dict[str, Any]) -> str:
+def as_json(content: Mapping[str, Any]) -> str:
     """The text of a checkpoint's JSON file."""
     return json.dumps(content, indent=1, sort_keys=True) + "\n"
 
 
-def fingerprint(path: Path) -> dict[str, Any]:
+def size_and_hash(path: Path) -> SizeAndHash:
     """Size and sha256 of a file."""
     with path.open("rb") as file:
         return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}

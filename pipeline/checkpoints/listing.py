@@ -1,6 +1,7 @@
 """The checkpoints of a run as a table."""
 
 import datetime
+import sys
 from pathlib import Path
 
 from data_prep.contract.command_line import UserError
@@ -34,7 +35,7 @@ def list_checkpoints(run_dir: Path) -> str:
         lines.append(f"{step_of(folder):>9,}  {when}  {size:>15,}  {attempt:>5}  {state}")
     table = "\n".join(lines)
     if damaged:
-        print(table)
+        sys.stdout.write(f"{table}\n")
         raise UserError(
             f"{len(damaged)} of {len(folders)} checkpoints of {run_dir} are damaged ({', '.join(damaged)}): a resume "
             "passes them over; restore or remove them"

@@ -13,8 +13,8 @@ from pipeline.checkpoints.format import (
     FORMAT_VERSION,
     CheckpointError,
     TrainerState,
-    fingerprint,
     manifest_text,
+    size_and_hash,
     step_of,
 )
 from pipeline.config import ModelConfig
@@ -62,7 +62,7 @@ def verify_checkpoint(folder: Path) -> None:
             raise CheckpointError(f"{path} is missing")
         if path.stat().st_size != recorded["size"]:
             raise CheckpointError(f"{path} has {path.stat().st_size} bytes instead of {recorded['size']}")
-        if fingerprint(path) != recorded:
+        if size_and_hash(path) != recorded:
             raise CheckpointError(f"{path} does not match its sha256: it was changed after it was written")
 
 
@@ -91,7 +91,7 @@ def load_run_model(run_dir: Path) -> tuple[NarrowBertForPretraining, TrainerStat
     if folder is None:
         raise UserError(f"{run_dir} has no intact checkpoint: {'; '.join(problems) or 'nothing is saved there yet'}")
     for problem in problems:
-        print(f"checkpoint passed over: {problem}", file=sys.stderr)
+        sys.stderr.write(f"checkpoint passed over: {problem}\n")
     state = read_trainer_state(folder)
     model = NarrowBertForPretraining(ModelConfig(**state.config["model"]), state.vocab_size)
     load_weights(model, folder)

@@ -6,9 +6,10 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
+
+from pipeline.checkpoints.format import SizeAndHash
 
 
 class TensorFile:
@@ -41,8 +42,7 @@ class TensorFile:
 
     def write(self, tensor: torch.Tensor) -> None:
         """The next tensor of ``shapes``."""
-        flat: Any = tensor.contiguous().view(-1).numpy()
-        self._append(memoryview(flat).cast("B"))
+        self._append(tensor.contiguous().view(-1).numpy().data.cast("B"))
 
     def _append(self, content: bytes | memoryview) -> None:
         self._hash.update(content)
@@ -51,7 +51,7 @@ class TensorFile:
         while rest:
             rest = rest[self._file.write(rest) :]
 
-    def close(self) -> dict[str, Any]:
+    def close(self) -> SizeAndHash:
         """Flush to disk; size and sha256 of the file."""
         with self._file:
             os.fsync(self._file.fileno())

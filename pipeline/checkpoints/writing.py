@@ -1,24 +1,22 @@
-"""Writes checkpoints beside the training, which stands still for a copy to host memory alone.
+"""Writes checkpoints in the background; training pauses only while the state is copied to host memory.
 
 A save goes like this:
 
 1. every rank copies what it holds of weights and moments (its part of ZeRO's partition) to host memory;
 2. a thread sends the pieces of each parameter to the rank that writes it, over a gloo group of its own;
 3. that rank writes whole tensors into safetensors files of a temporary folder, hashing as it writes;
-4. rank 0 collects sizes and hashes, writes ``trainer.json`` and ``manifest.json``, and renames the folder.
+4. rank 0 collects sizes and hashes and commits the folder (see ``commit``).
 
-Until the rename nothing counts, so a kill at any point leaves the checkpoints before it as they were.
-Before it, rank 0 makes sure that no newer start of the run has taken over. A save that fails (a full
-disk) leaves a line, and the next one begins anew.
+Until the commit nothing counts, so a kill at any point leaves the checkpoints before it as they were. A save
+that fails (a full disk) leaves a line, and the next one starts from the beginning.
 """
 
-import contextlib
 import dataclasses
 import math
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +24,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from data_prep.contract.files import flush_to_disk, write_atomically
-from pipeline.checkpoints.format import KINDS, TEMPORARY, TrainerState, as_json, fingerprint, manifest_text, step_of
+from pipeline.checkpoints.commit import commit, remove_superseded
+from pipeline.checkpoints.format import KINDS, TEMPORARY, SizeAndHash, TrainerState
 from pipeline.checkpoints.tensor_file import TensorFile
 from pipeline.engine.deepspeed_engine import link_optimizer_state, local_part
 from pipeline.engine.protocol import Engine
@@ -64,7 +62,7 @@ class _Piece:
 
 
 class CheckpointWriter:
-    """One a process. Every rank makes it, and calls ``save``, at the same points of the run.
+    """One per process. Every rank creates it, and calls ``save``, at the same points of the run.
 
     Args:
         engine: its weights and moments are saved.
@@ -97,8 +95,6 @@ class CheckpointWriter:
         self._thread: threading.Thread | None = None
         self._finished: list[Saved] = []
 
-    # ------------------------------------------------------------------------- what the trainer calls
-
     def save(self, state: TrainerState) -> float:
         """Begin to save the state of this moment; an unfinished save is waited for.
 
@@ -122,8 +118,6 @@ class CheckpointWriter:
         """The saves that have ended since this was asked last; the same on every rank after ``wait``."""
         found, self._finished = self._finished, []
         return found
-
-    # -------------------------------------------------------------------------------------- the copy
 
     def _copy(self) -> None:
         """Copy this rank's pieces into the host memory that is kept for them."""
@@ -176,8 +170,6 @@ class CheckpointWriter:
             for name in self._parameters
         }
 
-    # ------------------------------------------------------------------------------------ the thread
-
     def _run(self, state: TrainerState, started: float) -> None:
         try:
             problem = self._write(state)
@@ -195,7 +187,7 @@ class CheckpointWriter:
     def _write(self, state: TrainerState) -> str:
         """All of the save after the copy; what went wrong anywhere, the same text on every rank."""
         temporary = self._checkpoints / f"{TEMPORARY}step-{state.step:08d}-attempt-{state.attempt}"
-        files: dict[str, Any] = {}
+        files: dict[str, SizeAndHash] = {}
         problem = ""
         for kind in KINDS:
             written, new_problem = self._write_kind(temporary, kind)
@@ -206,7 +198,14 @@ class CheckpointWriter:
         problems = [text for _, text in reports if text]
         if not problems and dist.get_rank() == 0:
             try:
-                self._commit(temporary, state, {k: v for written, _ in reports for k, v in written.items()})
+                commit(
+                    temporary,
+                    self._final(state),
+                    state,
+                    {name: facts for written, _ in reports for name, facts in written.items()},
+                    may_commit=self._may_commit,
+                )
+                remove_superseded(self._checkpoints, state.step, self._keep_last, self._keep_every)
             except Exception as error:  # whatever it was, the other ranks wait for the outcome
                 problems = [f"rank 0: {error}"]
         outcome = ["; ".join(problems)]
@@ -215,7 +214,7 @@ class CheckpointWriter:
             shutil.rmtree(temporary, ignore_errors=True)
         return outcome[0]
 
-    def _write_kind(self, folder: Path, kind: str) -> tuple[dict[str, Any], str]:
+    def _write_kind(self, folder: Path, kind: str) -> tuple[dict[str, SizeAndHash], str]:
         """Write the tensors of a kind that are this rank's to write. Returns (size and hash by file name, problem).
 
         What cannot be written stops no rank: the others wait for our pieces.
@@ -268,41 +267,6 @@ class CheckpointWriter:
                 dist.recv(place, piece.rank, group=self._group)
         return join_shards([shard.view(shape) for shard in shards], parameter)
 
-    # ------------------------------------------------------------------------------------ the commit
-
-    def _commit(self, temporary: Path, state: TrainerState, files: dict[str, Any]) -> None:
-        _write_text(temporary / "trainer.json", as_json(dataclasses.asdict(state)))
-        files["trainer.json"] = fingerprint(temporary / "trainer.json")
-        _write_text(temporary / "manifest.json", manifest_text(files))
-        flush_to_disk(temporary)
-        if not self._may_commit():
-            raise OSError("a newer start of this run has taken over: nothing is saved by this one any more")
-        final = self._final(state)
-        if final.exists():  # the same step, saved before a resume from an earlier checkpoint
-            _remove(final)
-        temporary.rename(final)
-        flush_to_disk(final.parent)
-        write_atomically(final.parent / "latest", final.name + "\n", durable=True)
-        for step in superseded(_steps(self._checkpoints), state.step, self._keep_last, self._keep_every):
-            with contextlib.suppress(OSError):  # the next save tries again
-                _remove(self._checkpoints / f"step-{step:08d}")
-
-
-def superseded(steps: Sequence[int], newest: int, keep_last: int, keep_every: int) -> list[int]:
-    """The steps whose checkpoints are not kept once that of ``newest`` is committed.
-
-    Steps after ``newest`` are those of a future that a resume has left, mostly because they are damaged:
-    they neither count nor go.
-    """
-    if not keep_last:
-        return []
-    before = sorted(step for step in steps if step <= newest)[:-keep_last]
-    return [step for step in before if not (keep_every and step % keep_every == 0)]
-
-
-def _steps(checkpoints: Path) -> list[int]:
-    return [step for folder in checkpoints.glob("step-*") if (step := step_of(folder)) is not None]
-
 
 def _owners(parameters: Mapping[str, nn.Parameter], world_size: int) -> dict[str, int]:
     """Which rank writes which parameter: largest first, each to the rank with the least to write."""
@@ -313,15 +277,3 @@ def _owners(parameters: Mapping[str, nn.Parameter], world_size: int) -> dict[str
         owner[name] = load.index(min(load))
         load[owner[name]] += sizes[name]
     return owner
-
-
-def _remove(folder: Path) -> None:
-    """Remove a checkpoint so that no half of it is ever seen under its name."""
-    aside = folder.with_name(f"{TEMPORARY}removed-{folder.name}-{time.time_ns()}")
-    folder.rename(aside)
-    shutil.rmtree(aside)
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
-    flush_to_disk(path)

@@ -1,4 +1,4 @@
-"""Runs side by side: a text table, and one self-contained page with their curves (`report_page.py`)."""
+"""Runs side by side: a text table, and one self-contained page with their curves (``page``)."""
 
 import math
 from pathlib import Path

@@ -162,8 +162,8 @@ _LOSS_CHARTS = [
 
 _SPEED_CHARTS = [
     ("Throughput, tokens/s", "train/tokens_per_second", "steps"),
-    ("Model FLOP/s a process, 10^12", "train/model_tflops_per_second", "steps"),
-    ("Wait for data, seconds a step", "train/data_wait_seconds", "steps"),
+    ("Model FLOP/s per process, 10^12", "train/model_tflops_per_second", "steps"),
+    ("Wait for data, seconds per step", "train/data_wait_seconds", "steps"),
     ("Checkpoints, seconds that training stood still", "checkpoint/blocking_seconds", "steps"),
     ("Memory of rank 0, bytes", "system/process_memory_bytes", "training time"),
 ]
@@ -211,9 +211,13 @@ def _speed_up_bars(runs: Sequence[RunHistory], names: Sequence[str], styles: Seq
     parts = [f'<svg viewBox="0 0 {_WIDTH} {_ROW * len(runs)}" role="img" aria-label="speed-up against its limit">']
     for index, (name, style, ratio, limit) in enumerate(zip(names, styles, ratios, limits, strict=True)):
         top, end = index * _ROW + 6, left + limit * unit
-        parts.append(f'<text class="name" x="0" y="{top + 15}">{escaped(name)}</text>')
-        parts.append(f'<rect class="{style}" x="{left}" y="{top}" width="{ratio * unit:.1f}" height="22" rx="3"/>')
-        parts.append(f'<line class="limit" x1="{end:.1f}" x2="{end:.1f}" y1="{top - 3}" y2="{top + 25}"/>')
+        parts.extend(
+            (
+                f'<text class="name" x="0" y="{top + 15}">{escaped(name)}</text>',
+                f'<rect class="{style}" x="{left}" y="{top}" width="{ratio * unit:.1f}" height="22" rx="3"/>',
+                f'<line class="limit" x1="{end:.1f}" x2="{end:.1f}" y1="{top - 3}" y2="{top + 25}"/>',
+            )
+        )
         after = left + max(ratio, limit) * unit + 8
         parts.append(f'<text class="name" x="{after:.1f}" y="{top + 15}">{ratio:.2f}x of {limit:.2f}x</text>')
     note = f"Tokens/s against {names[-1]}; the line is what the arithmetic allows."
@@ -236,17 +240,25 @@ def _time_line(runs: Sequence[RunHistory], names: Sequence[str], styles: Sequenc
         parts.append(f'<rect class="gap" x="{left}" y="{top + 9}" width="{max(end - left, 1):.1f}" height="4"/>')
         for number_, (begin, last) in enumerate(run.attempts, start=1):
             size = max(place(last) - place(begin), 2)
-            parts.append(
-                f'<rect class="{style}" x="{place(begin):.1f}" y="{top}" width="{size:.1f}" height="22" rx="3">'
+            parts.extend(
+                (
+                    f'<rect class="{style}" x="{place(begin):.1f}" y="{top}" width="{size:.1f}" height="22" rx="3">',
+                    f"<title>start {number_}: {duration((last - begin) / 1000)}</title></rect>",
+                )
             )
-            parts.append(f"<title>start {number_}: {duration((last - begin) / 1000)}</title></rect>")
         for timestamp_ms, text in _faults(run):
-            parts.append(f'<circle class="fault" cx="{place(timestamp_ms):.1f}" cy="{top + 11}" r="5">')
-            parts.append(f"<title>{escaped(text)}</title></circle>")
+            parts.extend(
+                (
+                    f'<circle class="fault" cx="{place(timestamp_ms):.1f}" cy="{top + 11}" r="5">',
+                    f"<title>{escaped(text)}</title></circle>",
+                )
+            )
     bottom = _ROW * len(runs) + 18
-    parts.append(f'<text class="tick" x="{left}" y="{bottom}">first start</text>')
-    parts.append(
-        f'<text class="tick" x="{_WIDTH - 20}" y="{bottom}" text-anchor="end">{duration(span / 1000)} later</text>'
+    parts.extend(
+        (
+            f'<text class="tick" x="{left}" y="{bottom}">first start</text>',
+            f'<text class="tick" x="{_WIDTH - 20}" y="{bottom}" text-anchor="end">{duration(span / 1000)} later</text>',
+        )
     )
     return "".join([*parts, "</svg>"]) + '<p class="note">Bars: starts of the run. Red: faults.</p>'
 

@@ -39,15 +39,17 @@ def line_chart(lines: Sequence[Line], *, x_label: str, y_label: str) -> str:
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escaped(y_label)} against {escaped(x_label)}">'
     ]
     for value in y_ticks:
-        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>')
-        parts.append(
-            f'<text class="tick" x="{_LEFT - 6}" y="{y(value) + 4:.1f}" text-anchor="end">{number(value)}</text>'
+        parts.extend(
+            (
+                f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>',
+                f'<text class="tick" x="{_LEFT - 6}" y="{y(value) + 4:.1f}" text-anchor="end">{number(value)}</text>',
+            )
         )
-    for value in x_ticks:
-        parts.append(
-            f'<text class="tick" x="{x(value):.1f}" y="{HEIGHT - _BOTTOM + 16}" text-anchor="middle">'
-            f"{escaped(number(value))}</text>"
-        )
+    parts.extend(
+        f'<text class="tick" x="{x(value):.1f}" y="{HEIGHT - _BOTTOM + 16}" text-anchor="middle">'
+        f"{escaped(number(value))}</text>"
+        for value in x_ticks
+    )
     parts.append(f'<text class="label" x="{WIDTH / 2}" y="{HEIGHT - 6}" text-anchor="middle">{escaped(x_label)}</text>')
     for line in lines:
         places = [(round(x(px), 1), round(y(py), 1), number(px), number(py)) for px, py in finite[line.name]]
@@ -55,11 +57,14 @@ def line_chart(lines: Sequence[Line], *, x_label: str, y_label: str) -> str:
             continue
         path = " ".join(f"{px},{py}" for px, py, *_ in places)
         data = escaped(json.dumps(places))
-        parts.append(
-            f'<polyline class="curve {line.style}" points="{path}" data-name="{escaped(line.name)}" data-at="{data}">'
+        parts.extend(
+            (
+                f'<polyline class="curve {line.style}" points="{path}" data-name="{escaped(line.name)}" '
+                f'data-at="{data}">',
+                f"<title>{escaped(line.name)}</title></polyline>",
+                f'<circle class="end {line.style}" cx="{places[-1][0]}" cy="{places[-1][1]}" r="2.5"/>',
+            )
         )
-        parts.append(f"<title>{escaped(line.name)}</title></polyline>")
-        parts.append(f'<circle class="end {line.style}" cx="{places[-1][0]}" cy="{places[-1][1]}" r="2.5"/>')
     return "".join([*parts, "</svg>"])
 
 

@@ -21,9 +21,8 @@ class Attempt:
     """The run, over all its starts."""
     number: int
     """Which start this is; the first is 1."""
-    computed_otherwise: dict[str, int]
-    """Loss -> newest step whose recorded value other settings may have given: up to there a value that is
-    computed again need not equal it to the bit."""
+    may_differ_until: dict[str, int]
+    """Metric -> newest step recorded with other settings; up to that step a recomputed value may differ in rounding."""
 
 
 def register_attempt(run_dir: Path, config: RunConfig, shards: Mixture, world_size: int) -> Attempt:
@@ -37,16 +36,16 @@ def register_attempt(run_dir: Path, config: RunConfig, shards: Mixture, world_si
     fresh = {"lineage_id": uuid.uuid4().hex, "attempt": 0, **settings}
     record = read_run_record(run_dir) if (run_dir / "run.json").exists() else fresh
     changed = {name for name, value in settings.items() if record.get(name) != value}
-    otherwise = dict(record.get("computed_otherwise", {}))
+    may_differ_until = dict(record.get("computed_otherwise", {}))  # the name on disk
     if changed:
         newest = max((point.step for point in read_points(run_dir)), default=0)
-        otherwise["validation/loss"] = newest
+        may_differ_until["validation/loss"] = newest
         if "arithmetic" in changed:
-            otherwise["train/loss"] = newest
+            may_differ_until["train/loss"] = newest
     record |= {"attempt": record["attempt"] + 1, "data": data_facts(shards), **settings}
-    record["computed_otherwise"] = otherwise
+    record["computed_otherwise"] = may_differ_until
     write_atomically(run_dir / "run.json", json.dumps(record, indent=1) + "\n")
-    return Attempt(lineage_id=record["lineage_id"], number=record["attempt"], computed_otherwise=otherwise)
+    return Attempt(lineage_id=record["lineage_id"], number=record["attempt"], may_differ_until=may_differ_until)
 
 
 def is_newest_attempt(run_dir: Path, number: int) -> bool:

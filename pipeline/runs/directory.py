@@ -56,7 +56,7 @@ def is_finished(config: RunConfig) -> bool:
 
 
 def has_checkpoint(config: RunConfig) -> bool:
-    """Whether the run has saved anything to go on from, intact or not."""
+    """Whether the run has saved anything to resume from, intact or not."""
     return any((Path(config.run_dir) / "checkpoints").glob("step-*"))
 
 

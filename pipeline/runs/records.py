@@ -1,9 +1,9 @@
 """The records that a run keeps on disk: its metrics, and what happened to it.
 
 ``RUN_DIR/metrics.jsonl`` is the plain interface to a run's figures, complete whether or not MLflow
-was ever reached. One JSON object a line: ``{"step": 10, "timestamp_ms": 1767225600000, "metrics":
+was ever reached. One JSON object per line: ``{"step": 10, "timestamp_ms": 1767225600000, "metrics":
 {"train/loss": 5.1}}``. A step may have several lines; a metric of a step occurs once. Numbers are
-Python's, so a loss that is not finite reads ``NaN`` or ``Infinity``. `metrics.METRICS` says what
+Python's, so a loss that is not finite reads ``NaN`` or ``Infinity``. ``metric_names.METRICS`` says what
 each name means. A last line without its newline is still being written.
 
 ``RUN_DIR/events.jsonl`` has starts and faults: ``{"timestamp_ms": ..., "kind": "start", "step": 0,
@@ -34,7 +34,7 @@ class Spool:
 
     Args:
         run_dir: holds the file.
-        computed_otherwise: as in ``Attempt``.
+        may_differ_until: as in ``Attempt``.
         check_newest: called just before the file is replaced; raises in a start that was taken over.
 
     Raises:
@@ -45,11 +45,11 @@ class Spool:
         self,
         run_dir: Path,
         *,
-        computed_otherwise: Mapping[str, int] | None = None,
+        may_differ_until: Mapping[str, int] | None = None,
         check_newest: Callable[[], None] = lambda: None,
     ) -> None:
         self._path = run_dir / SPOOL
-        self._computed_otherwise = computed_otherwise or {}
+        self._may_differ_until = may_differ_until or {}
         _take_over(self._path, check_newest)
         # Only what was there before this start: the memory must not grow with the run.
         self._before: dict[int, dict[str, float]] = {}
@@ -63,7 +63,7 @@ class Spool:
         """Append metrics of optimizer step ``step`` (1 is the first), on disk against kill -9 at once.
 
         A point that is there already, from before a resume, is kept as it is. A *loss* that differs
-        from it adds a line to ``changed``, unless it was computed otherwise: the run is not deterministic.
+        from it adds a line to ``changed``, unless it may differ there: the run is not deterministic.
 
         Raises:
             UserError: the disk is full.
@@ -73,7 +73,7 @@ class Spool:
         new = {}
         for key, value in metrics.items():
             if key in known:
-                compared = key.endswith("/loss") and step > self._computed_otherwise.get(key, -1)
+                compared = key.endswith("/loss") and step > self._may_differ_until.get(key, -1)
                 if compared and repr(known[key]) != repr(value):
                     self.changed.append(f"{key} of step {step} is {value!r}, was {known[key]!r} before the resume")
             elif key not in written:
@@ -183,7 +183,7 @@ def read_events(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def _not_written(path: Path, error: OSError) -> UserError:
-    return UserError(f"{path} cannot be written ({error.strerror}): mend that, then run the same command again")
+    return UserError(f"{path} cannot be written ({error.strerror}): fix that, then run the same command again")
 
 
 def _take_over(path: Path, check_newest: Callable[[], None]) -> None:

@@ -1,7 +1,7 @@
 """MLflow as the trainer sees it: a description left on disk, and a shipper process.
 
 The trainer never calls MLflow, whose client blocks for minutes when a server is down. Rank 0
-appends each point to the spool (`spool.py`); the shipper (`shipper.py`), a process of its own,
+appends each point to the spool (``runs.records``). The shipper (``shipping``), a process of its own,
 sends it in batches and remembers how far it got. What it could not send stays for ``narrowbert sync``.
 """
 

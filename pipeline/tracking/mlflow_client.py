@@ -1,6 +1,7 @@
 """The connection to MLflow: its client, the experiment and the run of a run directory."""
 
 import contextlib
+import itertools
 import json
 import os
 import sys
@@ -14,7 +15,7 @@ from pipeline.runs.records import read_events
 from pipeline.runs.redaction import RedactingStream, redact_text
 from pipeline.tracking.description import DESCRIPTION
 
-_MAX_PARAMS_A_BATCH = 100
+_MAX_PARAMS_PER_BATCH = 100
 _MAX_DIGEST = 36  # of an MLflow dataset
 
 
@@ -126,9 +127,9 @@ def find_or_create_run(client: Any, run_dir: Path, description: dict[str, Any]) 
     run_id = run.info.run_id
     # Parameters cannot be changed in MLflow: a resume sends only what an outage kept back.
     params = [Param(k, str(v)) for k, v in description["params"].items() if k not in run.data.params]
-    for start in range(0, len(params), _MAX_PARAMS_A_BATCH):
-        client.log_batch(run_id, params=params[start : start + _MAX_PARAMS_A_BATCH])
-    client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+    for start in range(0, len(params), _MAX_PARAMS_PER_BATCH):
+        client.log_batch(run_id, params=params[start : start + _MAX_PARAMS_PER_BATCH])
+    client.log_batch(run_id, tags=list(itertools.starmap(RunTag, tags.items())))
     if "dataset" in description and not run.inputs.dataset_inputs:
         _log_dataset(client, run_id, description["dataset"])
     return run_id

@@ -29,7 +29,7 @@ from pipeline.tracking.mlflow_client import connect, find_or_create_run, mlflow_
 
 _PROGRESS = "tracking.offset"
 _LOCK = "tracking.lock"
-_MAX_METRICS_A_BATCH = 1000  # MLflow's own limit
+_MAX_METRICS_PER_BATCH = 1000  # MLflow's own limit
 _POLL_S = 2.0
 _ARTIFACTS_EVERY_S = 30.0
 _LONGEST_BACKOFF_S = 30.0
@@ -95,7 +95,7 @@ def _send_new_points(client: Any, run_dir: Path, progress: "_Progress") -> bool:
         file.seek(max(0, offset - 1))
         if offset and file.read(1) != b"\n":  # a node that lost its power took lines with it that were sent already
             offset = file.seek(0)
-        while len(metrics) < _MAX_METRICS_A_BATCH // 2 and (line := file.readline()).endswith(b"\n"):
+        while len(metrics) < _MAX_METRICS_PER_BATCH // 2 and (line := file.readline()).endswith(b"\n"):
             try:
                 point = parse_point(line, spool, 0)
             except UserError:  # only now is its number worth counting
@@ -193,14 +193,14 @@ def main(run_dir: Path) -> int:
     threading.Thread(target=_watch_standard_input, args=(closed,), daemon=True).start()
     backoff = 1.0
     with (run_dir / _LOCK).open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # one shipper a run; that of the start before may be ending
+        fcntl.flock(lock, fcntl.LOCK_EX)  # one shipper per run; that of the start before may be ending
         while True:
             last_try, started = closed.is_set(), time.monotonic()
             try:
                 ship(run_dir, finished=closed.wait)
                 return 0
             except Exception as error:  # an outage: the spool keeps everything, try again
-                print(f"{time.strftime('%FT%T')} MLflow: {one_line(str(error))}", flush=True)
+                _say(one_line(str(error)))
             if last_try:
                 return 1
             if time.monotonic() - started > _LONGEST_BACKOFF_S:  # it worked for a while
@@ -215,8 +215,14 @@ def _watch_standard_input(closed: threading.Event) -> None:
         pass
     closed.set()
     time.sleep(LAST_SHIPMENT_S - 5)
-    print(f"{time.strftime('%FT%T')} MLflow: the rest is left for narrowbert sync", flush=True)
+    _say("the rest is left for narrowbert sync")
     os._exit(1)
+
+
+def _say(text: str) -> None:
+    """A line into the shipper's log, with the time."""
+    sys.stderr.write(f"{time.strftime('%FT%T')} MLflow: {text}\n")
+    sys.stderr.flush()
 
 
 if __name__ == "__main__":

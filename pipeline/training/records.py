@@ -54,7 +54,7 @@ class Records:
             self._check_newest()  # a newer start may have registered while this one was loading
             _write_configuration(self.run_dir, self._config, shards)
             self._spool = Spool(
-                self.run_dir, computed_otherwise=self._attempt.computed_otherwise, check_newest=self._check_newest
+                self.run_dir, may_differ_until=self._attempt.may_differ_until, check_newest=self._check_newest
             )
             world_size, number = self._ranks.world.size, self._attempt.number
             append_event(
@@ -63,7 +63,7 @@ class Records:
             )  # fmt: skip
             if self._config.tracking.enabled:
                 describe_run(self.run_dir, self._config, shards, self._attempt, world_size=world_size, device=device)
-                self._shipper = Shipper(self.run_dir)
+                self._shipper = Shipper(self.run_dir).start()
         self.progress = Progress(self._config.training.train_steps, step, is_main=self._ranks.is_main)
 
     def event(self, kind: str, step: int, text: str) -> None:

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from data_prep.contract.command_line import UserError
+from pipeline.checkpoints.commit import superseded
 from pipeline.checkpoints.listing import list_checkpoints
 from pipeline.checkpoints.reading import newest_checkpoint
-from pipeline.checkpoints.writing import superseded
 from tests.faults.runs import argv, events
 from tests.processes import Ranks, losses, run_command, run_ranks, user_error
 

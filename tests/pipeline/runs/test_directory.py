@@ -13,7 +13,7 @@ def changes(
 ) -> list[str]:
     """Start the run once more, log losses by step, and return what the spool reports as not deterministic."""
     attempt = register_attempt(run_dir, RunConfig(training=TrainingConfig(**values)), shards, processes)
-    spool = Spool(run_dir, computed_otherwise=attempt.computed_otherwise)
+    spool = Spool(run_dir, may_differ_until=attempt.may_differ_until)
     for step, metrics in losses.items():
         spool.write(step, metrics)
     spool.close()

@@ -35,11 +35,11 @@ def test_other_arithmetic_or_nan_is_no_fault(tmp_path: Path) -> None:
     spool.write(1, {"train/loss": float("nan")})
     spool.write(2, {"train/loss": 2.0})
     spool.close()
-    again, moved = Spool(tmp_path), Spool(tmp_path, computed_otherwise={"train/loss": 2})
+    again, moved = Spool(tmp_path), Spool(tmp_path, may_differ_until={"train/loss": 2})
     again.write(1, {"train/loss": float("nan")})
     moved.write(2, {"train/loss": 2.0000001})
     assert again.changed == moved.changed == []
-    before = Spool(tmp_path, computed_otherwise={"train/loss": 1, "validation/loss": 2})
+    before = Spool(tmp_path, may_differ_until={"train/loss": 1, "validation/loss": 2})
     before.write(2, {"train/loss": 2.0000001})
     assert before.changed == ["train/loss of step 2 is 2.0000001, was 2.0 before the resume"]
 
