@@ -9,9 +9,11 @@ import functools
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 import torch
+
+Results: TypeAlias = torch.Tensor | tuple[torch.Tensor, ...]
 
 _FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 _FUSED_ATTENTION = "_scaled_dot_product_flash_attention_for_cpu"
@@ -59,14 +61,19 @@ def multiply_bf16_in_fp32() -> torch.library.Library:
     return library
 
 
-def _in_fp32(kernel: Any, operands: int, results: int) -> Callable[..., Any]:
-    def product(keyset: Any, *args: Any, **options: Any) -> Any:
+def _in_fp32(kernel: torch._C._SafeKernelFunction, operands: int, results: int) -> Callable[..., Results]:
+    # After the operands ``args`` has numbers as well, which go to the kernel as they are.
+    def product(
+        keyset: torch._C.DispatchKeySet, *args: torch.Tensor, **options: torch.Tensor | float | None
+    ) -> Results:
         if any(operand.dtype is not torch.bfloat16 for operand in args[:operands]):
             return kernel.call_boxed(keyset, *args, **options)  # which refuses mixed types
         mask = options.get("attn_mask")
-        if mask is not None and mask.dtype is torch.bfloat16:
+        if isinstance(mask, torch.Tensor) and mask.dtype is torch.bfloat16:
             options["attn_mask"] = mask.float()
-        wide = kernel.call_boxed(keyset, *(operand.float() for operand in args[:operands]), *args[operands:], **options)
+        wide: Results = kernel.call_boxed(
+            keyset, *(operand.float() for operand in args[:operands]), *args[operands:], **options
+        )
         if isinstance(wide, torch.Tensor):
             return wide.bfloat16()
         return (*(result.bfloat16() for result in wide[:results]), *wide[results:])

@@ -9,7 +9,8 @@ import socket
 import sys
 import warnings
 from collections.abc import Iterator
-from typing import Any, cast
+from types import ModuleType
+from typing import TypeAlias, cast
 
 import torch
 import torch.distributed as dist
@@ -19,7 +20,7 @@ from data_prep.contract.command_line import UserError
 from pipeline.config import LIVE_ELEMENTS, RunConfig
 from pipeline.engine.bf16_products import ensure_bf16_products
 from pipeline.engine.optimizer import build_optimizer, clip_gradients
-from pipeline.engine.protocol import Engine
+from pipeline.engine.protocol import Engine, FragmentMapping
 from pipeline.model.masked_lm import NarrowBertForPretraining
 from pipeline.parallel.groups import (
     data_parallel_group,
@@ -91,11 +92,14 @@ def _set_rendezvous_of_one() -> None:
             os.environ["MASTER_PORT"] = str(listener.getsockname()[1])
 
 
-def deepspeed_config(config: RunConfig, data_parallel_size: int) -> dict[str, Any]:
+DeepSpeedConfig: TypeAlias = "dict[str, bool | int | float | str | DeepSpeedConfig]"
+
+
+def deepspeed_config(config: RunConfig, data_parallel_size: int) -> DeepSpeedConfig:
     """The engine's dictionary. DeepSpeed ignores unknown keys without a word, so none comes from a user."""
     training = config.training
     accumulation = training.global_batch_size // (training.micro_batch_size * data_parallel_size)
-    zero: dict[str, Any] = {
+    zero: DeepSpeedConfig = {
         "stage": training.zero_stage,
         "overlap_comm": False,
         "reduce_bucket_size": _BUCKET_ELEMENTS,
@@ -134,7 +138,8 @@ def build_engine(config: RunConfig, model: NarrowBertForPretraining, device: tor
         import deepspeed.ops
         from deepspeed.accelerator import get_accelerator
 
-    accelerator: Any = get_accelerator()
+    accelerator = get_accelerator()
+    assert accelerator is not None
     if config.training.precision == "fp16" and not accelerator.is_fp16_supported():
         raise UserError("training.precision fp16 is not supported by this processor: take bf16 or fp32")
     if config.training.precision == "bf16":
@@ -157,7 +162,7 @@ def build_engine(config: RunConfig, model: NarrowBertForPretraining, device: tor
         # At the smallest scale keep skipping: training.max_skipped_steps says when to stop.
         engine.optimizer.loss_scaler.raise_error_at_min_scale = False
     if device.type == "cuda" and config.training.zero_stage < 3 and tensor_parallel_group().size() == 1:
-        # Shapes never change. Collectives inside the forward pass (split layers, ZeRO 3) stay uncompiled.
+        # Shapes never change. Collectives inside the forward pass (partitioned layers, ZeRO 3) stay uncompiled.
         engine.compile(compile_kwargs={"dynamic": False})
     return engine
 
@@ -165,7 +170,7 @@ def build_engine(config: RunConfig, model: NarrowBertForPretraining, device: tor
 @contextlib.contextmanager
 def _without_mlflow() -> Iterator[None]:
     """DeepSpeed's autotuner, imported with it and not used here, wants MLflow if it is there: seconds in every rank."""
-    modules: dict[str, Any] = sys.modules
+    modules = cast(dict[str, ModuleType | None], sys.modules)
     if "mlflow" in modules:
         yield
         return
@@ -250,7 +255,7 @@ def local_part(engine: Engine, parameter: nn.Parameter, kind: str) -> tuple[int,
         start = dist.get_rank(data_parallel_group()) * part.numel()
         # The parts are equally long: the last ones may reach over the end.
         return start, part[: max(0, getattr(parameter, "ds_numel") - start)]  # noqa: B009 - DeepSpeed's
-    mapping: Any = getattr(parameter, "_hp_mapping")  # noqa: B009 - DeepSpeed's
+    mapping: FragmentMapping | None = getattr(parameter, "_hp_mapping")  # noqa: B009 - DeepSpeed's
     if mapping is None:
         return None
     return mapping.lp_fragment_address.start, mapping.get_hp_fragment(None if is_weight else kind)

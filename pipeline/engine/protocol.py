@@ -17,6 +17,23 @@ class LossScaler(Protocol):
     raise_error_at_min_scale: bool
 
 
+class FragmentAddress(Protocol):
+    """Where a fragment lies in its flattened parameter."""
+
+    start: int
+    numel: int
+
+
+class FragmentMapping(Protocol):
+    """The fragment of a parameter that ZeRO 1 or 2 has given to this rank."""
+
+    lp_fragment_address: FragmentAddress
+
+    def get_hp_fragment(self, optim_state_key: str | None = None) -> torch.Tensor:
+        """The fp32 weights, or the moments under a key, of the fragment."""
+        ...
+
+
 class EngineOptimizer(Protocol):
     """AdamW, or with ZeRO DeepSpeed's wrapping of it."""
 

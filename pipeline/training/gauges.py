@@ -1,4 +1,4 @@
-"""What a run's metrics are called and mean, and those that are read from the machine."""
+"""The metrics of a log besides losses: progress, throughput, waits, and the state of the machine."""
 
 import contextlib
 import time
@@ -38,7 +38,7 @@ class Gauges:
 
     def __init__(self, config: RunConfig, shards: Mixture, world_size: int, device: torch.device) -> None:
         self._run_dir, self._device = config.run_dir, device
-        self._rows_a_step = config.training.global_batch_size
+        self._rows_per_step = config.training.global_batch_size
         self._seq_length = shards.seq_length
         self._train_rows = shards.train_rows
         self._deal = shards.deal(config.data.seed)
@@ -46,7 +46,7 @@ class Gauges:
             seq_length=shards.seq_length, masked_per_row=shards.masked_per_row, vocab_size=shards.vocab_size
         )
         row_flops = training_flops(parse_layout(config.model.layout), config.model, shape)
-        self._step_flops = row_flops * self._rows_a_step / world_size
+        self._step_flops = row_flops * self._rows_per_step / world_size
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
         self._peak = peak_flops(name, config.training.precision)
         self._process = psutil.Process()
@@ -63,7 +63,7 @@ class Gauges:
 
     def consumed(self, step: int) -> dict[str, float]:
         """Rows, tokens and epochs after ``step`` steps: what evaluations are plotted against as well."""
-        rows = step * self._rows_a_step
+        rows = step * self._rows_per_step
         found = {
             "train/tokens": float(rows * self._seq_length),
             "train/rows": float(rows),
@@ -79,7 +79,7 @@ class Gauges:
         flops = self._step_flops / step_seconds
         found = {
             **self.consumed(step),
-            "train/sequences_per_second": self._rows_a_step / step_seconds,
+            "train/sequences_per_second": self._rows_per_step / step_seconds,
             "train/model_tflops_per_second": flops / 1e12,
             "train/data_wait_seconds": self._waited_seconds / max(self._waits, 1),
             "system/cpu_percent": psutil.cpu_percent(),

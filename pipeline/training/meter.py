@@ -44,7 +44,7 @@ class Meter:
         self.skipped_steps = skipped_steps
         self.longest_skipped = 0
         self._skipped_in_a_row = 0
-        self._config, self._tokens_a_step = config, config.training.global_batch_size * shards.seq_length
+        self._config, self._tokens_per_step = config, config.training.global_batch_size * shards.seq_length
         self._steps: list[StepSums] = []
         self._seconds = 0.0
         self._started = time.perf_counter()
@@ -84,8 +84,8 @@ class Meter:
             "train/gradient_norm": norms[-1],
             "train/skipped_steps": float(self.skipped_steps),
             "train/step_seconds": seconds,
-            "train/tokens_per_second": self._tokens_a_step / seconds,
-            "train/tokens": float(step * self._tokens_a_step),
+            "train/tokens_per_second": self._tokens_per_step / seconds,
+            "train/tokens": float(step * self._tokens_per_step),
         }
         if engine.fp16_enabled():
             points[step]["train/loss_scale"] = float(engine.optimizer.loss_scale)
