@@ -1,0 +1,27 @@
+"""What ``narrowbert plan`` prints."""
+
+import pytest
+
+from data_prep.contract.command_line import UserError
+from pipeline.config import RunConfig, TrainingConfig
+from pipeline.planning.plan import PlanOptions, plan
+
+
+def test_plan_prints_bytes_and_efficiency() -> None:
+    config = RunConfig(training=TrainingConfig(micro_batch_size=27))
+
+    def printed(**options: object) -> str:
+        return plan(config, PlanOptions(processes=16, seq_length=512, vocab_size=30522, **options))  # type: ignore[arg-type]
+
+    shown = printed(nodes=2)
+    assert "gradients, all_reduce" in shown
+    assert "give --node_tokens_per_second" in shown
+    shown = printed(nodes=2, node_tokens_per_second=1e6, network_gigabytes_per_second=50.0)
+    line = next(line for line in shown.splitlines() if line.startswith("step on 2 nodes"))
+    compute = 1728 * 512 / 2e6
+    assert f"({compute:.4g} computing" in line
+    assert "% efficient" in line
+    with pytest.raises(UserError, match="spread evenly"):
+        printed(nodes=3)
+    with pytest.raises(UserError, match=r"network_gigabytes_per_second is 0"):
+        printed(nodes=2, network_gigabytes_per_second=0.0)
