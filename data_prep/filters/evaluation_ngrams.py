@@ -1,22 +1,27 @@
 """N-grams of evaluation sets, kept out of the training text."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Self
 
 import numpy as np
 
 from data_prep.config import PrepConfig, as_tuple
-from data_prep.corpus.documents import CorpusFile
+from data_prep.corpus.documents import CorpusFile, Document
 from data_prep.corpus.files import find_corpus_files
-from data_prep.filters.duplicates import (
-    TABLE_BITS,
-    ngram_hashes,
-    words_of,
-)
+from data_prep.corpus.reading import read_texts
+from data_prep.filters.document_filter import DocumentFilter
+from data_prep.filters.word_ngrams import ngram_hashes, words_of
+
+TABLE_BITS = (16, 26)
+"""Fewest and most bits of a hash that the table of first bits looks at."""
 
 
-class EvaluationNgrams:
-    """The n-grams of evaluation texts, against which documents are checked. Build it with ``of``."""
+class EvaluationNgrams(DocumentFilter):
+    """Drops documents that share an n-gram of words with an evaluation text. Build it with ``open`` or ``of``."""
+
+    reason = "contaminated"
+    config_keys = ("duplicates.evaluation_paths", "duplicates.evaluation_ngram")
 
     def __init__(self, hashes: np.ndarray, n: int, too_short: int) -> None:
         self.n = n
@@ -32,7 +37,7 @@ class EvaluationNgrams:
         self._table[hashes >> self._shift] = True
 
     @classmethod
-    def of(cls, texts: Iterable[str], n: int) -> "EvaluationNgrams":
+    def of(cls, texts: Iterable[str], n: int) -> Self:
         """The n-grams of lower-cased words (``\\w+``) of all texts."""
         too_short = 0
         hashes = [np.empty(0, dtype=np.uint64)]
@@ -41,6 +46,30 @@ class EvaluationNgrams:
             too_short += not len(found)
             hashes.append(np.unique(found))
         return cls(np.unique(np.concatenate(hashes)), n, too_short)
+
+    @classmethod
+    def open(cls, config: PrepConfig) -> Self | None:
+        """The n-grams of ``duplicates.evaluation_paths``; None where there are no such files."""
+        files = evaluation_files(config)
+        return cls.of(read_texts(files, config), config.duplicates.evaluation_ngram) if files else None
+
+    def refusal(self, document: Document) -> str | None:
+        """The first n-gram that the document shares with an evaluation text."""
+        shared = self.shared(document.text)
+        return None if shared is None else f"shares '{shared}'"
+
+    def counts(self) -> dict[str, int]:
+        """How many evaluation texts are too short to be checked against."""
+        return {"unchecked_evaluation_texts": self.too_short}
+
+    @classmethod
+    def note(cls, config: PrepConfig, record: Mapping[str, int]) -> str | None:
+        """Evaluation texts that nothing was checked against."""
+        unchecked = record.get("unchecked_evaluation_texts")
+        if not unchecked:
+            return None
+        words = config.duplicates.evaluation_ngram
+        return f"{unchecked} evaluation texts have fewer than {words} words: nothing was checked against them"
 
     def shared(self, text: str) -> str | None:
         """The first n-gram of ``text`` that an evaluation text has as well, or None."""

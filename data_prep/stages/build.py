@@ -13,6 +13,7 @@ from data_prep.config import PrepConfig
 from data_prep.contract.command_line import UserError
 from data_prep.contract.shard_format import MANIFEST
 from data_prep.contract.shards import open_shards
+from data_prep.filters.registry import filter_notes
 from data_prep.stages.duplicates import run_duplicates
 from data_prep.stages.finish import Summary, check_counts, finish, summary
 from data_prep.stages.map import run_map
@@ -110,9 +111,10 @@ def _run_stage(plan: WorkPlan, stage: str, index: int | None, workers: Workers, 
         progress.advance(_work_of(plan, stage, [number])[0])
     for number, record in zip(todo, workers.run(_run_task, [(plan, stage, n) for n in todo]), strict=True):
         progress.advance(_work_of(plan, stage, [number])[0], record.get("documents", 0) if stage == "map" else 0)
-    if stage == "map" and (unchecked := require_record(plan, "map", chosen[0])["unchecked_evaluation_texts"]):
-        words = plan.config.duplicates.evaluation_ngram
-        progress.note(f"{unchecked} evaluation texts have fewer than {words} words: nothing was checked against them")
+    if stage == "map":
+        record = require_record(plan, "map", chosen[0])
+        for note in filter_notes(plan.config, record):
+            progress.note(note)
     if stage == "pack" and index is None:
         check_counts(plan)
     done = f"{stage}: {len(todo)} of {len(chosen)} tasks run, {len(chosen) - len(todo)} done before"

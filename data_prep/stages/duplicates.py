@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from data_prep.corpus.documents import Reject
-from data_prep.filters.duplicates import exact_survivors, near_survivors
+from data_prep.filters.exact_duplicates import exact_survivors
+from data_prep.filters.near_duplicates import near_survivors
 from data_prep.stages.records import committed, map_folder
 from data_prep.stages.work_plan import WorkPlan
 

@@ -10,13 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.config import PrepConfig, as_tuple
+from data_prep.config import PrepConfig
 from data_prep.contract.shard_format import TOKENIZER
 from data_prep.contract.tokenizer import load_tokenizer
 from data_prep.corpus.documents import Document, Partition, Reject
-from data_prep.corpus.reading import read_partition, read_texts
-from data_prep.filters.duplicates import near_signature, text_key
-from data_prep.filters.evaluation_ngrams import EvaluationNgrams, evaluation_files
+from data_prep.corpus.reading import read_partition
+from data_prep.filters.document_filter import DocumentFilter
+from data_prep.filters.exact_duplicates import text_key
+from data_prep.filters.near_duplicates import near_signature
+from data_prep.filters.registry import open_filters
 from data_prep.stages.records import committed, map_folder
 from data_prep.stages.work_plan import WorkPlan
 from data_prep.tokens.word_table import TextEncoder
@@ -61,11 +63,8 @@ def _encoder(work: Path, plan_hash: str, dtype: str) -> TextEncoder:
 
 
 @lru_cache(maxsize=1)
-def _evaluation_ngrams(work: Path, plan_hash: str, config: PrepConfig) -> EvaluationNgrams | None:
-    if not as_tuple(config.duplicates.evaluation_paths):
-        return None
-    texts = read_texts(evaluation_files(config), config)
-    return EvaluationNgrams.of(texts, config.duplicates.evaluation_ngram)
+def _filters(plan_hash: str, config: PrepConfig) -> list[DocumentFilter]:
+    return open_filters(config)
 
 
 def run_map(plan: WorkPlan, index: int) -> dict[str, Any]:
@@ -86,8 +85,8 @@ def run_map(plan: WorkPlan, index: int) -> dict[str, Any]:
                 tokens.write(_encode_batch(plan, batch, table, reject).tobytes())
         table.write(folder)
         record["documents"] = len(table.ids)
-        ngrams = _evaluation_ngrams(plan.work, plan.hash, plan.config)
-        record["unchecked_evaluation_texts"] = ngrams.too_short if ngrams else 0
+        for document_filter in _filters(plan.hash, plan.config):
+            record |= document_filter.counts()
     return record
 
 
@@ -97,7 +96,7 @@ def _kept(
     """(document, copies of it) of one partition; the others are counted."""
     file = plan.files[partition.file]
     weight = file.weight
-    ngrams = _evaluation_ngrams(plan.work, plan.hash, plan.config)
+    filters = _filters(plan.hash, plan.config)
     for item in read_partition(file, partition, plan.config.corpus, plan.config.cleaning):
         record["read"] += 1
         if isinstance(item, Reject):
@@ -109,14 +108,23 @@ def _kept(
         if not copies:
             record["not_sampled"] += 1
             continue
-        shared = ngrams.shared(item.text) if ngrams else None
-        if shared is not None:
-            reject(Reject(id=item.key, reason="contaminated", detail=f"shares '{shared}'", sample=item.text[:1000]))
+        refused = _refused(item, filters)
+        if refused is not None:
+            reject(refused)
             continue
         draw = document_draw(item.id)
         if draw >= plan.config.validation_fraction:
             record["smallest_left"] = min(record["smallest_left"], draw)
         yield item, copies
+
+
+def _refused(document: Document, filters: list[DocumentFilter]) -> Reject | None:
+    """The reject of the first filter that drops the document, or None."""
+    for document_filter in filters:
+        detail = document_filter.refusal(document)
+        if detail is not None:
+            return Reject(id=document.key, reason=document_filter.reason, detail=detail, sample=document.text[:1000])
+    return None
 
 
 def _batches(items: Iterable[tuple[Document, int]]) -> Iterator[list[tuple[Document, int]]]:

@@ -16,8 +16,8 @@ from data_prep.corpus.documents import CorpusFile, Partition
 from data_prep.corpus.files import find_corpus_files
 from data_prep.corpus.partitions import partition_bytes, plan_partitions
 from data_prep.corpus.surveys import survey
-from data_prep.filters.duplicates import near_signature
 from data_prep.filters.evaluation_ngrams import evaluation_files
+from data_prep.filters.near_duplicates import near_signature
 from data_prep.stages.progress import Progress
 from data_prep.stages.workers import Workers
 

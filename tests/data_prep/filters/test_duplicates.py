@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.contract.command_line import UserError
-from data_prep.filters import duplicates as dedup
-from data_prep.filters.duplicates import exact_survivors, near_signature, near_survivors, text_key
+from data_prep.filters import exact_duplicates, near_duplicates, word_ngrams
 from data_prep.filters.evaluation_ngrams import EvaluationNgrams
+from data_prep.filters.exact_duplicates import exact_survivors, text_key
+from data_prep.filters.near_duplicates import near_signature, near_survivors
 
 WORDS = [f"word{number}" for number in range(400)]
 
@@ -54,7 +55,7 @@ halves = st.sampled_from([0, 1, 2**63 - 1, 2**63, 2**64 - 1])
 def test_the_first_of_equal_keys_survives(keys, sizes, keys_a_pass):
     parts = partitioned(np.array(keys, dtype=np.uint64).reshape(-1, 2), sizes)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dedup, "KEYS_A_PASS", keys_a_pass)
+        patch.setattr(exact_duplicates, "KEYS_A_PASS", keys_a_pass)
         found = exact_survivors(parts)
     assert [len(part) for part in found] == [len(part) for part in parts]
     assert all(part.dtype == np.int64 for part in found)
@@ -129,13 +130,13 @@ def test_ngrams_do_not_depend_on_the_process():
 
 
 def test_remembered_words_stay_bounded(monkeypatch):
-    monkeypatch.setattr(dedup, "_CACHED_WORDS", 50)
-    monkeypatch.setattr(dedup, "_word_hashes", dedup._WordHashes())
+    monkeypatch.setattr(word_ngrams, "_CACHED_WORDS", 50)
+    monkeypatch.setattr(word_ngrams, "_word_hashes", word_ngrams._WordHashes())
     held_out = " ".join(WORDS)
     ngrams = EvaluationNgrams.of([held_out], 13)
     assert ngrams.shared(f"{'y' * 1000} {held_out}") == " ".join(WORDS[:13])
-    assert len(dedup._word_hashes) <= 50
-    assert max(map(len, dedup._word_hashes)) <= 64
+    assert len(word_ngrams._word_hashes) <= 50
+    assert max(map(len, word_ngrams._word_hashes)) <= 64
 
 
 # --- near --------------------------------------------------------------------------------------------
@@ -174,7 +175,7 @@ def test_short_texts_have_signatures_of_their_own():
 def test_signatures_of_long_texts_do_not_depend_on_the_block(monkeypatch):
     text = " ".join(random.Random(3).choices(WORDS, k=500))
     whole = near_signature(text)
-    monkeypatch.setattr(dedup, "SHINGLES_AT_ONCE", 7)
+    monkeypatch.setattr(near_duplicates, "SHINGLES_AT_ONCE", 7)
     assert (near_signature(text) == whole).all()
 
 
@@ -190,7 +191,7 @@ def library_survivors(signatures, alive, threshold):
     """The same by datasketch's own index, with the same bands, one document after the other."""
     from datasketch import MinHash, MinHashLSH
 
-    bands = dedup._bands(threshold)
+    bands = near_duplicates._bands(threshold)
     index = MinHashLSH(num_perm=128, params=(len(bands), bands[0].stop))
     survivors = [-1] * len(signatures)
     kept = {}
@@ -239,7 +240,7 @@ def test_only_survivors_drop_others_and_the_dead_neither_drop_nor_are_dropped():
 @settings(deadline=None)
 @given(threshold=st.floats(0.05, 1))
 def test_pairs_at_the_threshold_become_candidates(threshold):
-    bands = dedup._bands(threshold)
+    bands = near_duplicates._bands(threshold)
     rows = bands[0].stop
     assert all(band.stop - band.start == rows for band in bands)
     assert bands[-1].stop <= 128 < bands[-1].stop + rows

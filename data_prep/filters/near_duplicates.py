@@ -1,120 +1,24 @@
-"""Which documents repeat: exact duplicates, near-duplicates, and documents that share text with evaluation sets.
+"""Near-duplicates: documents that share most of their five-word shingles with an earlier one.
 
-A document's global index is its row plus the rows of all partitions before its own. Everything here follows from
-the documents in that order alone, whatever number of workers made the keys and signatures.
+Global indices are those of ``exact_duplicates``. The result follows from the documents in their order alone.
 """
 
 import itertools
-import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import xxhash
 
 from data_prep.contract.command_line import UserError
-
-KEYS_A_PASS = 1 << 22
-"""Keys that ``exact_survivors`` sorts at once, in about 400 MB."""
+from data_prep.filters.word_ngrams import MULTIPLIER, ngram_hashes, words_of
 
 SHINGLE_WORDS = 5
 NUM_PERMUTATIONS = 128
 SIGNATURE_SEED = 1
 SHINGLES_AT_ONCE = 1 << 14
+
 LSH_RECALL = 0.99
 """Least chance that a pair whose similarity is exactly the threshold becomes a candidate."""
-
-_CACHED_WORDS = 1 << 19
-_CACHED_WORD_LENGTH = 64
-TABLE_BITS = (16, 26)
-_WORD = re.compile(r"\w+")
-_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
-
-
-def text_key(text: str) -> bytes:
-    """16 bytes that are equal for texts that are equal but for white space (xxh3_128)."""
-    return xxhash.xxh3_128_digest(_as_bytes(" ".join(text.split())))
-
-
-def exact_survivors(keys: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Find the first of each group of equal keys.
-
-    Args:
-        keys: for each partition [n, 2] u64, the halves of ``text_key``; may be memory maps.
-
-    Returns:
-        For each partition [n] i64: -1 where the document survives, else the global index of the survivor, the
-        smallest of those with the same key.
-
-    Keys are hashes, so equal ranges of their values hold about as many keys each; one range is sorted at a time,
-    which bounds the memory. Only copies of one text cannot be split.
-    """
-    starts = np.cumsum([0, *map(len, keys)])
-    found = np.full(starts[-1], -1, dtype=np.int64)
-    passes = -(-int(starts[-1]) // KEYS_A_PASS)
-    limits = [number * 2**64 // passes for number in range(passes)] + [2**64]
-    for low, high in itertools.pairwise(limits):
-        ids, inside = [], []
-        for part, start in zip(keys, starts, strict=False):
-            first = part[:, 0]
-            chosen = np.flatnonzero((first >= np.uint64(low)) & (first <= np.uint64(high - 1)))
-            ids.append(chosen + start)
-            inside.append(part[chosen])
-        repeated, survivors = _repeated(np.concatenate(ids), np.concatenate(inside))
-        found[repeated] = survivors
-    return np.split(found, starts[1:-1]) if len(keys) else []
-
-
-def _repeated(ids: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The ids with an equal key before them, and the first id of that key; ids [n] rise, keys are [n, 2]."""
-    order = np.argsort(keys[:, 0], kind="stable")
-    again = keys[order[1:], 0] == keys[order[:-1], 0]
-    # Few keys share even their first half: only those are sorted by both.
-    shared = np.zeros(len(ids), dtype=bool)
-    shared[1:] |= again
-    shared[:-1] |= again
-    order = order[shared]
-    order = order[np.lexsort((keys[order, 1], keys[order, 0]))]  # stable, so ids rise among equal keys
-    firsts = np.ones(len(order), dtype=bool)
-    firsts[1:] = (keys[order[1:]] != keys[order[:-1]]).any(axis=1)
-    survivors = ids[order[firsts]][np.cumsum(firsts) - 1]
-    return ids[order[~firsts]], survivors[~firsts]
-
-
-class _WordHashes(dict[str, int]):
-    """Word -> 64 bit hash, remembered for the words of everyday length."""
-
-    def __missing__(self, word: str) -> int:
-        value = xxhash.xxh3_64_intdigest(_as_bytes(word))
-        if len(word) <= _CACHED_WORD_LENGTH:
-            if len(self) >= _CACHED_WORDS:
-                self.clear()
-            self[word] = value
-        return value
-
-
-_word_hashes = _WordHashes()
-
-
-def _as_bytes(text: str) -> bytes:
-    return text.encode("utf-8", "surrogatepass")
-
-
-def words_of(text: str) -> list[str]:
-    return _WORD.findall(text.lower())
-
-
-def ngram_hashes(words: Sequence[str], n: int) -> np.ndarray:
-    """[max(0, words - n + 1)] u64, a hash of every run of n words."""
-    count = len(words) - n + 1
-    if count < 1:
-        return np.empty(0, dtype=np.uint64)
-    hashes = np.fromiter(map(_word_hashes.__getitem__, words), dtype=np.uint64, count=len(words))
-    combined = hashes[:count].copy()
-    for offset in range(1, n):
-        combined *= _MULTIPLIER  # a polynomial modulo 2**64, by Horner's rule
-        combined += hashes[offset : offset + count]
-    return combined
 
 
 def near_signature(text: str) -> np.ndarray:
@@ -213,6 +117,6 @@ def _band_hashes(columns: np.ndarray) -> np.ndarray:
     """[n] u64 from [n, rows of a band]."""
     combined = np.zeros(len(columns), dtype=np.uint64)
     for column in columns.T:
-        combined = (combined + column.astype(np.uint64)) * _MULTIPLIER
+        combined = (combined + column.astype(np.uint64)) * MULTIPLIER
         combined ^= combined >> np.uint64(32)
     return combined
