@@ -54,24 +54,24 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def commands_page() -> str:
     """Every program and command with what its ``--help`` prints."""
-    names = {program: _command_names(_help(module)) for program, module in PROGRAMS.items()}
+    names = {program: command_names(help_of(module)) for program, module in PROGRAMS.items()}
     calls = [(program, name) for program in PROGRAMS for name in names[program]]
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        helps = dict(zip(calls, pool.map(lambda call: _help(PROGRAMS[call[0]], call[1]), calls), strict=True))
+        helps = dict(zip(calls, pool.map(lambda call: help_of(PROGRAMS[call[0]], call[1]), calls), strict=True))
     lines = ["# Commands", GENERATED, "User errors are one line with exit code 2. `--debug` shows the traceback.\n"]
     for program, module in PROGRAMS.items():
-        lines += [f"## {program}", _fenced(_help(module))]
+        lines += [f"## {program}", _fenced(help_of(module))]
         for name in names[program]:
             lines += [f"### {program} {name}", *_command(helps[program, name])]
     return "\n".join(lines) + "\n"
 
 
-def _command_names(listing: str) -> list[str]:
+def command_names(listing: str) -> list[str]:
     """The commands that a program's ``--help`` lists."""
     return re.findall(r"^  (\w+)  +\S", listing, re.MULTILINE)
 
 
-def _help(module: str, *command: str) -> str:
+def help_of(module: str, *command: str) -> str:
     """What ``python -m MODULE COMMAND --help`` prints."""
     return subprocess.run(
         [sys.executable, "-P", "-m", module, *command, "--help"],

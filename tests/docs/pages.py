@@ -1,0 +1,74 @@
+"""The project's pages as tests see them: prose, links, headings and fenced blocks."""
+
+import dataclasses
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+from docs.generate_reference import PAGES
+
+ROOT = Path(__file__).parents[2]
+OUTSIDE = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "benchmarks/README.md")
+"""Pages that stand outside docs/."""
+
+_FENCE = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
+_LINK = re.compile(r"(?<!`)\[[^\]]*\]\(([^)\s]+)\)")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Block:
+    """A fenced block."""
+
+    language: str
+    """What stands behind the fence."""
+    text: str
+    """Its lines."""
+
+
+def written_pages() -> list[str]:
+    """Every page that somebody wrote, by its path in the repository."""
+    inside = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))
+    return [*OUTSIDE, *inside]
+
+
+@cache
+def text_of(page: str) -> str:
+    """A page's Markdown, written or generated.
+
+    Raises:
+        KeyError: there is no such page.
+    """
+    path = ROOT / page
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    return PAGES[page.removeprefix("docs/")]()
+
+
+def blocks_of(page: str) -> list[Block]:
+    """The fenced blocks in their order."""
+    return [Block(language=match[2], text=match[3]) for match in _FENCE.finditer(text_of(page))]
+
+
+def links_of(page: str) -> list[str]:
+    """Targets of all links and images that do not leave the repository."""
+    found = _LINK.findall(_FENCE.sub("", text_of(page)))
+    return [link for link in found if not re.match(r"[a-z]+:", link)]
+
+
+def anchors_of(page: str) -> set[str]:
+    """What may stand behind # in a link to the page."""
+    headings = re.findall(r"^#+ +(.+?)$", _FENCE.sub("", text_of(page)), re.MULTILINE)
+    return {re.sub(r"[ -]+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower()) for heading in headings}
+
+
+def sentences_of(page: str) -> Iterator[str]:
+    """The prose of a page, sentence by sentence, without code, tables, headings and pictures."""
+    text = _FENCE.sub("\n", text_of(page))
+    text = re.sub(r"^(#|\||!\[|:::).*$", "", text, flags=re.MULTILINE)
+    text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", text)
+    text = re.sub(r"^\s*([-*]|\d+\.) +", "\n", text, flags=re.MULTILINE)
+    for paragraph in re.split(r"\n\s*\n", text):
+        for sentence in re.split(r"(?<=[.!?:])[)*]*\s+(?=[A-Z`\[*(\"'])", " ".join(paragraph.split())):
+            if re.search(r"\w", sentence):
+                yield sentence
