@@ -1,8 +1,7 @@
-"""The project's pages as tests see them: prose, links, headings and fenced blocks."""
+"""The project's pages as tests see them: links, headings and fenced blocks."""
 
 import dataclasses
 import re
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -60,15 +59,3 @@ def anchors_of(page: str) -> set[str]:
     """What may stand behind # in a link to the page."""
     headings = re.findall(r"^#+ +(.+?)$", _FENCE.sub("", text_of(page)), re.MULTILINE)
     return {re.sub(r"[ -]+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower()) for heading in headings}
-
-
-def sentences_of(page: str) -> Iterator[str]:
-    """The prose of a page, sentence by sentence, without code, tables, headings and pictures."""
-    text = _FENCE.sub("\n", text_of(page))
-    text = re.sub(r"^(#|\||!\[|:::).*$", "", text, flags=re.MULTILINE)
-    text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", text)
-    text = re.sub(r"^\s*([-*]|\d+\.) +", "\n", text, flags=re.MULTILINE)
-    for paragraph in re.split(r"\n\s*\n", text):
-        for sentence in re.split(r"(?<=[.!?:])[)*]*\s+(?=[A-Z`\[*(\"'])", " ".join(paragraph.split())):
-            if re.search(r"\w", sentence):
-                yield sentence
