@@ -100,7 +100,9 @@ def configuration_page() -> str:
     lines += [
         "Every key can stand in a YAML file or be given as a dotted option, such as `--model.layout 12sf`.",
         "Files and options are read from left to right, and later values win.",
-        "`--print_config` prints the result.\n",
+        "`--print_config` prints the result.",
+        "`--help` prints the same explanations for one command.",
+        "A misspelt key is an error that names the nearest one.\n",
     ]
     for title, commands, cls in CONFIGURATIONS:
         lines += [f"## {title}", f"For {commands}.\n"]
