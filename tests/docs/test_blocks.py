@@ -74,6 +74,7 @@ NEEDS = {
     "docs/tutorials/fine-tune-and-serve.md": ["my-model", "texts.txt", "train.jsonl", "validation.jsonl"],
     "docs/how-to/prepare-text.md": ["shards", "wiki", "books", "my-prep.yaml"],
     "docs/how-to/several-corpora.md": ["wiki", "books"],
+    "docs/how-to/read-shards-elsewhere.md": ["shards"],
     "docs/how-to/start-from-a-bert.md": ["shards", "bert-base-uncased"],
     "docs/how-to/precision.md": ["shards"],
     "docs/how-to/preemption-and-failures.md": ["shards"],
