@@ -20,7 +20,7 @@ class DataConfig:
     """Folder made by ``narrowbert-prep shards``, or a list of them to mix."""
     weights: tuple[float, ...] | None = None
     """One positive number for each folder of a list: [3, 1] takes three rows of the first for one of the second,
-    exactly; a folder that is through begins its next epoch."""
+    exactly. A folder that has no more rows begins its next epoch."""
     seed: int = 1234
     """Seed of the order of the rows."""
     num_workers: int = 2
@@ -79,7 +79,7 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InitConfig:
-    """Weights to start from. A run that has a checkpoint goes on from that and does not read them again."""
+    """Weights to start from. A run that has a checkpoint resumes from it and does not read them again."""
 
     from_huggingface: str | None = None
     """Folder of a BERT or NarrowBERT in transformers' form (config.json, model.safetensors) to start from."""
@@ -119,13 +119,13 @@ class TrainingConfig:
     train_steps: int = 70_000
     """Optimizer steps."""
     global_batch_size: int = 1728
-    """Rows a step, over all processes and accumulation steps."""
+    """Rows per step, over all processes and accumulation steps."""
     micro_batch_size: int = 24
-    """Rows a process computes at once; the rest is gradient accumulation."""
+    """Rows that a process computes at once; the rest is gradient accumulation."""
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
     """Type of weights and activations; master weights, optimizer states, softmax and loss are fp32."""
     tensor_model_parallel_size: int = 1
-    """Processes that split every layer among them (tensor parallel); the others split the batch."""
+    """Processes that divide every layer among them (tensor parallel); the others divide the batch."""
     zero_stage: Literal[0, 1, 2, 3] = 1
     """DeepSpeed ZeRO stage: 1 splits optimizer states, 2 gradients as well, 3 weights too; 0 splits nothing (fp32)."""
     offload_optimizer: bool = False
@@ -145,7 +145,7 @@ class TrainingConfig:
     keep_last: int = 0
     """Checkpoints to keep; older ones are removed. 0 keeps all."""
     keep_every: int = 0
-    """Besides, keep the checkpoints of steps that are multiples of this for good; 0 keeps none for that."""
+    """Also keep forever the checkpoints whose step is a multiple of this; 0: none."""
     hang_timeout: int = 1800
     """Seconds without any progress after which the run ends (exit code 86) and names the rank that lags; before the
     first step is done at least ten minutes."""
