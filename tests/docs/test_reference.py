@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.contract import shards
+from data_prep.contract import shard_format
 from docs.generate_reference import CONFIGURATIONS, PAGES
 from pipeline.checkpoints.format import KINDS, TrainerState
 from pipeline.runs.metric_names import METRICS
@@ -45,7 +45,7 @@ def test_every_preset_is_on_its_page() -> None:
 
 def test_the_fields_of_a_chunk_are_those_of_the_code() -> None:
     sizes = {"K": 3, "P": 5, "S": 32}
-    geometry = shards.Geometry(seq_length=32, masked_per_row=5, num_variants=3, vocab_size=160)
+    geometry = shard_format.Geometry(seq_length=32, masked_per_row=5, num_variants=3, vocab_size=160)
     rows, boundaries = 7, 11
     letters = {value: letter for letter, value in sizes.items()} | {rows: "R", rows + 1: "R + 1", boundaries: "ragged"}
     expected = {}
@@ -59,7 +59,7 @@ def test_the_fields_of_a_chunk_are_those_of_the_code() -> None:
 
 def test_the_files_of_a_shard_folder_are_named() -> None:
     section = text_of(FORMATS).split("## Checkpoint")[0]
-    for name in (shards.MANIFEST, shards.TOKENIZER, shards.REJECTS, shards.CHUNK_EXTENSION):
+    for name in (shard_format.MANIFEST, shard_format.TOKENIZER, shard_format.REJECTS, shard_format.CHUNK_EXTENSION):
         assert name in section
 
 
