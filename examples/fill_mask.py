@@ -4,8 +4,16 @@ import sys
 
 from transformers import pipeline
 
-model_dir, sentence = sys.argv[1:]
-fill_mask = pipeline("fill-mask", model=model_dir, trust_remote_code=True)
-print(sentence)
-for guess in fill_mask(sentence):
-    print(f"  {guess['score']:.3f}  {guess['token_str']}")
+
+def main(model_dir: str, sentence: str) -> None:
+    """Print the most probable words."""
+    fill_mask = pipeline("fill-mask", model=model_dir, trust_remote_code=True)
+    print(sentence)
+    for guess in fill_mask(sentence):
+        print(f"  {guess['score']:.3f}  {guess['token_str']}")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit('usage: fill_mask.py MODEL_DIR "a [MASK] sentence"')
+    main(*sys.argv[1:])

@@ -14,4 +14,4 @@ def run(argv: Sequence[str]) -> None:
     check_finetune(config)
     from pipeline.finetune.training import finetune
 
-    print(finetune(config))
+    print(finetune(config, say=lambda line: print(line, flush=True)).table)

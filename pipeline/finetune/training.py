@@ -1,10 +1,11 @@
 """``narrowbert finetune``: one training of transformers' Trainer for each seed, then one table of all."""
 
 import contextlib
+import dataclasses
 import json
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,25 @@ from pipeline.finetune.tasks import open_task
 from pipeline.finetune.tasks.base import Task
 
 
-def finetune(config: FinetuneConfig) -> str:
-    """Train once for each seed, measure, write ``output``; returns the table.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Results:
+    """What all seeds came to."""
+
+    seeds: list[Result]
+    """One per seed, in their order."""
+    table: str
+    """All metrics by seed with mean and deviation, as Markdown; also in ``results.md``."""
+
+
+def finetune(config: FinetuneConfig, say: Callable[[str], None] = print) -> Results:
+    """Train once per seed, measure, and write ``output``.
 
     A seed whose ``seed-N/result.json`` is there already is not trained again, so a killed command goes on where it
     stood.
+
+    Args:
+        config: checked by ``check_finetune``.
+        say: called with each line of progress.
 
     Raises:
         UserError: examples, labels or a model that do not fit, or an ``output`` of another configuration.
@@ -43,7 +58,7 @@ def finetune(config: FinetuneConfig) -> str:
     cut = {split: task.cut(split) for split in splits}
     for split, number in cut.items():
         if number:
-            print(f"{number} of {len(splits[split])} {split} texts are cut at {config.training.max_length} tokens")
+            say(f"{number} of {len(splits[split])} {split} texts are cut at {config.training.max_length} tokens")
     results = []
     for seed in config.training.seeds:
         kept = output / f"seed-{seed}" / "result.json"
@@ -51,13 +66,13 @@ def finetune(config: FinetuneConfig) -> str:
             result = _train(config, task, tokenizer, seed, [split for split in splits if split != "train"])
             write_atomically(kept, json.dumps(result, indent=2) + "\n")
         result = Result(**json.loads(kept.read_text(encoding="utf-8")))
-        print(f"seed {seed}: " + ", ".join(f"{name} {value:.4f}" for name, value in result.metrics.items()), flush=True)
+        say(f"seed {seed}: " + ", ".join(f"{name} {value:.4f}" for name, value in result.metrics.items()))
         results.append(result)
     examples = {split: len(rows) for split, rows in splits.items()}
     table = write_results(output, config, results, task.primary_metric, examples, cut)
     if config.tracking.enabled:
         log_to_mlflow(output, config, results)
-    return table
+    return Results(seeds=results, table=table)
 
 
 def _claim(output: Path, config: FinetuneConfig) -> None:

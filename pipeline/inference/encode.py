@@ -66,19 +66,29 @@ def encode(options: EncodeOptions, lines: Iterable[bytes], output: TextIO) -> in
         UserError: no such model, a model that answers no single text, options that do not fit it, a line that is
             not UTF-8 or, with ``pairs``, not two texts.
     """
-    encoder = _open_encoder(options)
-    cut, texts = 0, _read_texts(lines, options.pairs)
-    while window := list(itertools.islice(texts, options.window)):
+    cut = 0
+    for answers, cut_of_window in answer_texts(options, _read_texts(lines, options.pairs)):
+        cut += cut_of_window
+        output.writelines(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
+        output.flush()
+    return cut
+
+
+def answer_texts(options: EncodeOptions, texts: Iterable[Texts]) -> Iterator[tuple[list[Answer], int]]:
+    """Windows of answers, in the order of ``texts``, each with the number of its texts that were cut.
+
+    Raises:
+        UserError: no such model, a model that answers no single text, or options that do not fit it.
+    """
+    encoder, waiting = _open_encoder(options), iter(texts)
+    while window := list(itertools.islice(waiting, options.window)):
         encodings = encoder.tokenize(window)
-        cut += sum(bool(encoding.overflowing) for encoding in encodings)
         answers: list[Answer] = [{}] * len(window)
         for batch in batches_by_length([len(encoding.ids) for encoding in encodings], options.batch_tokens):
             found = encoder.answer([window[i] for i in batch], [encodings[i] for i in batch])
             for index, answer in zip(batch, found, strict=True):
                 answers[index] = answer
-        output.writelines(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
-        output.flush()
-    return cut
+        yield answers, sum(bool(encoding.overflowing) for encoding in encodings)
 
 
 def batches_by_length(lengths: list[int], batch_tokens: int) -> Iterator[list[int]]:

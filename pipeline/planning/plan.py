@@ -34,8 +34,30 @@ class PlanOptions:
     """10^9 bytes per second that a node's network carries in one direction (400 Gbit/s are 50)."""
 
 
-def plan(config: RunConfig, options: PlanOptions) -> str:
-    """The plan as text.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a configuration costs; as a string the table that ``narrowbert plan`` prints."""
+
+    parameters: int
+    """Trainable parameters, each tied one counted once."""
+    training_flops: float
+    """Floating-point operations per row, forward and backward."""
+    control_training_flops: float
+    """The same of the control: all layers over all positions."""
+    predicted_speedup: float
+    """The control's time over this model's, by arithmetic alone."""
+    tokens: int
+    """Tokens that the whole training reads."""
+    lines: tuple[tuple[str, str], ...]
+    """Name and value of every line of the table."""
+
+    def __str__(self) -> str:
+        width = max(len(name) for name, _ in self.lines)
+        return "\n".join(f"{name:<{width}}  {value}" for name, value in self.lines)
+
+
+def plan(config: RunConfig, options: PlanOptions) -> Plan:
+    """What the configuration costs. Nothing is started.
 
     Raises:
         UserError: the configuration does not fit together, or neither shards nor sizes are given.
@@ -48,26 +70,35 @@ def plan(config: RunConfig, options: PlanOptions) -> str:
     parameters = count_parameters(config.model, shape.vocab_size)
     tokens = config.training.train_steps * config.training.global_batch_size * shape.seq_length
     rows = config.training.train_steps * config.training.global_batch_size
+    flops, control = (training_flops(one, config.model, shape) for one in (layout, layout.control()))
     lines = [
         ("layout", f"{layout} (control: {layout.control()})"),
         ("row", f"{shape.seq_length} tokens, {shape.masked_per_row} masked, vocabulary {shape.vocab_size:,}"),
         ("parameters", f"{parameters:,}"),
         ("forward FLOPs per row", f"{forward_flops(layout, config.model, shape):.4g}"),
-        ("training FLOPs per row", f"{training_flops(layout, config.model, shape):.4g}"),
-        ("control's training FLOPs", f"{training_flops(layout.control(), config.model, shape):.4g}"),
+        ("training FLOPs per row", f"{flops:.4g}"),
+        ("control's training FLOPs", f"{control:.4g}"),
         ("predicted speed-up", f"{speedup:.2f}x (control's head on masked positions too)"),
         ("steps", f"{config.training.train_steps:,} of {config.training.global_batch_size:,} rows"),
         ("tokens", f"{tokens:,}" + (f" ({_epochs(rows, shards)})" if shards else "")),
+        *_memory_lines(config, shape, options.processes),
+        *_communication_lines(config, shape, options),
+        _time_line(tokens, options.tokens_per_second),
     ]
-    lines += _memory_lines(config, shape, options.processes)
-    lines += _communication_lines(config, shape, options)
-    if options.tokens_per_second:
-        hours = tokens / options.tokens_per_second / 3600
-        lines.append((f"time at {options.tokens_per_second:,.0f} tokens/s", f"{hours:,.2f} hours"))
-    else:
-        lines.append(("time", "add --tokens_per_second RATE to estimate it"))
-    width = max(len(name) for name, _ in lines)
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
+    return Plan(
+        parameters=parameters,
+        training_flops=flops,
+        control_training_flops=control,
+        predicted_speedup=speedup,
+        tokens=tokens,
+        lines=tuple(lines),
+    )
+
+
+def _time_line(tokens: int, tokens_per_second: float | None) -> tuple[str, str]:
+    if not tokens_per_second:
+        return "time", "add --tokens_per_second RATE to estimate it"
+    return f"time at {tokens_per_second:,.0f} tokens/s", f"{tokens / tokens_per_second / 3600:,.2f} hours"
 
 
 def _epochs(rows: int, shards: Mixture) -> str:

@@ -11,7 +11,7 @@ def test_plan_prints_bytes_and_efficiency() -> None:
     config = RunConfig(training=TrainingConfig(micro_batch_size=27))
 
     def printed(**options: object) -> str:
-        return plan(config, PlanOptions(processes=16, seq_length=512, vocab_size=30522, **options))  # type: ignore[arg-type]
+        return str(plan(config, PlanOptions(processes=16, seq_length=512, vocab_size=30522, **options)))  # type: ignore[arg-type]
 
     shown = printed(nodes=2)
     assert "gradients, all_reduce" in shown
