@@ -13,7 +13,7 @@ from cluster.batch import file_pattern, job_name_of, prep_script
 from cluster.config import ClusterConfig, check_cluster, check_path
 from cluster.submission import check_no_active_job, remove_if_empty, submission_of_shards
 from cluster.submit import check_no_secrets, check_partition, check_shared, check_writable, stated_options
-from data_prep.config import PrepConfig, check, tokenizer_path
+from data_prep.config import PrepConfig, check_config, tokenizer_path
 from data_prep.contract.command_line import UserError, config_as_dict
 from data_prep.corpus.files import find_corpus_files
 from data_prep.stages.build import unfinished_tasks
@@ -41,7 +41,7 @@ def submit_prep(config: PrepConfig, cluster: ClusterConfig, *, dry_run: bool) ->
         UserError: the first thing that cannot work. Nothing was sent then.
     """
     check_cluster(cluster)
-    check(config)
+    check_config(config)
     check_path("output", config.output)
     output = Path(config.output).absolute()
     if (output / "manifest.json").exists():

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_prep.config import PrepConfig, check
+from data_prep.config import PrepConfig, check_config
 from data_prep.contract.command_line import Parser, UserError, read_config, run_command
 from data_prep.contract.verification import verify
 from data_prep.stages.build import run_task, unfinished_tasks
@@ -40,7 +40,7 @@ def _run(argv: Sequence[str]) -> int:
     parser.add_argument("--parts", type=int, required=True)
     options, rest = parser.parse_known_args(argv)
     config = read_config(PrepConfig, rest, "cluster.prep_stage", "One stage's tasks.")
-    check(config)
+    check_config(config)
     is_there = options.stage == "finish" and (Path(config.output) / "manifest.json").exists()
     if is_there:
         print(f"{config.output} is there: a start before this one was ended while it verified", flush=True)

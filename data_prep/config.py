@@ -144,7 +144,7 @@ class PrepConfig:
     """Processes; 0 is one for each usable core. The shards are the same bytes for any number."""
 
 
-def check(config: PrepConfig) -> None:
+def check_config(config: PrepConfig) -> None:
     """Raise UserError for values that make no sense, alone or together."""
     limits = (
         ("seq_length", config.seq_length, 8, 32_768),

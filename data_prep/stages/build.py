@@ -14,12 +14,12 @@ from data_prep.contract.command_line import UserError
 from data_prep.contract.shard_format import MANIFEST
 from data_prep.contract.shards import open_shards
 from data_prep.filters.registry import filter_notes
+from data_prep.report.progress import Progress
 from data_prep.stages.duplicates import run_duplicates
 from data_prep.stages.finish import Summary, check_counts, finish, summary
 from data_prep.stages.map import run_map
 from data_prep.stages.order import run_order
 from data_prep.stages.pack import run_pack
-from data_prep.stages.progress import Progress
 from data_prep.stages.records import (
     STAGES,
     number_of_tasks,

@@ -17,7 +17,7 @@ from data_prep.contract.shard_format import TOKENIZER
 from data_prep.corpus.documents import CorpusFile
 from data_prep.corpus.files import find_corpus_files
 from data_prep.corpus.surveys import survey
-from data_prep.stages.progress import Progress
+from data_prep.report.progress import Progress
 from data_prep.stages.work_plan import (
     WorkPlan,
     as_json,

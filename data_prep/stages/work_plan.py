@@ -18,7 +18,7 @@ from data_prep.corpus.partitions import partition_bytes, plan_partitions
 from data_prep.corpus.surveys import survey
 from data_prep.filters.evaluation_ngrams import evaluation_files
 from data_prep.filters.near_duplicates import near_signature
-from data_prep.stages.progress import Progress
+from data_prep.report.progress import Progress
 from data_prep.stages.workers import Workers
 
 

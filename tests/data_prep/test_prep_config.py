@@ -9,7 +9,7 @@ from data_prep.config import (
     MaskConfig,
     PrepConfig,
     VocabularyConfig,
-    check,
+    check_config,
     chunk_rows,
     masked_per_row,
     tokenizer_path,
@@ -20,7 +20,7 @@ DEFAULT = PrepConfig(output="shards")
 
 
 def test_defaults_pass_and_resolve():
-    check(DEFAULT)
+    check_config(DEFAULT)
     assert masked_per_row(DEFAULT) == 19
     assert chunk_rows(DEFAULT) == 1024
     assert chunk_rows(replace(DEFAULT, seq_length=512)) == 256
@@ -47,7 +47,7 @@ def test_defaults_pass_and_resolve():
 )
 def test_senseless_values_are_named(changes, message):
     with pytest.raises(UserError, match=message):
-        check(replace(DEFAULT, **changes))
+        check_config(replace(DEFAULT, **changes))
 
 
 def test_configuration_needs_no_heavy_library():

@@ -1,0 +1,32 @@
+"""What the commands of ``narrowbert-prep`` share: their program's name, and how they read their arguments."""
+
+import argparse
+from collections.abc import Mapping, Sequence
+
+from data_prep.config import PrepConfig, check_config
+from data_prep.contract.command_line import Parser, read_config
+
+PROGRAM = "narrowbert-prep"
+
+
+def prep_config(argv: Sequence[str], command: str, description: str) -> PrepConfig:
+    """The checked configuration that the options of ``command`` give.
+
+    Raises:
+        UserError: an option or a value is wrong.
+    """
+    config = read_config(PrepConfig, argv, f"{PROGRAM} {command}", description)
+    check_config(config)
+    return config
+
+
+def folder_parser(command: str, description: str) -> argparse.ArgumentParser:
+    """The parser of a command that reads one shard folder."""
+    parser = Parser(prog=f"{PROGRAM} {command}", description=description)
+    parser.add_argument("folder", help="the shard folder, or its URL")
+    return parser
+
+
+def listed(rejects: Mapping[str, int]) -> str:
+    """Counts of rejects as one line."""
+    return ", ".join(f"{count:,} {reason}" for reason, count in sorted(rejects.items()))

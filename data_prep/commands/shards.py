@@ -1,0 +1,41 @@
+"""``narrowbert-prep shards``: tokenize, pack and mask a corpus into a shard folder."""
+
+import time
+from collections.abc import Sequence
+
+from data_prep.commands.arguments import PROGRAM, listed, prep_config
+from data_prep.commands.terminal_progress import TerminalProgress
+from data_prep.contract.command_line import Parser, UserError
+
+_DESCRIPTION = """Tokenize, pack and mask the corpus into a shard folder. On a cluster, the same command
+with --task plan, then map, duplicates, pack, order, reduce and finish, each after the one before it has ended;
+--index N runs one task of a stage, on any machine that sees the output."""
+
+
+def run(argv: Sequence[str]) -> int:
+    """Make a shard folder, or run one task of it; the exit code."""
+    from data_prep.stages.build import build_shards, run_task
+    from data_prep.stages.records import STAGES
+
+    parser = Parser(prog=f"{PROGRAM} shards", add_help=False)
+    parser.add_argument("--task", choices=STAGES)
+    parser.add_argument("--index", type=int)
+    options, rest = parser.parse_known_args(argv)
+    config = prep_config(rest, "shards", _DESCRIPTION)
+    if options.index is not None and options.task in (None, "plan", "finish"):
+        raise UserError("--index goes with --task map, duplicates, pack, order or reduce")
+    start = time.monotonic()
+    with TerminalProgress() as progress:
+        if options.task:
+            line = run_task(config, options.task, options.index, progress)
+            print(f"{line}, {time.monotonic() - start:.1f} s")
+            return 0
+        summary = build_shards(config, progress)
+    if summary.already_there:
+        print(f"{config.output} is complete already, made from the same corpus and configuration")
+    for name, counts in summary.splits.items():
+        print(f"{name}: {counts['documents']:,} documents, {counts['tokens']:,} tokens, {counts['rows']:,} rows")
+    if summary.rejects:
+        print(f"not in the shards: {listed(summary.rejects)} (each is in {config.output}/rejects.jsonl.gz)")
+    print(f"{config.output}: {summary.size:,} bytes, root hash {summary.root_hash}, {time.monotonic() - start:.1f} s")
+    return 0

@@ -1,0 +1,61 @@
+"""Corpus -> tokenizer.json: what ``narrowbert-prep vocab`` does."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterator
+
+from data_prep.config import PrepConfig, tokenizer_path
+from data_prep.contract.command_line import UserError
+from data_prep.contract.tokenizer import save_tokenizer, tokenizer_hash
+from data_prep.corpus.files import find_corpus_files
+from data_prep.corpus.reading import read_texts
+from data_prep.report.progress import Progress
+from data_prep.tokens.vocabulary import train_tokenizer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VocabularySummary:
+    """What one run of ``build_vocabulary`` did."""
+
+    path: str
+    """The tokenizer.json."""
+    entries: int
+    """Entries of the vocabulary."""
+    sha256: str
+    """Of the file."""
+    already_there: bool
+    """True when the same file was there before."""
+    rejects: dict[str, int]
+    """Reason -> documents or lines that the vocabulary was not trained on."""
+
+
+def build_vocabulary(config: PrepConfig, progress: Progress) -> VocabularySummary:
+    """Train a tokenizer on the corpus and write it to ``tokenizer_path(config)``.
+
+    Raises:
+        UserError: wrong input, too little text, or the file cannot be written.
+    """
+    path = tokenizer_path(config)
+    files = find_corpus_files(config.corpus)
+    rejects: Counter[str] = Counter()
+
+    def texts() -> Iterator[str]:
+        progress.start("read", 0, "B")
+        rejects.clear()
+        for text in read_texts(files, config, rejects):
+            progress.advance(len(text), 1)
+            yield text
+
+    try:
+        tokenizer = train_tokenizer(texts, config.vocabulary)
+    except UserError as error:
+        found = ", ".join(f"{count:,} {reason}" for reason, count in sorted(rejects.items()))
+        raise UserError(f"{error}{f' (rejected: {found})' if found else ''}") from error
+    new = save_tokenizer(tokenizer, path)
+    return VocabularySummary(
+        path=path,
+        entries=tokenizer.get_vocab_size(),
+        sha256=tokenizer_hash(path),
+        already_there=not new,
+        rejects=dict(rejects),
+    )
