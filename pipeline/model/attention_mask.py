@@ -76,7 +76,7 @@ def _blocks(
     positions_BQ = positions_BQ.expand(num_rows, -1)
     query_ids_BQ = document_ids_BS.gather(1, positions_BQ)
 
-    def seen(b: torch.Tensor, h: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+    def seen(b: torch.Tensor, _h: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
         same = query_ids_BQ[b, q] == document_ids_BS[b, k]
         return same if key_mask_B11S is None else same & key_mask_B11S[b, 0, 0, k]
 
