@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -87,7 +87,7 @@ class CheckpointWriter:
         self._keep_last, self._keep_every = keep_last, keep_every
         self._may_commit, self._on_progress = may_commit, on_progress
         # Its own group: the thread's messages never mix with those of the training.
-        self._group: Any = dist.new_group(backend="gloo")
+        self._group = cast(dist.ProcessGroup, dist.new_group(backend="gloo"))
         self._parameters: dict[str, nn.Parameter] = dict(engine.module.named_parameters())
         self._owner = _owners(self._parameters, dist.get_world_size())
         self._pieces = self._exchange_pieces()
@@ -159,7 +159,7 @@ class CheckpointWriter:
             if held is not None and held[1].numel() and not repeated:
                 mine[name] = (held[0], held[1].numel())
         self._mine = list(mine)
-        tables: list[Any] = [None] * dist.get_world_size()
+        tables: list[tuple[int, dict[str, tuple[int, int]]]] = [(0, {})] * dist.get_world_size()
         dist.all_gather_object(tables, (tensor_rank, mine), group=self._group)
         return {
             name: [
@@ -193,7 +193,7 @@ class CheckpointWriter:
             written, new_problem = self._write_kind(temporary, kind)
             files |= written
             problem = problem or new_problem
-        reports: list[Any] = [None] * dist.get_world_size()
+        reports: list[tuple[dict[str, SizeAndHash], str]] = [({}, "")] * dist.get_world_size()
         dist.all_gather_object(reports, (files, problem), group=self._group)
         problems = [text for _, text in reports if text]
         if not problems and dist.get_rank() == 0:

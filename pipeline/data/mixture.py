@@ -11,7 +11,6 @@ import math
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -185,7 +184,7 @@ def _check_fit(one: ShardFolder, other: ShardFolder) -> None:
             )
 
 
-def _shown(value: Any) -> str:
+def _shown(value: str | int | Mapping[str, str | int]) -> str:
     return f"sha256 {value['sha256']}" if isinstance(value, Mapping) and "sha256" in value else str(value)
 
 

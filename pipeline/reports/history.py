@@ -12,7 +12,7 @@ from data_prep.contract.command_line import UserError
 from pipeline.config import ModelConfig
 from pipeline.model.arithmetic import RowShape, predicted_speedup
 from pipeline.runs.directory import flatten, read_run_config, read_run_record
-from pipeline.runs.records import Point, read_events, read_points
+from pipeline.runs.records import Event, Point, read_events, read_points
 from pipeline.runs.redaction import redact
 
 
@@ -28,13 +28,13 @@ class RunHistory:
     """The resolved configuration, flattened."""
     finished: bool
     """Whether it did its last step."""
-    tokens_a_step: int
+    tokens_per_step: int
     """Over all processes."""
     limit: float
     """Speed-up over its own control that the arithmetic allows."""
     points: list[Point]
     """The spool, in order of steps."""
-    events: list[dict[str, Any]]
+    events: list[Event]
     """Starts and faults, oldest first."""
 
     def series(self, key: str) -> list[tuple[int, float]]:
@@ -49,7 +49,7 @@ class RunHistory:
             if key in point.metrics
         ]
 
-    def starts(self) -> list[dict[str, Any]]:
+    def starts(self) -> list[Event]:
         """The start of each attempt."""
         return [event for event in self.events if event["kind"] == "start"]
 
@@ -69,7 +69,7 @@ class RunHistory:
         return spent / 1000
 
     def median_rate(self) -> float | None:
-        """Tokens a second: the median over the run's logs, so that a slow start does not count."""
+        """Tokens per second: the median over the run's logs, so that a slow start does not count."""
         rates = [value for _, value in self.series("train/tokens_per_second")]
         return statistics.median(rates) if rates else None
 
@@ -92,8 +92,10 @@ def read_history(run_dir: Path) -> RunHistory:
     data = read_run_record(run_dir)["data"]
     try:
         model, training = ModelConfig(**config["model"]), config["training"]
-        shape = RowShape(**{key: data[key] for key in ("seq_length", "masked_per_row", "vocab_size")})
-        tokens_a_step = training["global_batch_size"] * shape.seq_length
+        shape = RowShape(
+            seq_length=data["seq_length"], masked_per_row=data["masked_per_row"], vocab_size=data["vocab_size"]
+        )
+        tokens_per_step = training["global_batch_size"] * shape.seq_length
     except (KeyError, TypeError) as error:
         raise UserError(f"{run_dir} was written by another version of narrowbert: {error}") from error
     return RunHistory(
@@ -101,7 +103,7 @@ def read_history(run_dir: Path) -> RunHistory:
         layout=model.layout,
         config=flatten(config),
         finished=(run_dir / "DONE").exists(),
-        tokens_a_step=tokens_a_step,
+        tokens_per_step=tokens_per_step,
         limit=predicted_speedup(model, shape),
         points=sorted(read_points(run_dir), key=lambda point: point.step),
         events=read_events(run_dir),

@@ -129,7 +129,7 @@ def _figures(run: RunHistory) -> list[str]:
         f"{steps:,}",
         f"{losses[0][1]:.3f} &rarr; {losses[-1][1]:.3f}" if losses else "-",
         f"{accuracies[-1][1]:.3f}" if accuracies else "-",
-        number(steps * run.tokens_a_step),
+        number(steps * run.tokens_per_step),
         duration(run.training_seconds(newest)),
         f"{rate:,.0f}" if rate else "-",
     ]
@@ -198,7 +198,7 @@ def _charts(
 def _points(run: RunHistory, metric: str, axis: str, unit_seconds: float) -> list[tuple[float, float]]:
     if axis == "training time":
         return sorted((seconds / unit_seconds, value) for seconds, value in run.by_training_time(metric))
-    scale = run.tokens_a_step if axis == "tokens" else 1
+    scale = run.tokens_per_step if axis == "tokens" else 1
     return [(step * scale, value) for step, value in run.series(metric)]
 
 
@@ -283,9 +283,9 @@ def _event_table(runs: Sequence[RunHistory], names: Sequence[str]) -> str:
     rows = []
     for run, name in zip(runs, names, strict=True):
         described = [
-            (event["timestamp_ms"], f"step {event['step']}: {event.get('text', '')} on {', '.join(event['hosts'])}")
+            (event["timestamp_ms"], f"step {event['step']}: {event.get('text', '')} on {', '.join(hosts)}")
             for event in run.starts()
-            if event.get("hosts")
+            if (hosts := event.get("hosts"))
         ]
         for timestamp_ms, text in sorted([*described, *_faults(run)]):
             moment = datetime.datetime.fromtimestamp(timestamp_ms / 1000, tz=datetime.UTC)

@@ -9,7 +9,7 @@ from typing import Any
 from data_prep.contract.files import write_atomically
 from pipeline.config import RunConfig
 from pipeline.data.mixture import Mixture
-from pipeline.runs.directory import read_run_record
+from pipeline.runs.directory import DataFacts, MixtureFacts, read_run_record
 from pipeline.runs.records import read_points
 
 
@@ -33,8 +33,9 @@ def register_attempt(run_dir: Path, config: RunConfig, shards: Mixture, world_si
         world_size, training.tensor_model_parallel_size, training.micro_batch_size, training.zero_stage,
     ]  # fmt: skip
     settings = {"arithmetic": arithmetic, "eval_rows": training.eval_rows}
-    fresh = {"lineage_id": uuid.uuid4().hex, "attempt": 0, **settings}
-    record = read_run_record(run_dir) if (run_dir / "run.json").exists() else fresh
+    record: dict[str, Any] = {"lineage_id": uuid.uuid4().hex, "attempt": 0, **settings}
+    if (run_dir / "run.json").exists():
+        record = {**read_run_record(run_dir)}
     changed = {name for name, value in settings.items() if record.get(name) != value}
     may_differ_until = dict(record.get("computed_otherwise", {}))  # the name on disk
     if changed:
@@ -57,13 +58,16 @@ def is_newest_attempt(run_dir: Path, number: int) -> bool:
     return read_run_record(run_dir)["attempt"] == number
 
 
-def data_facts(shards: Mixture) -> dict[str, Any]:
+def data_facts(shards: Mixture) -> DataFacts:
     """What a run records of its shards."""
     path, *others = shards.locations
-    facts: dict[str, Any] = {"root_hash": shards.root_hash, "path": [path, *others] if others else path}
+    of_mixture: MixtureFacts = {}
     if others:
-        facts |= {"weights": list(shards.shares), "root_hashes": [folder.root_hash for folder in shards.folders]}
-    return facts | {
+        of_mixture = {"weights": list(shards.shares), "root_hashes": [folder.root_hash for folder in shards.folders]}
+    return {
+        "root_hash": shards.root_hash,
+        "path": [path, *others] if others else path,
+        **of_mixture,
         "seq_length": shards.seq_length,
         "masked_per_row": shards.masked_per_row,
         "vocab_size": shards.vocab_size,

@@ -5,8 +5,9 @@
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict, cast
 
 import yaml
 
@@ -15,6 +16,49 @@ from data_prep.contract.files import is_unfinished
 from pipeline.config import RESUMABLE_CHANGES, RunConfig, check_config
 from pipeline.data.mixture import Mixture, open_mixture
 from pipeline.runs.redaction import redact
+
+
+class MixtureFacts(TypedDict, total=False):
+    """What a run records of several shard folders; empty for one."""
+
+    weights: list[int]
+    """The share of each folder."""
+    root_hashes: list[str]
+    """Of each folder."""
+
+
+class DataFacts(MixtureFacts):
+    """What a run records of its shards."""
+
+    root_hash: str
+    """Of the folder, or of the mixture."""
+    path: str | list[str]
+    """The folder, or the folders of a mixture."""
+    seq_length: int
+    """S, tokens of a row."""
+    masked_per_row: int
+    """P, mask slots of a row."""
+    vocab_size: int
+    """V, one more than the largest token id of the tokenizer."""
+    special_ids: dict[str, int]
+    """{"pad": id, "unk": id, "cls": id, "sep": id, "mask": id}."""
+
+
+class RunRecord(TypedDict):
+    """``run.json``."""
+
+    lineage_id: str
+    """The run, over all its starts."""
+    attempt: int
+    """Starts so far."""
+    data: DataFacts
+    """The shards of the newest start."""
+    arithmetic: list[int]
+    """Settings of the newest start that change the rounding of every figure."""
+    eval_rows: NotRequired[int]
+    """Validation rows of the newest start."""
+    computed_otherwise: NotRequired[dict[str, int]]
+    """``Attempt.may_differ_until``."""
 
 
 def prepare_run(config: RunConfig, world_size: int) -> Mixture:
@@ -85,7 +129,7 @@ def _check_run_dir(config: RunConfig, shards: Mixture) -> None:
         )
 
 
-def flatten(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested dictionaries as one with dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in content.items():
@@ -125,7 +169,7 @@ def read_run_config(run_dir: Path) -> dict[str, Any]:
     return content
 
 
-def read_run_record(run_dir: Path) -> dict[str, Any]:
+def read_run_record(run_dir: Path) -> RunRecord:
     """``run.json``: lineage id, attempts so far, and what the shards were (``data``).
 
     Raises:
@@ -140,4 +184,4 @@ def read_run_record(run_dir: Path) -> dict[str, Any]:
         raise UserError(one_line(f"{path} cannot be read: {error}")) from error
     if not isinstance(record, dict) or not {"lineage_id", "attempt", "data", "arithmetic"} <= record.keys():
         raise UserError(f"{path} is damaged: it does not describe a run")
-    return record
+    return cast(RunRecord, record)

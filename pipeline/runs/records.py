@@ -17,7 +17,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict, cast
 
 from data_prep.contract.command_line import UserError
 from pipeline.runs.redaction import redact
@@ -156,7 +156,26 @@ def read_metrics(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
     return series
 
 
-def append_event(run_dir: Path, kind: str, step: int, text: str, **details: Any) -> None:
+class Event(TypedDict):
+    """One line of ``events.jsonl``."""
+
+    timestamp_ms: int
+    """When it happened, milliseconds since 1970."""
+    kind: str
+    """``start``, or what went wrong."""
+    step: int
+    """The optimizer step it happened at."""
+    text: NotRequired[str]
+    """One line for people."""
+    attempt: NotRequired[int]
+    """Of a start: its number."""
+    hosts: NotRequired[list[str]]
+    """Of a start: the machines."""
+    job_id: NotRequired[str | None]
+    """Of a start: Slurm's number of the job."""
+
+
+def append_event(run_dir: Path, kind: str, step: int, text: str, **details: str | int | list[str] | None) -> None:
     """Record that something happened to the run. Rank 0 only; rare, so the file is opened each time."""
     path = run_dir / EVENTS
     _cut_torn_line(path)
@@ -165,18 +184,19 @@ def append_event(run_dir: Path, kind: str, step: int, text: str, **details: Any)
         file.write(json.dumps(redact(record)) + "\n")
 
 
-def read_events(run_dir: Path) -> list[dict[str, Any]]:
+def read_events(run_dir: Path) -> list[Event]:
     """What happened to a run, oldest first; empty where nothing is recorded.
 
     Raises:
         UserError: naming a damaged line.
     """
     path = run_dir / EVENTS
-    events = []
+    events: list[Event] = []
     for number, line in _read_lines(path):
         try:
             event = json.loads(line)
-            events.append({"timestamp_ms": event["timestamp_ms"], "kind": event["kind"], "step": event["step"]} | event)
+            required = {"timestamp_ms": event["timestamp_ms"], "kind": event["kind"], "step": event["step"]}
+            events.append(cast(Event, required | event))
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path}, line {number} is damaged: remove the line ({error})") from error
     return events

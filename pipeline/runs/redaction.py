@@ -9,7 +9,7 @@ import itertools
 import os
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TextIO
 from urllib.parse import unquote
 
 REDACTED = "***"
@@ -101,7 +101,7 @@ def redact(value: Any, key: str = "") -> Any:
 class RedactingStream(io.TextIOBase):
     """A text stream that redacts whole lines before it passes them on: for the logs of libraries."""
 
-    def __init__(self, stream: Any) -> None:
+    def __init__(self, stream: TextIO) -> None:
         self._stream, self._line = stream, ""
 
     def write(self, text: str) -> int:

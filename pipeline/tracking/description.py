@@ -11,8 +11,9 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 from urllib.parse import urlsplit
 
 from data_prep.contract.command_line import UserError, config_as_dict
@@ -44,6 +45,55 @@ _ENVIRONMENT = (
 
 _LONGEST_TAG = 4000
 _LONGEST_NAME = 500  # of an MLflow dataset
+
+
+class DatasetDescription(TypedDict):
+    """The shards, as MLflow shall know them."""
+
+    name: str
+    """The names of the folders."""
+    path: str | list[str]
+    """The folder, or the folders of a mixture."""
+    root_hash: str
+    """Of the folder, or of the mixture."""
+    profile: dict[str, Any]
+    """Rows of each split, and what the run records of its shards."""
+
+
+class Environment(TypedDict):
+    """What a start ran on."""
+
+    python: str
+    """Its version."""
+    platform: str
+    """The operating system."""
+    packages: dict[str, str]
+    """The version of each that matters."""
+    variables: dict[str, str]
+    """Environment variables that matter."""
+
+
+class Description(TypedDict):
+    """``tracking.json``: what MLflow shall know of a run. Parts of it are optional for the sake of older runs."""
+
+    experiment_name: str
+    """The MLflow experiment."""
+    run_name: str
+    """The name of the run there."""
+    params: dict[str, Any]
+    """The configuration, flattened, and facts of model and shards."""
+    tags: dict[str, str | int]
+    """By name; ``narrowbert.lineage`` identifies the run."""
+    attempt: NotRequired[int]
+    """The newest start."""
+    dataset: NotRequired[DatasetDescription]
+    """The shards."""
+    environment: NotRequired[Environment]
+    """What the newest start runs on."""
+    log_weights: NotRequired[bool]
+    """Whether the last checkpoint's weights become artifacts."""
+    default_store: NotRequired[str]
+    """The store where MLFLOW_TRACKING_URI names none."""
 
 
 def check_tracking(tracking: TrackingConfig) -> None:
@@ -82,7 +132,7 @@ def describe_run(
         "narrowbert.device": device,
         "narrowbert.version": _version("narrowbert") or "unknown",
         "narrowbert.hosts": _joined(host for start in starts for host in start.get("hosts", [])),
-        "narrowbert.job_ids": _joined(start["job_id"] for start in starts if start.get("job_id")),
+        "narrowbert.job_ids": _joined(job_id for start in starts if (job_id := start.get("job_id"))),
         "mlflow.user": _user(),
         "mlflow.source.name": "narrowbert train",
         "mlflow.source.type": "LOCAL",
@@ -103,7 +153,7 @@ def describe_run(
     )
 
 
-def write_description(run_dir: Path, description: dict[str, Any]) -> None:
+def write_description(run_dir: Path, description: Description) -> None:
     """Write ``tracking.json``, redacted, with the default store where no other is set."""
     description = redact(description)
     if "MLFLOW_TRACKING_URI" not in os.environ:
@@ -112,7 +162,7 @@ def write_description(run_dir: Path, description: dict[str, Any]) -> None:
     write_atomically(run_dir / DESCRIPTION, json.dumps(description, indent=1))
 
 
-def _dataset(shards: Mixture) -> dict[str, Any]:
+def _dataset(shards: Mixture) -> DatasetDescription:
     facts = data_facts(shards)
     splits = {name: shards.split(name).num_rows for name in SPLITS}
     return {
@@ -123,7 +173,7 @@ def _dataset(shards: Mixture) -> dict[str, Any]:
     }
 
 
-def _environment() -> dict[str, Any]:
+def _environment() -> Environment:
     variables = {key: value for key, value in sorted(os.environ.items()) if key.startswith(_ENVIRONMENT)}
     return {
         "python": platform.python_version(),
@@ -162,6 +212,6 @@ def _commit() -> str | None:
         return None
 
 
-def _joined(values: Any) -> str:
-    text = ", ".join(dict.fromkeys(str(value) for value in values))
+def _joined(values: Iterable[str]) -> str:
+    text = ", ".join(dict.fromkeys(map(str, values)))
     return text if len(text) <= _LONGEST_TAG else text[: _LONGEST_TAG - 4] + " ..."

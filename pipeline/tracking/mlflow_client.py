@@ -7,13 +7,17 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from data_prep.contract.command_line import UserError, one_line
 from pipeline.data.mixture import paths_of
 from pipeline.runs.records import read_events
 from pipeline.runs.redaction import RedactingStream, redact_text
-from pipeline.tracking.description import DESCRIPTION
+from pipeline.tracking.description import DESCRIPTION, DatasetDescription, Description
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+    from mlflow.tracking import MlflowClient
 
 _MAX_PARAMS_PER_BATCH = 100
 _MAX_DIGEST = 36  # of an MLflow dataset
@@ -48,7 +52,12 @@ def log_file(run_dir: Path, path: Path, folder: str) -> None:
         MlflowClient(tracking_uri=store).log_artifact(run_id, str(path), folder)
 
 
-def read_description(run_dir: Path) -> dict[str, Any]:
+def read_description(run_dir: Path) -> Description:
+    """``tracking.json`` of a run.
+
+    Raises:
+        UserError: not a run directory with tracking, or the file is damaged.
+    """
     path = run_dir / DESCRIPTION
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -85,7 +94,7 @@ def _set_up_client() -> None:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 
-def tracking_store(description: dict[str, Any]) -> str:
+def tracking_store(description: Description) -> str:
     """Where the run is tracked: the environment's server, or else the file that training used.
 
     Raises:
@@ -97,7 +106,8 @@ def tracking_store(description: dict[str, Any]) -> str:
     return store
 
 
-def connect(description: dict[str, Any]) -> Any:
+def connect(description: Description) -> "MlflowClient":
+    """A client of the store in which the run is tracked."""
     _set_up_client()
     store = tracking_store(description)
     from mlflow.tracking import MlflowClient
@@ -105,13 +115,13 @@ def connect(description: dict[str, Any]) -> Any:
     return MlflowClient(tracking_uri=store)
 
 
-def _find_run(client: Any, experiment_id: str, description: dict[str, Any]) -> Any:
+def _find_run(client: "MlflowClient", experiment_id: str, description: Description) -> "Run | None":
     lineage = description["tags"]["narrowbert.lineage"]
     found = client.search_runs([experiment_id], filter_string=f"tags.`narrowbert.lineage` = '{lineage}'")
     return found[0] if found else None
 
 
-def find_or_create_run(client: Any, run_dir: Path, description: dict[str, Any]) -> str:
+def find_or_create_run(client: "MlflowClient", run_dir: Path, description: Description) -> str:
     """The MLflow run of the lineage, running, with its tags, parameters and dataset."""
     from mlflow.entities import Param, RunTag
 
@@ -130,12 +140,12 @@ def find_or_create_run(client: Any, run_dir: Path, description: dict[str, Any]) 
     for start in range(0, len(params), _MAX_PARAMS_PER_BATCH):
         client.log_batch(run_id, params=params[start : start + _MAX_PARAMS_PER_BATCH])
     client.log_batch(run_id, tags=list(itertools.starmap(RunTag, tags.items())))
-    if "dataset" in description and not run.inputs.dataset_inputs:
+    if "dataset" in description and not (run.inputs and run.inputs.dataset_inputs):
         _log_dataset(client, run_id, description["dataset"])
     return run_id
 
 
-def _experiment_id(client: Any, description: dict[str, Any]) -> str:
+def _experiment_id(client: "MlflowClient", description: Description) -> str:
     from mlflow.exceptions import MlflowException
 
     name = description["experiment_name"]
@@ -144,7 +154,8 @@ def _experiment_id(client: Any, description: dict[str, Any]) -> str:
         return experiment.experiment_id
     # Beside the default store, wherever ``narrowbert sync`` is started; a server has a place of its own.
     is_default = "MLFLOW_TRACKING_URI" not in os.environ
-    folder = Path(description["default_store"].removeprefix("sqlite:///")).parent / "mlruns" if is_default else None
+    store = description.get("default_store") if is_default else None
+    folder = Path(store.removeprefix("sqlite:///")).parent / "mlruns" if store else None
     try:
         return client.create_experiment(
             name,
@@ -159,7 +170,7 @@ def _experiment_id(client: Any, description: dict[str, Any]) -> str:
         return experiment.experiment_id
 
 
-def _log_dataset(client: Any, run_id: str, dataset: dict[str, Any]) -> None:
+def _log_dataset(client: "MlflowClient", run_id: str, dataset: DatasetDescription) -> None:
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     entity = Dataset(

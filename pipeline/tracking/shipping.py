@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from data_prep.contract.command_line import UserError, one_line
 from data_prep.contract.files import write_atomically
@@ -24,8 +24,11 @@ from pipeline.data.mixture import paths_of
 from pipeline.reports.comparison import write_report
 from pipeline.runs.records import EVENTS, SPOOL, parse_point
 from pipeline.runs.redaction import RedactingStream
-from pipeline.tracking.description import DESCRIPTION, LAST_SHIPMENT_S
+from pipeline.tracking.description import DESCRIPTION, LAST_SHIPMENT_S, Description
 from pipeline.tracking.mlflow_client import connect, find_or_create_run, mlflow_for_users, read_description
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
 
 _PROGRESS = "tracking.offset"
 _LOCK = "tracking.lock"
@@ -83,14 +86,14 @@ def sync(run_dir: Path) -> None:
             ship(run_dir, finished=lambda _: True)
 
 
-def _send_new_points(client: Any, run_dir: Path, progress: "_Progress") -> bool:
+def _send_new_points(client: "MlflowClient", run_dir: Path, progress: "_Progress") -> bool:
     """Send complete lines past the stored offset, a batch at a time; True if there were any."""
     from mlflow.entities import Metric
 
     spool, offset = run_dir / SPOOL, progress.offset
     if not spool.exists():
         return False
-    metrics: list[Any] = []
+    metrics: list[Metric] = []
     with spool.open("rb") as file:
         file.seek(max(0, offset - 1))
         if offset and file.read(1) != b"\n":  # a node that lost its power took lines with it that were sent already
@@ -138,7 +141,7 @@ class _Progress:
 
 
 def _send_artifacts(
-    client: Any, run_dir: Path, description: dict[str, Any], progress: _Progress, *, last: bool
+    client: "MlflowClient", run_dir: Path, description: Description, progress: _Progress, *, last: bool
 ) -> None:
     """Send the run's files that are new or changed; at the end with the page about the run."""
     if last:
@@ -146,7 +149,7 @@ def _send_artifacts(
             write_report([run_dir], run_dir / "report.html")
     place = f"environment/attempt-{description.get('attempt', 1)}.json"
     if "environment" in description and place not in progress.artifacts:
-        client.log_dict(progress.run_id, description["environment"], place)
+        client.log_dict(progress.run_id, dict(description["environment"]), place)
         progress.artifacts[place] = []
         progress.write(run_dir)
     for path, folder in _artifacts(run_dir, description):
@@ -162,7 +165,7 @@ def _send_artifacts(
         progress.write(run_dir)
 
 
-def _artifacts(run_dir: Path, description: dict[str, Any]) -> Iterator[tuple[Path, str | None]]:
+def _artifacts(run_dir: Path, description: Description) -> Iterator[tuple[Path, str | None]]:
     """(file, folder in MLflow): configuration, events, pages, checkpoint manifests; weights where asked for."""
     for name in ("config.yaml", "run.json", EVENTS, "report.html"):
         if (run_dir / name).exists():
