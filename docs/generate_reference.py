@@ -32,7 +32,11 @@ CONFIGURATIONS: list[tuple[str, str, type]] = [
     ("Training", "`narrowbert train` and `narrowbert plan`", RunConfig),
     ("Preparation", "`narrowbert-prep vocab` and `narrowbert-prep shards`", PrepConfig),
     ("Fine-tuning", "`narrowbert finetune`", FinetuneConfig),
-    ("Cluster", "`narrowbert-submit`, below `cluster.`, or alone in a file for `--cluster FILE`", ClusterConfig),
+    (
+        "Cluster",
+        "`narrowbert-submit train` and `narrowbert-submit prep`: below `cluster.`, or in a file for `--cluster FILE`",
+        ClusterConfig,
+    ),
 ]
 EXIT_CODES = {
     0: "Done. A finished run that is started again also ends so.",
@@ -62,7 +66,7 @@ def commands_page() -> str:
     for program, module in PROGRAMS.items():
         lines += [f"## {program}", _fenced(help_of(module))]
         for name in names[program]:
-            lines += [f"### {program} {name}", *_command(helps[program, name])]
+            lines += [f"### {program} {name}", *_command(program, name, helps[program, name])]
     return "\n".join(lines) + "\n"
 
 
@@ -82,16 +86,38 @@ def help_of(module: str, *command: str) -> str:
     ).stdout.strip()
 
 
-def _command(text: str) -> Iterator[str]:
-    """A command's help; where it reads a configuration the options, which have a page of their own, are folded."""
-    usage, *rest = text.split("\n\n")
+def _command(program: str, name: str, text: str) -> Iterator[str]:
+    """A command's help; where it reads a configuration the keys, which have a page of their own, are folded."""
     if "--print_config" not in text:
         yield _fenced(text)
         return
-    yield f"{_escaped(' '.join(rest[0].split()))}\n"
-    yield "Its keys are explained under [Configuration](configuration.md).\n"
+    usage, description, *rest = text.split("\n\n")
+    title, _, cls = next(c for c in CONFIGURATIONS if f"`{program}" in c[1] and f" {name}`" in c[1])
+    yield f"{_escaped(' '.join(description.split()))}\n"
+    base = {"narrowbert-submit train": "Training", "narrowbert-submit prep": "Preparation"}.get(f"{program} {name}")
+    links = [f"[{section}](configuration.md#{section.lower()})" for section in (base, title) if section]
+    yield f"It takes `--config FILE` and the keys of {' and '.join(links)}.\n"
+    sections = {option.split(".")[0] for option in options_of(text) if "." in option}
+    shared = {"config", "help", "print_config", *sections, *(field.name for field in dataclasses.fields(cls))}
+    if program == "narrowbert-submit":
+        shared |= {field.name for known in (RunConfig, PrepConfig) for field in dataclasses.fields(known)}
+    explained = options_of(text).items()
+    own = [[f"`--{key}`", _escaped(text)] for key, text in explained if "." not in key and key not in shared]
+    if own:
+        yield "Options of its own:\n"
+        yield from _table(["option", "meaning"], own)
     yield '??? note "All options"\n'
-    yield "\n".join(f"    {line}" for line in _fenced("\n\n".join([usage, *rest[1:]])).splitlines()) + "\n"
+    yield "\n".join(f"    {line}" for line in _fenced("\n\n".join([usage, *rest])).splitlines()) + "\n"
+
+
+def options_of(text: str) -> dict[str, str]:
+    """Every long option of a command's help with its explanation."""
+    found = {}
+    for block in re.split(r"\n(?=  -)|\n\n", text):
+        match = re.match(r"  (?:-\w, )?--([\w.]+)[^\n]*?(?:\n {10,}|  +)(.*)", block, re.DOTALL)
+        if match:
+            found[match[1]] = re.sub(r" ?\(type: .*\)$", "", " ".join(match[2].split()))
+    return found
 
 
 def configuration_page() -> str:

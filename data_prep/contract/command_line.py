@@ -163,7 +163,7 @@ def _describe_options(parser: argparse.ArgumentParser, cls: type[Any]) -> None:
     for action in parser._actions:
         text = texts.get(action.dest)
         if text is not None:
-            action.help = " ".join(text.split()).replace("%", "%%")
+            action.help = " ".join(text.split()).replace("``", "`")
     for group in parser._action_groups:
         if (group.title or "").startswith("<class "):
             first = group._group_actions[0].dest
@@ -173,7 +173,13 @@ def _describe_options(parser: argparse.ArgumentParser, cls: type[Any]) -> None:
 
 
 def field_docstrings(cls: type[Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """(dotted key, the string that stands below the field in the source)."""
+    """(dotted key, the string that stands below the field in the source), inherited fields included."""
+    for base in reversed(cls.__mro__):
+        if dataclasses.is_dataclass(base):
+            yield from _own_field_docstrings(base, prefix)
+
+
+def _own_field_docstrings(cls: type[Any], prefix: str) -> Iterator[tuple[str, str]]:
     hints = get_type_hints(cls)
     body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
     assert isinstance(body, ast.ClassDef)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.contract import shard_format
-from docs.generate_reference import CONFIGURATIONS, PAGES
+from docs.generate_reference import CONFIGURATIONS, PAGES, help_of, options_of
 from pipeline.checkpoints.format import KINDS, TrainerState
 from pipeline.runs.metric_names import METRICS
 from tests.docs.pages import ROOT, text_of
@@ -31,6 +31,24 @@ def _leaves(cls: type) -> list[str]:
         is_section = isinstance(factory, type) and dataclasses.is_dataclass(factory)
         found += _leaves(factory) if is_section else [field.name]
     return found
+
+
+@pytest.mark.parametrize(
+    ("program", "command"),
+    [
+        ("data_prep", "vocab"),
+        ("data_prep", "shards"),
+        ("pipeline", "train"),
+        ("pipeline", "plan"),
+        ("pipeline", "finetune"),
+        ("cluster", "train"),
+        ("cluster", "prep"),
+    ],
+)
+def test_help_explains_every_key_also_inherited_ones(program: str, command: str) -> None:
+    options = options_of(help_of(program, command))
+    assert len(options) > 20
+    assert [option for option, meaning in options.items() if not meaning or meaning.startswith("(")] == []
 
 
 def test_every_metric_is_on_its_page() -> None:
