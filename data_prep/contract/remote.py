@@ -167,7 +167,7 @@ def _problem(path: Path, sha256: str | None, size: int | None) -> str | None:
     if size is not None and path.stat().st_size != size:
         return f"has {path.stat().st_size} bytes instead of {size}"
     if sha256 is not None:
-        with open(path, "rb") as stream:
+        with path.open("rb") as stream:
             if hashlib.file_digest(stream, "sha256").hexdigest() != sha256:
                 return "has not the sha256 that its manifest gives"
     return None
@@ -176,7 +176,7 @@ def _problem(path: Path, sha256: str | None, size: int | None) -> str | None:
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[bool]:
     """Hold a lock among the processes of this machine; False where the file system has none."""
-    with open(path, "wb") as stream:
+    with path.open("wb") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX)
         except OSError:

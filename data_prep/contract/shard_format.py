@@ -145,7 +145,7 @@ def chunk_hash(data: bytes | memoryview) -> str:
 
 def file_sha256(path: str | Path) -> str:
     """sha256 of a file's bytes, in hexadecimal."""
-    with open(path, "rb") as stream:
+    with Path(path).open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 

@@ -35,7 +35,7 @@ def write_shard(folder: Path, split: str, index: int, chunks: Iterable[Mapping[s
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     entries: list[dict[str, Any]] = []
     try:
-        with open(partial, "wb") as stream:
+        with partial.open("wb") as stream:
             with tarfile.TarFile(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as tar:
                 for number, arrays in enumerate(chunks):
                     data = encode_arrays(arrays)
@@ -46,7 +46,7 @@ def write_shard(folder: Path, split: str, index: int, chunks: Iterable[Mapping[s
             stream.flush()
             os.fsync(stream.fileno())
         sha256 = file_sha256(partial)
-        os.replace(partial, path)
+        partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
@@ -63,7 +63,7 @@ def write_manifest(folder: Path, content: Mapping[str, Any]) -> str:
     """Write ``manifest.json`` for ``content`` (everything but schema version and root hash); the root hash."""
     manifest = {"schema_version": SCHEMA_VERSION, **content}
     manifest["root_hash"] = compute_root_hash(manifest)
-    with open(folder / MANIFEST, "wb") as stream:
+    with (folder / MANIFEST).open("wb") as stream:
         stream.write(manifest_bytes(manifest))
         stream.flush()
         os.fsync(stream.fileno())

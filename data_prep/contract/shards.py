@@ -254,7 +254,7 @@ def map_file(path: Path) -> mmap.mmap:
         UserError: it cannot be read.
     """
     try:
-        with open(path, "rb") as stream:
+        with path.open("rb") as stream:
             return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read the shard {path}: {error}") from error

@@ -31,7 +31,7 @@ PROSE_FIRST = (
 _SKIPPED_FOLDERS = {"test", "tests", "site-packages", "__pycache__", "_vendor", "vendored"}
 
 # A docstring follows the colon that ends a class or function head, or opens the file.
-_DOCSTRING = re.compile(r'(?:\A(?:[ \t]*(?:#[^\n]*)?\n)*|:[ \t]*\n\s*)([rR]?"""(.{40,}?)""")', re.S)
+_DOCSTRING = re.compile(r'(?:\A(?:[ \t]*(?:#[^\n]*)?\n)*|:[ \t]*\n\s*)([rR]?"""(.{40,}?)""")', re.DOTALL)
 
 
 @lru_cache(maxsize=2)
@@ -99,7 +99,7 @@ _MARKER = re.compile(r"\s*(?:[-*+•]|\d+[.)]|:\w[^:]*:|[\w*., \[\]`]{1,40}(?: ?
 """What opens an entry of a list, or a parameter's description."""
 
 _MARKUP = re.compile(r":[\w:]+:`~?([^`<]*)(?:<[^`]*)?`|`{1,2}([^`]*)`{1,2}_?|\*\*([^*]+)\*\*|\*(\w[^*]*)\*")
-_SENTENCE = re.compile(r"[\"'(]?[A-Z][^|{}\\<>=\[\]]*[.!?:][\"')]?", re.S)
+_SENTENCE = re.compile(r"[\"'(]?[A-Z][^|{}\\<>=\[\]]*[.!?:][\"')]?", re.DOTALL)
 
 
 def prose(text: str) -> list[str]:

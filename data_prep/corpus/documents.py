@@ -91,7 +91,9 @@ def sample(content: str | bytes) -> str:
     return content.encode("utf-8", "backslashreplace").decode()[:SAMPLE_CHARACTERS]
 
 
-def clean_documents(id: str, texts: Iterable[str | Reject], config: CleaningConfig) -> Iterator[Document | Reject]:
+def clean_documents(
+    document_id: str, texts: Iterable[str | Reject], config: CleaningConfig
+) -> Iterator[Document | Reject]:
     """The documents of one text that comes in consecutive stretches; a stretch may be a reject."""
     first: str | None = None  # kept back until it is known whether there is more
     raw_sample = ""
@@ -108,27 +110,29 @@ def clean_documents(id: str, texts: Iterable[str | Reject], config: CleaningConf
                 first = piece
                 continue
             if part == 0 and first is not None:
-                yield Document(id=id, text=first)
+                yield Document(id=document_id, text=first)
             part += 1
-            yield Document(id=id, text=piece, part=part)
+            yield Document(id=document_id, text=piece, part=part)
     if part == 0 and first is not None:
         if len(first) >= config.min_characters or rejected:
-            yield Document(id=id, text=first)
+            yield Document(id=document_id, text=first)
         else:
             detail = f"{len(first)} characters, cleaning.min_characters is {config.min_characters}"
-            yield Reject(id=id, reason="too_short", detail=detail, sample=sample(first))
+            yield Reject(id=document_id, reason="too_short", detail=detail, sample=sample(first))
     elif first is None and not rejected:
-        yield Reject(id=id, reason="empty", detail="white space and control characters only", sample=sample(raw_sample))
+        yield Reject(
+            id=document_id, reason="empty", detail="white space and control characters only", sample=sample(raw_sample)
+        )
 
 
-def whole_document(id: str, text: str, config: CleaningConfig) -> Iterator[Document | Reject]:
+def whole_document(document_id: str, text: str, config: CleaningConfig) -> Iterator[Document | Reject]:
     """The documents of one text."""
     if len(text) <= config.max_characters:  # the same as below, faster
         cleaned = clean(text).strip()
         if config.min_characters <= len(cleaned) <= config.max_characters:
-            yield Document(id=id, text=cleaned)
+            yield Document(id=document_id, text=cleaned)
             return
-    yield from clean_documents(id, (text,), config)
+    yield from clean_documents(document_id, (text,), config)
 
 
 def _clean_pieces(text: str, max_characters: int) -> Iterator[str]:

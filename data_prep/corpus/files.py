@@ -1,5 +1,7 @@
 """The files of a corpus: found, told apart by format, fingerprinted and cut into partitions."""
 
+# os.path rather than pathlib here: it answers False where pathlib raises PermissionError.
+
 import glob
 import os
 from collections.abc import Iterator

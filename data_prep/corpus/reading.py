@@ -34,15 +34,15 @@ def read_partition(
         UserError: the file cannot be read; damaged content is a Reject instead.
     """
     if file.kind == BUILTIN:
-        for id, text in builtin_documents(config.builtin_max_bytes)[partition.begin : partition.end]:
-            yield from whole_document(id, text, cleaning)
+        for document_id, text in builtin_documents(config.builtin_max_bytes)[partition.begin : partition.end]:
+            yield from whole_document(document_id, text, cleaning)
         return
     read = _read_parquet if file.kind == "parquet" else _read_text
     found = False
     for item in read(file, partition, config, cleaning):
         found = True
         yield item
-    if not found and partition.begin == 0 and _holds_nothing(file, config):
+    if not found and partition.begin == 0 and _holds_nothing(file):
         yield Reject(id=file.name, reason="empty", detail="the file holds no text", sample="")
 
 
@@ -128,7 +128,7 @@ def _damage_behind(reader: Any, file: CorpusFile, partition: Partition, config: 
         yield Reject(id=file.name, reason="damaged_file", detail=str(stream.damage), sample="")
 
 
-def _holds_nothing(file: CorpusFile, config: CorpusConfig) -> bool:
+def _holds_nothing(file: CorpusFile) -> bool:
     """Whether a file is whole and without any text, as an empty one."""
     if file.kind == "parquet":
         return True  # its first row group gave nothing, not even a reject

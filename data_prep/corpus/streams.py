@@ -6,9 +6,9 @@ All of it goes forward through blocks of bounded size: a file may be larger than
 import codecs
 import contextlib
 import io
-import os
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from data_prep.contract.command_line import UserError
@@ -56,7 +56,7 @@ def open_raw(path: str) -> BinaryIO:
 
             opened: Any = fsspec.open(path, "rb")
             return opened.open()
-        return open(path, "rb")
+        return Path(path).open("rb")
 
 
 def raw_blocks(raw: BinaryIO, path: str, size: int = BLOCK_BYTES) -> Iterator[bytes]:
@@ -339,5 +339,5 @@ def file_state(file: CorpusFile) -> tuple[Any, ...]:
     if file.path is None or is_url(file.path):
         return (file,)
     with user_errors(file.path):
-        status = os.stat(file.path)
+        status = Path(file.path).stat()
     return (file, status.st_ino, status.st_size, status.st_mtime_ns)

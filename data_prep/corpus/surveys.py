@@ -87,8 +87,8 @@ def survey(file: CorpusFile, config: CorpusConfig) -> dict[str, Any]:
 
 def _survey_builtin(config: CorpusConfig) -> dict[str, Any]:
     digest, size = hashlib.sha256(), 0
-    for id, text in builtin_documents(config.builtin_max_bytes):
-        content = f"{id}\n{text}\n".encode()
+    for document_id, text in builtin_documents(config.builtin_max_bytes):
+        content = f"{document_id}\n{text}\n".encode()
         digest.update(content)
         size += len(content)
     documents = len(builtin_documents(config.builtin_max_bytes))

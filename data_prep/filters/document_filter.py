@@ -39,6 +39,6 @@ class DocumentFilter(abc.ABC):
         return {}
 
     @classmethod
-    def note(cls, config: PrepConfig, record: Mapping[str, int]) -> str | None:
+    def note(cls, _config: PrepConfig, _record: Mapping[str, int], /) -> str | None:
         """What the user is told once after the map stage, from the record of a map task, if anything."""
         return None

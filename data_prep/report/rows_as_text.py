@@ -19,8 +19,10 @@ def rows_as_text(folder: ShardFolder, split: str, rows: int, variant: int) -> li
     opened = folder.split(split)
     for index in range(len(opened.chunk_rows)):
         arrays = opened.chunk(index)
-        for row in range(min(rows - len(found), len(arrays["lengths"]))):
-            found.append(_row_as_text(arrays, row, variant, tokenizer.id_to_token))
+        found.extend(
+            _row_as_text(arrays, row, variant, tokenizer.id_to_token)
+            for row in range(min(rows - len(found), len(arrays["lengths"])))
+        )
         if len(found) == rows:
             break
     return found

@@ -14,7 +14,7 @@ class MappedArray:
         self.array = np.empty(0, dtype=dtype)
         """[numbers] read-only."""
         if path.stat().st_size:  # an empty file cannot be mapped
-            with open(path, "rb") as stream:
+            with path.open("rb") as stream:
                 self._pages = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
             self.array = np.frombuffer(self._pages, dtype=dtype)
 

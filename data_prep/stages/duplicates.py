@@ -21,7 +21,10 @@ def run_duplicates(plan: WorkPlan) -> dict[str, Any]:
     keys = [np.load(folder / "keys.npy", mmap_mode="r") for folder in folders]
     duplicates = plan.config.duplicates
     record: dict[str, Any] = {"rejects": {}}
-    with committed(plan.work / "duplicates", plan, record) as folder, open(folder / "rejects.jsonl", "w") as rejects:
+    with (
+        committed(plan.work / "duplicates", plan, record) as folder,
+        (folder / "rejects.jsonl").open("w") as rejects,
+    ):
         none = [np.full(len(part), -1, dtype=np.int64) for part in keys]
         exact = exact_survivors(keys) if duplicates.exact else none
         alive = [part < 0 for part in exact]

@@ -3,7 +3,6 @@
 import dataclasses
 import gzip
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -98,7 +97,7 @@ def _all_rejects(plan: WorkPlan) -> Iterator[dict[str, Any]]:
     paths = [map_folder(plan, index) / "rejects.jsonl" for index in range(len(plan.tasks))]
     for path in [*paths, plan.work / "duplicates" / "rejects.jsonl"]:
         if path.is_file():
-            with open(path) as stream:
+            with path.open() as stream:
                 yield from map(json.loads, stream)
 
 
@@ -146,7 +145,7 @@ def finish(plan: WorkPlan, identity: dict[str, Any]) -> Summary:
     for torn in plan.work.glob("*.partial"):  # what a killed task left
         torn.unlink()
     (plan.work / PLAN).unlink()
-    os.rename(plan.work, Path(plan.config.output))
+    plan.work.rename(Path(plan.config.output))
     return summary(root_hash, splits, rejects, already_there=False)
 
 
@@ -154,7 +153,7 @@ def _write_rejects(plan: WorkPlan) -> list[dict[str, Any]]:
     """rejects.jsonl.gz with every reject; the first few of each reason."""
     shown: dict[str, list[dict[str, Any]]] = {}
     with (
-        open(plan.work / REJECTS, "wb") as file,
+        (plan.work / REJECTS).open("wb") as file,
         gzip.GzipFile(filename="", fileobj=file, mode="wb", mtime=0) as stream,
     ):
         for reject in _all_rejects(plan):

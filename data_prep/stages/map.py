@@ -58,12 +58,12 @@ def read_table(folder: Path) -> dict[str, np.ndarray]:
 
 
 @lru_cache(maxsize=1)
-def _encoder(work: Path, plan_hash: str, dtype: str) -> TextEncoder:
+def _encoder(work: Path, _plan_hash: str, dtype: str) -> TextEncoder:
     return TextEncoder(load_tokenizer(work / TOKENIZER), np.dtype(dtype))
 
 
 @lru_cache(maxsize=1)
-def _filters(plan_hash: str, config: PrepConfig) -> list[DocumentFilter]:
+def _filters(_plan_hash: str, config: PrepConfig) -> list[DocumentFilter]:
     return open_filters(config)
 
 
@@ -72,7 +72,7 @@ def run_map(plan: WorkPlan, index: int) -> dict[str, Any]:
     table = _DocumentTable()
     record: dict[str, Any] = {"read": 0, "not_sampled": 0, "rejects": {}, "smallest_left": 1.0}
     with committed(map_folder(plan, index), plan, record) as folder:
-        with open(folder / "tokens.bin", "wb") as tokens, open(folder / "rejects.jsonl", "w") as rejects:
+        with (folder / "tokens.bin").open("wb") as tokens, (folder / "rejects.jsonl").open("w") as rejects:
 
             def reject(item: Reject) -> None:
                 record["rejects"][item.reason] = record["rejects"].get(item.reason, 0) + 1
@@ -81,8 +81,7 @@ def run_map(plan: WorkPlan, index: int) -> dict[str, Any]:
             kept = itertools.chain.from_iterable(
                 _kept(plan, partition, record, reject) for partition in plan.tasks[index]
             )
-            for batch in _batches(kept):
-                tokens.write(_encode_batch(plan, batch, table, reject).tobytes())
+            tokens.writelines(_encode_batch(plan, batch, table, reject).tobytes() for batch in _batches(kept))
         table.write(folder)
         record["documents"] = len(table.ids)
         for document_filter in _filters(plan.hash, plan.config):

@@ -32,9 +32,8 @@ def run_order(plan: WorkPlan) -> dict[str, Any]:
         for split in SPLITS:
             first = [0] * len(plan.tasks) if split == SPLITS[0] else rows[SPLITS[0]]
             total = sum(rows[split])
-            with open(folder / f"{split}.bin", "wb") as stream:
-                for piece in _ordered(plan.config.seed, first, rows[split]):
-                    stream.write(piece.tobytes())
+            with (folder / f"{split}.bin").open("wb") as stream:
+                stream.writelines(piece.tobytes() for piece in _ordered(plan.config.seed, first, rows[split]))
             shards = -(-total // plan.config.rows_per_shard)
             record["tasks"] += [[split, shard] for shard in range(shards)]
     return record

@@ -58,7 +58,7 @@ def _write_rows(folder: Path, split: str, rows: RowPlan, tokens: MappedArray, pl
     special = plan.special_ids
     lengths, counts, positions = [], [], []
     total = len(rows.lengths)
-    with open(folder / f"{split}.bin", "wb") as stream:
+    with (folder / f"{split}.bin").open("wb") as stream:
         for first in range(0, total, FILL_ROWS):
             last = min(first + FILL_ROWS, total)
             block = fill_rows(

@@ -38,7 +38,7 @@ def committed(folder: Path, plan: WorkPlan, record: dict[str, Any]) -> Iterator[
     yield temporary
     (temporary / RECORD).write_text(json.dumps({"plan": plan.hash, **record}, sort_keys=True))
     try:
-        os.rename(temporary, folder)
+        temporary.rename(folder)
     except OSError:
         if not (folder / RECORD).is_file():
             raise

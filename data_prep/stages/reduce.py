@@ -84,7 +84,7 @@ def _ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 
 @lru_cache(maxsize=1)
-def _token_classes(work: Path, plan_hash: str, unit: str) -> tuple[np.ndarray, np.ndarray | None]:
+def _token_classes(work: Path, _plan_hash: str, unit: str) -> tuple[np.ndarray, np.ndarray | None]:
     """Ids that may replace a token; whether a token continues the word before it, which single tokens need not know."""
     tokenizer = load_tokenizer(work / TOKENIZER)
     words = None if unit == "token" else continues_word(tokenizer)

@@ -69,7 +69,7 @@ def _stamp(file: CorpusFile) -> list[int] | None:
     """Size and time of change of a local file: where they are as planned, its content need not be read again."""
     if file.path is None or "://" in file.path:
         return None
-    status = os.stat(file.path)
+    status = Path(file.path).stat()
     return [status.st_size, status.st_mtime_ns]
 
 

@@ -136,19 +136,19 @@ class CsvReader:
             columns = dict.fromkeys(self.header)
             yield no_text_field(self.name, self.config.text_field, columns, ",".join(columns))
 
-    def _items(self, id: str, line: bytes, fields: list[bytes] | Exception) -> Iterator[Document | Reject]:
+    def _items(self, document_id: str, line: bytes, fields: list[bytes] | Exception) -> Iterator[Document | Reject]:
         if isinstance(fields, Exception):
-            yield _no_csv(id, line, fields)
+            yield _no_csv(document_id, line, fields)
         elif len(fields) <= self.column:
             detail = f"{len(fields)} fields instead of {len(self.header or ())}"
-            yield Reject(id=id, reason="no_text_field", detail=detail, sample=sample(line))
+            yield Reject(id=document_id, reason="no_text_field", detail=detail, sample=sample(line))
         else:
-            yield from decoded(id, fields[self.column], self.records.stream.legacy, self.cleaning)
+            yield from decoded(document_id, fields[self.column], self.records.stream.legacy, self.cleaning)
 
 
-def _no_csv(id: str, line: bytes, problem: Exception) -> Reject:
+def _no_csv(document_id: str, line: bytes, problem: Exception) -> Reject:
     reason = "damaged_file" if isinstance(problem, DamagedFile) else "not_csv"
-    return Reject(id=id, reason=reason, detail=str(problem), sample=sample(line[:BLOCK_BYTES]))
+    return Reject(id=document_id, reason=reason, detail=str(problem), sample=sample(line[:BLOCK_BYTES]))
 
 
 def holds_no_record(stream: TextStream, kind: Kind) -> bool:

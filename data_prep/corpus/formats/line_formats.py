@@ -107,13 +107,15 @@ def _blocks_of_paragraph(stream: TextStream) -> Iterator[bytes]:
 
 
 def _stretched(
-    id: str, blocks: Iterator[bytes], legacy: str | None, cleaning: CleaningConfig
+    document_id: str, blocks: Iterator[bytes], legacy: str | None, cleaning: CleaningConfig
 ) -> Iterator[Document | Reject]:
     """The documents of one text of any size that comes in blocks."""
-    yield from clean_documents(id, _stretches(id, blocks, legacy, cleaning.max_characters), cleaning)
+    yield from clean_documents(document_id, _stretches(document_id, blocks, legacy, cleaning.max_characters), cleaning)
 
 
-def _stretches(id: str, blocks: Iterator[bytes], legacy: str | None, max_characters: int) -> Iterator[str | Reject]:
+def _stretches(
+    document_id: str, blocks: Iterator[bytes], legacy: str | None, max_characters: int
+) -> Iterator[str | Reject]:
     size = max(_STRETCH_BYTES, 4 * max_characters)  # so that no text is cut that could be one document
     buffer = bytearray()
     try:
@@ -121,12 +123,14 @@ def _stretches(id: str, blocks: Iterator[bytes], legacy: str | None, max_charact
             buffer += block
             while len(buffer) > size:
                 cut = _cut(buffer, size)
-                yield _text_or_reject(id, bytes(buffer[:cut]), legacy)
+                yield _text_or_reject(document_id, bytes(buffer[:cut]), legacy)
                 del buffer[:cut]
     except DamagedFile as damage:
-        yield Reject(id=id, reason="damaged_file", detail=str(damage), sample=sample(bytes(buffer[:BLOCK_BYTES])))
+        yield Reject(
+            id=document_id, reason="damaged_file", detail=str(damage), sample=sample(bytes(buffer[:BLOCK_BYTES]))
+        )
         return
-    yield _text_or_reject(id, bytes(buffer), legacy)
+    yield _text_or_reject(document_id, bytes(buffer), legacy)
 
 
 def _cut(buffer: bytearray, size: int) -> int:
@@ -140,27 +144,27 @@ def _cut(buffer: bytearray, size: int) -> int:
     return cut
 
 
-def _text_or_reject(id: str, data: bytes, legacy: str | None) -> str | Reject:
+def _text_or_reject(document_id: str, data: bytes, legacy: str | None) -> str | Reject:
     text = decode(data, legacy)
-    return undecodable(id, data) if text is None else text
+    return undecodable(document_id, data) if text is None else text
 
 
-def undecodable(id: str, data: bytes) -> Reject:
+def undecodable(document_id: str, data: bytes) -> Reject:
     """The reject of bytes in no known encoding."""
     try:
         data.decode()
         detail = "in no known encoding"
     except UnicodeDecodeError as error:
         detail = f"no UTF-8 from byte {error.start} on ({error.reason}), and in no other known encoding"
-    return Reject(id=id, reason="undecodable", detail=detail, sample=sample(data))
+    return Reject(id=document_id, reason="undecodable", detail=detail, sample=sample(data))
 
 
-def decoded(id: str, data: bytes, legacy: str | None, cleaning: CleaningConfig) -> Iterator[Document | Reject]:
+def decoded(document_id: str, data: bytes, legacy: str | None, cleaning: CleaningConfig) -> Iterator[Document | Reject]:
     text = decode(data, legacy)
     if text is None:
-        yield undecodable(id, data)
+        yield undecodable(document_id, data)
     else:
-        yield from whole_document(id, text, cleaning)
+        yield from whole_document(document_id, text, cleaning)
 
 
 def _read_jsonl(
@@ -172,54 +176,60 @@ def _read_jsonl(
         if not line:
             return
         stream.last_start = start
-        id = f"{name}:{number}"
+        document_id = f"{name}:{number}"
         if not line.endswith(b"\n"):
-            problem = _unfinished_line(stream, id, line)
+            problem = _unfinished_line(stream, document_id, line)
             if problem is not None:
                 yield problem
                 continue
         if line.isspace():
             continue
-        text = _json_text(id, line.removeprefix(b"\xef\xbb\xbf") if start == 0 else line, stream.legacy, config)
+        text = _json_text(
+            document_id, line.removeprefix(b"\xef\xbb\xbf") if start == 0 else line, stream.legacy, config
+        )
         if isinstance(text, Reject):
             yield text
         else:
-            yield from whole_document(id, text, cleaning)
+            yield from whole_document(document_id, text, cleaning)
 
 
-def _unfinished_line(stream: TextStream, id: str, line: bytes) -> Reject | None:
+def _unfinished_line(stream: TextStream, document_id: str, line: bytes) -> Reject | None:
     """Why a line that does not end in a line end cannot be read; None if it is the file's last and whole."""
     beginning = sample(line[:BLOCK_BYTES])
     too_long = len(line) >= LINE_BYTES and not stream.at_end()
     if too_long:
         stream.skip_line()
     if stream.inside_line and stream.at_end() and stream.damage is not None:
-        return Reject(id=id, reason="damaged_file", detail=str(stream.damage), sample=beginning)
+        return Reject(id=document_id, reason="damaged_file", detail=str(stream.damage), sample=beginning)
     if too_long:
-        return Reject(id=id, reason="line_too_long", detail=f"more than {LINE_BYTES} bytes", sample=beginning)
+        return Reject(id=document_id, reason="line_too_long", detail=f"more than {LINE_BYTES} bytes", sample=beginning)
     return None
 
 
-def _json_text(id: str, line: bytes, legacy: str | None, config: CorpusConfig) -> str | Reject:
+def _json_text(document_id: str, line: bytes, legacy: str | None, config: CorpusConfig) -> str | Reject:
     content = decode(line, legacy)
     if content is None:
-        return undecodable(id, line)
+        return undecodable(document_id, line)
     try:
         record = json.loads(content)
     except (ValueError, RecursionError) as error:
-        return Reject(id=id, reason="not_json", detail=str(error) or "nested too deeply", sample=sample(content))
+        return Reject(
+            id=document_id, reason="not_json", detail=str(error) or "nested too deeply", sample=sample(content)
+        )
     if not isinstance(record, dict):
-        return Reject(id=id, reason="not_an_object", detail=f"a {type(record).__name__}", sample=sample(content))
+        return Reject(
+            id=document_id, reason="not_an_object", detail=f"a {type(record).__name__}", sample=sample(content)
+        )
     text = record.get(config.text_field)
     if isinstance(text, str):
         return text
-    return no_text_field(id, config.text_field, record, content)
+    return no_text_field(document_id, config.text_field, record, content)
 
 
-def no_text_field(id: str, field: str, record: dict[str, Any], content: str) -> Reject:
+def no_text_field(document_id: str, field: str, record: dict[str, Any], content: str) -> Reject:
     """The reject of a record without a text."""
     if field in record:
         detail = f"the field '{field}' is no string but {type(record[field]).__name__}"
     else:
         detail = f"no field '{field}' among {', '.join(map(str, record))[:200]}"
-    return Reject(id=id, reason="no_text_field", detail=sample(detail), sample=sample(content))
+    return Reject(id=document_id, reason="no_text_field", detail=sample(detail), sample=sample(content))

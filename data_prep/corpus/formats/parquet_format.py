@@ -106,16 +106,16 @@ def read_parquet(
 
 
 def _row_documents(
-    id: str, value: bytes | None, config: CorpusConfig, cleaning: CleaningConfig
+    document_id: str, value: bytes | None, config: CorpusConfig, cleaning: CleaningConfig
 ) -> Iterator[Document | Reject]:
     if value is None:
-        yield no_text_field(id, config.text_field, {config.text_field: None}, "")
+        yield no_text_field(document_id, config.text_field, {config.text_field: None}, "")
         return
     text = decode(value, None)
     if text is None:
-        yield undecodable(id, value)
+        yield undecodable(document_id, value)
     else:
-        yield from whole_document(id, text, cleaning)
+        yield from whole_document(document_id, text, cleaning)
 
 
 def _values(opened: ParquetReader, group: int, field: str) -> Iterator[bytes | None]:

@@ -74,20 +74,20 @@ class WarcReader:
         if record is None and self._problem is not None and partition.begin < self.stream.fetched <= partition.end:
             yield Reject(id=self.name, reason="damaged_file", detail=self._problem, sample="")
 
-    def _documents(self, id: str, record: Any) -> Iterator[Document | Reject]:
+    def _documents(self, document_id: str, record: Any) -> Iterator[Document | Reject]:
         if record.content_length > RECORD_BYTES:
             detail = f"more than {RECORD_BYTES} bytes"
-            yield Reject(id=id, reason="record_too_long", detail=detail, sample=sample(str(record.record_id)))
+            yield Reject(id=document_id, reason="record_too_long", detail=detail, sample=sample(str(record.record_id)))
             return
         try:
             text = _response_text(record)
         except BaseException as error:
-            yield Reject(id=id, reason="not_http", detail=_problem(error), sample="")
+            yield Reject(id=document_id, reason="not_http", detail=_problem(error), sample="")
             return
         if self.stream.damage is not None and self.stream.fetched < record.stream_pos + record.content_length:
             return  # cut by the damage, which has a reject of its own
         if text is not None:
-            yield from whole_document(id, text, self.cleaning)
+            yield from whole_document(document_id, text, self.cleaning)
 
 
 def _problem(error: BaseException) -> str:

@@ -222,9 +222,6 @@ def test_counts_that_do_not_fit_the_rows_are_refused(copied, place):
         read_all(copied)
 
 
-# --- writing -----------------------------------------------------------------------------------------
-
-
 def test_bytes_are_those_of_webdatasets_writer(tmp_path):
     from webdataset.writer import TarWriter
 
@@ -263,9 +260,6 @@ def test_the_contract_is_quick_to_import():
     code = "import sys, data_prep.contract.shards; "
     code += "sys.exit(bool({'torch', 'webdataset', 'fsspec', 'aiohttp'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-P", "-c", code], check=False).returncode == 0
-
-
-# --- reading -----------------------------------------------------------------------------------------
 
 
 def test_any_changed_byte_of_the_manifest_is_refused(copied):

@@ -57,9 +57,6 @@ def write_parquet(rows, name="text", **options):
     return stream.getvalue()
 
 
-# --- finding files -----------------------------------------------------------------------------------
-
-
 def test_globs_and_folders_are_sorted_and_files_counted_once(tmp_path):
     for name in ("z.txt", "sub/b.txt", "sub/a.txt.gz", "notes.md", ".hidden.txt", ".git/c.txt"):
         path = tmp_path / name
@@ -126,8 +123,6 @@ def test_importing_is_light():
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ended.stdout.strip() == "set()"
 
-
-# --- formats -----------------------------------------------------------------------------------------
 
 ROWS = ["one\r\ntwo", "déjà, “vu”", 'with "quotes", commas\tand tabs', "日本語 😀"]
 CLEAN = ["one\ntwo", *ROWS[1:]]
@@ -242,9 +237,6 @@ def test_a_missing_extra_is_a_user_error(tmp_path, monkeypatch):
         read(tmp_path)
 
 
-# --- URLs --------------------------------------------------------------------------------------------
-
-
 class Quiet(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *_):
         pass
@@ -292,9 +284,6 @@ def test_urls_that_name_nothing(tmp_path):
                 read(path)
     with pytest.raises(UserError, match="corpus"):  # the server is gone
         read(f"{url}/a.jsonl")
-
-
-# --- partitions --------------------------------------------------------------------------------------
 
 
 def check_cuts(path, config, cleaning, cuts, order):
@@ -458,9 +447,6 @@ def test_fingerprints_follow_the_content(tmp_path):
     assert survey(file, config)["size"] == len(compressed) - 30 + 6 + 99  # hashed to its end all the same
 
 
-# --- long texts --------------------------------------------------------------------------------------
-
-
 def test_long_documents_are_split_at_white_space_and_nothing_is_lost(tmp_path):
     words = [f"word{i}é" for i in range(5_000)]
     (tmp_path / "a.txt").write_text(" ".join(words))
@@ -556,9 +542,6 @@ def test_files_that_decompress_to_much_more_than_they_are(tmp_path):
         count, characters, peak_kb = map(int, ended.stdout.split())
         assert (count, characters) == (1, 0)  # a reject
         assert peak_kb < 350_000
-
-
-# --- the built-in corpus -----------------------------------------------------------------------------
 
 
 def test_builtin_corpus_is_repeatable_prose_of_the_asked_size():

@@ -25,9 +25,6 @@ def partitioned(items, sizes):
     return [items[start:end] for start, end in itertools.pairwise([0, *ends, len(items)])]
 
 
-# --- exact -------------------------------------------------------------------------------------------
-
-
 def test_keys_fold_white_space_and_nothing_else():
     assert text_key("a  b\n\tc\u00a0d ") == text_key("a b c d")
     others = {text_key(text) for text in ("a b c d", "A b c d", "ab c d", "a b c", "", "á b c d")}
@@ -71,9 +68,6 @@ def test_exact_survivors_of_texts_in_memory_maps(tmp_path):
         parts.append(np.load(tmp_path / f"{number}.npy", mmap_mode="r"))
     assert [part.tolist() for part in exact_survivors(parts)] == [[-1, -1], [], [0, -1, 1], [0]]
     assert exact_survivors([]) == []
-
-
-# --- n-grams of evaluation texts ---------------------------------------------------------------------
 
 
 def plain_shared(evaluation, text, n):
@@ -137,9 +131,6 @@ def test_remembered_words_stay_bounded(monkeypatch):
     assert ngrams.shared(f"{'y' * 1000} {held_out}") == " ".join(WORDS[:13])
     assert len(word_ngrams._word_hashes) <= 50
     assert max(map(len, word_ngrams._word_hashes)) <= 64
-
-
-# --- near --------------------------------------------------------------------------------------------
 
 
 def edited(words, rate, draw):

@@ -15,9 +15,6 @@ from tests.data_prep.shard_folders import GEOMETRY, SPECIAL, make_folder
 NASTY = "<script>alert('x')</script> & \"quoted\" \x00\x07\x1b[31m \u202eback\u2066 \ud800 </div></style>"
 
 
-# --- numbers -----------------------------------------------------------------------------------------
-
-
 documents = st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 5000), st.integers(0, 2**40)), max_size=30)
 
 
@@ -76,9 +73,6 @@ def test_mask_statistics_are_those_of_a_loop(tmp_path, mode):
     assert found == {**expected, "row_length": lengths}
     assert min(found[kind] for kind in ("became_mask", "random", "kept")) > 0
     assert json.loads(json.dumps(found)) == found
-
-
-# --- page --------------------------------------------------------------------------------------------
 
 
 class Page(HTMLParser):

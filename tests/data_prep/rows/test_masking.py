@@ -177,9 +177,6 @@ def test_more_variants_leave_the_first_ones_as_they_are(unit):
     np.testing.assert_array_equal(two.masked_positions, five.masked_positions[:, :2])
 
 
-# --- words, spans, n-grams ---------------------------------------------------------------------------
-
-
 def words_of(row, length):
     """Runs of words of one row, word by word, as (begin, end): an independent reading of what a word is."""
     runs = [[]]

@@ -218,8 +218,6 @@ def test_vocabulary_too_small_or_no_text(model):
         trained([" "], model=model, size=300)
 
 
-# --- vocab.txt ---------------------------------------------------------------------------------------
-
 PIECES = ["[PAD]", "[unused0]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 CHARACTERS = sorted({*"abcdefghijklmnopqrstuvwxyz0123456789.,'!?-#$[]()\u00e9\u00df\u4e1c\u2603\u0130\u0308"})
 WORDS = ["the", "un", "##able", "##s", "house", "it", "##ing", "na", "##ive", "mask", "cls"]
@@ -306,9 +304,6 @@ def test_bad_vocabulary_files(tmp_path):
         path.write_text(content)
         with pytest.raises(UserError, match=r"lacks .*\[SEP\] \[MASK\]"):
             load_tokenizer(path)
-
-
-# --- which tokens continue a word --------------------------------------------------------------------
 
 
 def grouped(tokenizer, text):
