@@ -1,19 +1,8 @@
-import shutil
-import threading
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import pytest
-import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from data_prep.contract.command_line import UserError
 from pipeline.data.batches import Batch, TrainingData, validation_batches
 from pipeline.data.mixture import Mixture, open_mixture
-from pipeline.data.order import RowOrder
-from pipeline.data.prefetch import Prefetcher
 
 
 def row_contents(batches: list[Batch]) -> list[tuple[int, bytes]]:
@@ -135,102 +124,3 @@ def test_validation_is_shared_without_overlap(folders: str, request: pytest.Fixt
     assert len(set(rows(10**6, 0, 1))) == total
     assert sorted(rows(10**6, 0, 2) + rows(10**6, 1, 2)) == sorted(rows(10**6, 0, 1))
     assert rows(5, 0, 1) == rows(10**6, 0, 1)[:5]
-
-
-# ---------------------------------------------------------------------------------------- reading ahead
-
-CPU = torch.device("cpu")
-
-
-def small_steps(shards: Mixture) -> TrainingData:
-    return TrainingData(shards, seed=5, global_batch_size=8, micro_batch_size=4)
-
-
-def assert_same(batches: list[Batch], expected: list[Batch]) -> None:
-    assert len(batches) == len(expected)
-    for batch, other in zip(batches, expected, strict=True):
-        assert batch.tensors.keys() == other.tensors.keys()
-        assert all(torch.equal(batch.tensors[name], other.tensors[name]) for name in batch.tensors)
-        assert np.array_equal(batch.sequence_ids, other.sequence_ids)
-
-
-@given(
-    num_workers=st.integers(1, 6),
-    prefetch_factor=st.integers(1, 3),
-    starts=st.lists(st.integers(0, 10**9), min_size=1, max_size=3),
-)
-@settings(max_examples=15, deadline=None)
-def test_any_number_of_workers_gives_the_batches_of_the_order(
-    mixture: Mixture, num_workers: int, prefetch_factor: int, starts: list[int]
-) -> None:
-    prefetcher = Prefetcher(small_steps(mixture), CPU, num_workers=num_workers, prefetch_factor=prefetch_factor)
-    for start in starts:  # each but the first is a jump: what was read ahead is of no use
-        for step in range(9):
-            assert_same(prefetcher.step(start + 8 * step), small_steps(mixture).step(start + 8 * step))
-    prefetcher.close()
-
-
-def test_a_resume_with_more_workers_goes_on_with_the_same_rows(mixture: Mixture) -> None:
-    def read(num_workers: int, first: int, last: int) -> list[int]:
-        prefetcher = Prefetcher(small_steps(mixture), CPU, num_workers=num_workers, prefetch_factor=2)
-        steps = [prefetcher.step(8 * step) for step in range(first, last)]
-        prefetcher.close()
-        return [int(i) for batches in steps for batch in batches for i in batch.sequence_ids]
-
-    assert read(2, 0, 30) + read(5, 30, 60) == read(1, 0, 60)
-
-
-def test_workers_read_side_by_side_and_ahead(shards: Mixture) -> None:
-    together = threading.Barrier(3, timeout=30)
-    asked: list[int] = []
-
-    class Meeting(TrainingData):
-        """Returns only when three threads are reading at once."""
-
-        def step(self, rows_consumed: int) -> list[Batch]:
-            asked.append(rows_consumed)
-            together.wait()
-            return super().step(rows_consumed)
-
-    meeting = Meeting(shards, seed=5, global_batch_size=8, micro_batch_size=4)
-    prefetcher = Prefetcher(meeting, CPU, num_workers=3, prefetch_factor=2)
-    assert_same(prefetcher.step(80), small_steps(shards).step(80))
-    assert sorted(asked)[:3] == [80, 88, 96]
-    together.abort()
-    prefetcher.close()
-
-
-@pytest.mark.parametrize("num_workers", [1, 4])
-def test_what_fails_in_reading_is_raised_at_the_step_that_asks(
-    shard_folder: Path, tmp_path: Path, num_workers: int
-) -> None:
-    broken = tmp_path / "shards"
-    shutil.copytree(shard_folder, broken)
-    shards = open_mixture(str(broken), None)
-    order = RowOrder(shards.split("train").chunk_rows, shards.root_hash, 5)
-    steps = [set(chunks) for chunks in np.split(order.locate(np.arange(8 * 8))[1], 8)]
-    failing = next(step for step in range(2, 8) if steps[step] - set().union(*steps[:step]))
-    chunk = int(min(steps[failing] - set().union(*steps[:failing])))
-    damage(broken, shards, chunk)
-
-    prefetcher = Prefetcher(small_steps(shards), CPU, num_workers=num_workers, prefetch_factor=3)
-    for step in range(failing):
-        assert_same(prefetcher.step(8 * step), small_steps(open_mixture(str(shard_folder), None)).step(8 * step))
-    for _ in range(2):  # and again, should it be asked again
-        with pytest.raises(UserError, match=r"train-\d+\.tar, chunk \d+: its bytes are not those that were written"):
-            prefetcher.step(8 * failing)
-    prefetcher.close()
-
-
-def damage(folder: Path, shards: Mixture, chunk: int) -> None:
-    """Change a byte of a chunk of the training split."""
-    places: list[tuple[str, dict[str, Any]]] = [
-        (shard["name"], entry)
-        for shard in shards.folders[0].manifest["splits"]["train"]["shards"]
-        for entry in shard["chunks"]
-    ]
-    name, entry = places[chunk]
-    content = bytearray((folder / name).read_bytes())
-    content[entry["offset"] + entry["length"] - 3] ^= 1
-    (folder / name).unlink()
-    (folder / name).write_bytes(content)

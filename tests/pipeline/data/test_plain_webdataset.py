@@ -13,7 +13,7 @@ from data_prep.contract.command_line import UserError
 from pipeline.data.batches import Batch, make_batch, validation_batches
 from pipeline.data.mixture import Mixture, open_mixture
 from pipeline.data.plain_webdataset import PlainRow, as_webdataset
-from tests.pipeline.data.test_batches import damage
+from tests.pipeline.data.damaged_shards import damage
 
 
 def expected_rows(shards: Mixture, variant: int) -> Batch:
