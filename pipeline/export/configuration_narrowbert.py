@@ -78,20 +78,6 @@ class NarrowBertConfig(PreTrainedConfig):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if hidden_size % num_attention_heads:
-            raise ValueError(f"hidden_size {hidden_size} is not a multiple of {num_attention_heads} attention heads")
-        if position_embedding_type == "rope" and hidden_size // num_attention_heads % 2:
-            raise ValueError(f"rope needs an even head size, it is {hidden_size // num_attention_heads}")
-        for name, value, choices in (
-            ("normalization", normalization, ("post", "pre")),
-            ("norm", norm, ("layernorm", "rmsnorm")),
-            ("default_positions", default_positions, ("all", "cls")),
-            ("position_embedding_type", position_embedding_type, ("absolute", "rope", "alibi")),
-        ):
-            if value not in choices:
-                raise ValueError(f"{name} is '{value}', expected one of {', '.join(choices)}")
-        kv_projections(narrow_kv, 1)
-        parse_layout(layout)
         self.vocab_size = vocab_size
         self.hidden_size = hidden_size
         self.layout = layout
@@ -117,6 +103,25 @@ class NarrowBertConfig(PreTrainedConfig):
         self.tie_word_embeddings = tie_word_embeddings
         self.classifier_dropout = classifier_dropout
         self.default_positions = default_positions
+        self._check()
+
+    def _check(self) -> None:
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not a multiple of {self.num_attention_heads} attention heads"
+            )
+        if self.position_embedding_type == "rope" and self.hidden_size // self.num_attention_heads % 2:
+            raise ValueError(f"rope needs an even head size, it is {self.hidden_size // self.num_attention_heads}")
+        for name, choices in (
+            ("normalization", ("post", "pre")),
+            ("norm", ("layernorm", "rmsnorm")),
+            ("default_positions", ("all", "cls")),
+            ("position_embedding_type", ("absolute", "rope", "alibi")),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} is '{getattr(self, name)}', expected one of {', '.join(choices)}")
+        kv_projections(self.narrow_kv, 1)
+        parse_layout(self.layout)
 
     @property
     def head_dropout(self) -> float:

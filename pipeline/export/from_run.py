@@ -6,6 +6,7 @@ from typing import Any
 
 from pipeline.checkpoints.format import TrainerState
 from pipeline.checkpoints.reading import load_run_model
+from pipeline.config import ModelConfig
 from pipeline.export.folder import write_export
 from pipeline.model.parameters import count_parameters
 from pipeline.runs.directory import read_run_record
@@ -31,7 +32,7 @@ def export_run(run_dir: Path, output: Path, pooling: str | None = None) -> None:
     )
 
 
-def _facts(run_dir: Path, config: Any, state: TrainerState, seq_length: int) -> dict[str, Any]:
+def _facts(run_dir: Path, config: ModelConfig, state: TrainerState, seq_length: int) -> dict[str, Any]:
     """What the model card says of the run, as it was measured."""
     series = read_metrics(run_dir)
 

@@ -2,7 +2,7 @@
 
 Dynamic quantisation by onnxruntime: weights to 8 bits when the file is made, activations while it runs.
 
-Shapes: B texts, S longest of them in tokens, N most positions asked for.
+Shapes: B texts, S longest of them in tokens, P most positions asked for.
 """
 
 import dataclasses
@@ -11,7 +11,6 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tokenizers import Encoding, Tokenizer
@@ -19,6 +18,7 @@ from transformers import AutoConfig
 
 from data_prep.contract.command_line import UserError
 from data_prep.contract.tokenizer import load_tokenizer
+from pipeline.export.configuration_narrowbert import NarrowBertConfig
 from pipeline.export.onnx_files import CLASSIFIER, ENCODER, FILL_MASK
 
 _MOST_TEXTS = 512
@@ -59,6 +59,7 @@ def write_int8(folder: Path, originals: list[Path], texts: Path) -> list[Compari
         UserError: no texts, none that has a token, no tokenizer.
     """
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    assert isinstance(config, NarrowBertConfig), "write_onnx takes no other"
     encodings = _tokenize(load_tokenizer(folder / "tokenizer.json"), texts, config.max_position_embeddings)
     compared = []
     for original in originals:
@@ -107,8 +108,10 @@ def _tokenize(tokenizer: Tokenizer, texts: Path, max_length: int) -> list[Encodi
     return sorted(encodings, key=lambda encoding: len(encoding.ids))
 
 
-def _batches(encodings: list[Encoding], config: Any, *, masked: bool) -> Iterator[tuple[Batch, np.ndarray]]:
-    """Inputs, and with ``masked`` the tokens that were there, [B, N], -1 where a text has fewer."""
+def _batches(
+    encodings: list[Encoding], config: NarrowBertConfig, *, masked: bool
+) -> Iterator[tuple[Batch, np.ndarray]]:
+    """Inputs, and with ``masked`` the tokens that were there, [B, P], -1 where a text has fewer."""
     generator = np.random.default_rng(0)
     for start in range(0, len(encodings), _BATCH):
         group = encodings[start : start + _BATCH]
@@ -120,6 +123,7 @@ def _batches(encodings: list[Encoding], config: Any, *, masked: bool) -> Iterato
         inputs = {"input_ids": ids_BS, "attention_mask": mask_BS, "token_type_ids": np.zeros_like(ids_BS)}
         wanted = np.zeros((len(group), 0), dtype=np.int64)
         if masked:
+            assert config.mask_token_id is not None
             inputs["narrow_positions"], wanted = _mask(group, ids_BS, config.mask_token_id, generator)
         yield inputs, wanted
 
@@ -127,18 +131,18 @@ def _batches(encodings: list[Encoding], config: Any, *, masked: bool) -> Iterato
 def _mask(
     group: list[Encoding], ids_BS: np.ndarray, mask_id: int, generator: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Put [MASK] into ``ids_BS``; the positions [B, N], and what stood there."""
+    """Put [MASK] into ``ids_BS``; the positions [B, P], and what stood there."""
     chosen = []
     for encoding in group:
         words = np.flatnonzero(np.asarray(encoding.special_tokens_mask) == 0)
         chosen.append(np.sort(generator.choice(words, max(1, round(_MASKED * len(words))), replace=False)))
-    positions_BN = np.zeros((len(group), max(map(len, chosen))), dtype=np.int64)
-    wanted_BN = np.full_like(positions_BN, -1)
+    positions_BP = np.zeros((len(group), max(map(len, chosen))), dtype=np.int64)
+    wanted_BP = np.full_like(positions_BP, -1)
     for row, positions in enumerate(chosen):
-        positions_BN[row, : len(positions)] = positions
-        wanted_BN[row, : len(positions)] = ids_BS[row, positions]
+        positions_BP[row, : len(positions)] = positions
+        wanted_BP[row, : len(positions)] = ids_BS[row, positions]
         ids_BS[row, positions] = mask_id
-    return positions_BN, wanted_BN
+    return positions_BP, wanted_BP
 
 
 def _run_both(original: Path, quantised: Path, batches: list[Batch]) -> tuple[list[tuple[np.ndarray, ...]], float]:

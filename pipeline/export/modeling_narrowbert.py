@@ -3,28 +3,28 @@
 Source: Li, Keung, Cheng, Kasai, Smith, "NarrowBERT: Accelerating Masked Language Model Pretraining
 and Inference", ACL 2023, arXiv 2301.04761.
 
-The sublayers left of ``:`` in ``config.layout`` run on every position and end in the state h_K. Then
-only the rows at the *narrow positions* go on: a narrow attention sublayer takes its queries from
-them, its keys and values from h_K, which stays as it is; a narrow feed-forward sublayer runs on them
-alone. Narrow rows never read each other, so a row's result does not depend on which other rows are
-narrow. Positions, where attention knows them (rope, alibi), are those of the whole row.
+The sublayers left of ``:`` in ``config.layout`` run on every position. They end in the frozen state, h_K in the
+paper. Then only the *narrow positions* are computed further. A narrow attention sublayer takes its queries from them,
+and its keys and values from the frozen state, which does not change. A narrow feed-forward sublayer runs on them
+alone. Narrow positions never read each other. So the result at one does not depend on which others are narrow. Where
+attention knows positions (rope, alibi), they are those of the whole row.
 
 Parameter names are BERT's, with the narrow layers under ``bert.encoder_narrow`` as in the authors'
 release; the state dict of layout ``12sf`` has exactly the keys of ``BertForMaskedLM``. Options that BERT
 does not have add ``intermediate.gate`` (gated units), ``frozen_norm`` and ``final_norm`` (pre-norm); a
 sublayer's norm is called ``output.LayerNorm`` wherever it stands.
 
-Two things are done without being asked for, and change results by rounding only: few narrow rows are
-*folded* (``folded_attention``), and a padded batch is *packed*: its real tokens are computed, its padding
-is not, and the outputs there are zeros (``Packing``).
+Two optimisations are on by default. They change results by rounding only. Few narrow positions are *folded*
+(``folded_attention``). A padded batch is *packed* (``Packing``): its padding is not computed, and the outputs there
+are zeros.
 
-Shapes: B batch, S sequence, N narrow rows, R computed rows of a whole batch, T real tokens of a whole
-batch, H hidden, V vocabulary, L labels, A attention heads, D = H / A.
+Shapes: B rows of a batch, S tokens of a row, P narrow positions of a row, T real tokens of a whole batch without its
+padding, Q queries of a whole batch, H hidden size, V vocabulary, C labels (classes), A attention heads, D = H / A.
 """
 
 import itertools
 from collections.abc import Callable, Collection
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import torch
 from torch import nn
@@ -40,6 +40,7 @@ from transformers.modeling_outputs import (
     TokenClassifierOutput,
 )
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.processing_utils import Unpack  # pyright: ignore[reportPrivateImportUsage] typing's, for Python 3.10
 from transformers.utils.generic import can_return_tuple, is_flash_attention_requested
 from transformers.utils.output_capturing import capture_outputs
 
@@ -52,6 +53,14 @@ except ImportError:
 
 IGNORE_INDEX = -100
 GATED = {"geglu": "gelu", "swiglu": "silu"}
+
+
+class OutputOptions(TypedDict, total=False):
+    """What transformers hands through every ``forward``."""
+
+    output_hidden_states: bool | None
+    output_attentions: bool | None
+
 
 Rotation = tuple[torch.Tensor, torch.Tensor]
 """Cosines and signed sines of rope's angles, [B or 1, 1, positions, D]."""
@@ -74,12 +83,12 @@ def rotation(config: NarrowBertConfig, positions: torch.Tensor, dtype: torch.dty
     return torch.cat((cos, cos), -1).to(dtype), torch.cat((-sin, sin), -1).to(dtype)
 
 
-def rotate(x_BAND: torch.Tensor, by: Rotation | None) -> torch.Tensor:
+def rotate(x_BAPD: torch.Tensor, by: Rotation | None) -> torch.Tensor:
     """Turn feature i together with feature i + D/2 by its position's angle."""
     if by is None:
-        return x_BAND
-    first, second = x_BAND.chunk(2, -1)
-    return x_BAND * by[0] + torch.cat((second, first), -1) * by[1]
+        return x_BAPD
+    first, second = x_BAPD.chunk(2, -1)
+    return x_BAPD * by[0] + torch.cat((second, first), -1) * by[1]
 
 
 def add_alibi(
@@ -87,7 +96,7 @@ def add_alibi(
 ) -> torch.Tensor | None:
     """``mask`` (bool or added to the scores) joined with ALiBi's bias by distance, where the model has it.
 
-    queries [B or 1, N] and keys [B or 1, S] are positions.
+    queries [B or 1, P] and keys [B or 1, S] are positions.
     """
     if config.position_embedding_type != "alibi":
         return mask
@@ -95,12 +104,12 @@ def add_alibi(
     power = 1 << (heads.bit_length() - 1)  # the largest power of two that is not above
     exponents = [8 * (i + 1) / power for i in range(power)] + [4 * (2 * i + 1) / power for i in range(heads - power)]
     slopes_A11 = 2.0 ** -torch.tensor(exponents, device=queries.device).view(-1, 1, 1)
-    bias_BANS = -slopes_A11 * (queries[:, None, :, None] - keys[:, None, None, :]).abs()
+    bias_BAPS = -slopes_A11 * (queries[:, None, :, None] - keys[:, None, None, :]).abs()
     if mask is None:
-        return bias_BANS.to(dtype)
+        return bias_BAPS.to(dtype)
     if mask.dtype == torch.bool:
-        return bias_BANS.masked_fill(~mask, torch.finfo(dtype).min).to(dtype)
-    return mask + bias_BANS.to(dtype)
+        return bias_BAPS.masked_fill(~mask, torch.finfo(dtype).min).to(dtype)
+    return mask + bias_BAPS.to(dtype)
 
 
 class NarrowBertEmbeddings(nn.Module):
@@ -142,20 +151,20 @@ class NarrowBertEmbeddings(nn.Module):
 
 def eager_attention(
     module: nn.Module,
-    query_BAND: torch.Tensor,
+    query_BAPD: torch.Tensor,
     key_BASD: torch.Tensor,
     value_BASD: torch.Tensor,
     attention_mask: torch.Tensor | None,
     scaling: float,
     dropout: float = 0.0,
-    **_: Any,
+    **_: Unpack[OutputOptions],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention in plain operations, for ``output_attentions``. Returns [B, N, A, D] and [B, A, N, S]."""
-    scores_BANS = query_BAND @ key_BASD.transpose(2, 3) * scaling
+    """Attention in plain operations, for ``output_attentions``. Returns [B, P, A, D] and [B, A, P, S]."""
+    scores_BAPS = query_BAPD @ key_BASD.transpose(2, 3) * scaling
     if attention_mask is not None:
-        scores_BANS = scores_BANS + attention_mask
-    weights_BANS = nn.functional.dropout(scores_BANS.softmax(dim=-1), p=dropout, training=module.training)
-    return (weights_BANS @ value_BASD).transpose(1, 2), weights_BANS
+        scores_BAPS = scores_BAPS + attention_mask
+    weights_BAPS = nn.functional.dropout(scores_BAPS.softmax(dim=-1), p=dropout, training=module.training)
+    return (weights_BAPS @ value_BASD).transpose(1, 2), weights_BAPS
 
 
 class Packing(NamedTuple):
@@ -190,21 +199,21 @@ def unpack(hidden_1TH: torch.Tensor, packing: Packing, batch: int, length: int) 
 
 
 def packed_attention(
-    query_1AND: torch.Tensor, key_1ATD: torch.Tensor, value_1ATD: torch.Tensor, packing: Packing, dropout: float
+    query_1AQD: torch.Tensor, key_1ATD: torch.Tensor, value_1ATD: torch.Tensor, packing: Packing, dropout: float
 ) -> torch.Tensor:
-    """Attention inside each sentence of a packed batch: [1, N, A, D], N the queries of all sentences.
+    """Attention inside each sentence of a packed batch: [1, Q, A, D], Q the queries of all sentences.
 
     One fused attention for all sentences of equal length, or one kernel for all on CUDA.
     """
-    if query_1AND.is_cuda:
-        return varlen_attention(query_1AND, key_1ATD, value_1ATD, packing)
+    if query_1AQD.is_cuda:
+        return varlen_attention(query_1AQD, key_1ATD, value_1ATD, packing)
     contexts, first_query, first_key = [], 0, 0
     for length, sentences in packing.runs:
         queries = packing.num_narrow or length
         query, key, value = (
-            x_1AND[0, :, first : first + sentences * each].unflatten(1, (sentences, each)).transpose(0, 1)
-            for x_1AND, first, each in (
-                (query_1AND, first_query, queries),
+            x_1AQD[0, :, first : first + sentences * each].unflatten(1, (sentences, each)).transpose(0, 1)
+            for x_1AQD, first, each in (
+                (query_1AQD, first_query, queries),
                 (key_1ATD, first_key, length),
                 (value_1ATD, first_key, length),
             )
@@ -216,12 +225,12 @@ def packed_attention(
 
 
 def varlen_attention(
-    query_1AND: torch.Tensor, key_1ATD: torch.Tensor, value_1ATD: torch.Tensor, packing: Packing
+    query_1AQD: torch.Tensor, key_1ATD: torch.Tensor, value_1ATD: torch.Tensor, packing: Packing
 ) -> torch.Tensor:
     """``packed_attention`` by torch's variable-length kernel."""
     assert varlen_attn is not None
     # Under autocast rope leaves fp32 behind, which the kernel does not take.
-    query, key, value = (x[0].transpose(0, 1).to(value_1ATD.dtype) for x in (query_1AND, key_1ATD, value_1ATD))
+    query, key, value = (x[0].transpose(0, 1).to(value_1ATD.dtype) for x in (query_1AQD, key_1ATD, value_1ATD))
     keys = [length for length, sentences in packing.runs for _ in range(sentences)]
     queries = keys if packing.num_narrow is None else [packing.num_narrow] * len(keys)
     query_ends, key_ends = (
@@ -234,7 +243,7 @@ def varlen_attention(
 
 
 def folded_attention(
-    query_BAND: torch.Tensor,
+    query_BAPD: torch.Tensor,
     state_BSH: torch.Tensor,
     key: nn.Linear,
     value: nn.Linear,
@@ -242,40 +251,40 @@ def folded_attention(
     scaling: float,
     dropout: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention to ``state_BSH`` whose keys and values are never formed. Returns [B, N, A, D] and [B, A, N, S].
+    """Attention to ``state_BSH`` whose keys and values are never formed. Returns [B, P, A, D] and [B, A, P, S].
 
     A score is q (W_K h + b_K) = (W_K^T q) h + q b_K, and an output sum_s p_s (W_V h_s + b_V) =
-    W_V (sum_s p_s h_s) + b_V sum_s p_s, head by head: two products with each narrow row instead of
+    W_V (sum_s p_s h_s) + b_V sum_s p_s, head by head: two products with each narrow position instead of
     two with each position of the sentence.
     """
-    batch, heads, rows, head_dim = query_BAND.shape
+    batch, heads, rows, head_dim = query_BAPD.shape
     key_ADH, value_ADH = (linear.weight.unflatten(0, (heads, head_dim)) for linear in (key, value))
-    query_BAND = query_BAND * scaling
-    query_ARH = query_BAND.transpose(0, 1).flatten(1, 2) @ key_ADH
-    query_BANH = query_ARH.unflatten(1, (batch, rows)).transpose(0, 1)
-    scores_BANS = (query_BANH.flatten(1, 2) @ state_BSH.transpose(1, 2)).unflatten(1, (heads, rows))
+    query_BAPD = query_BAPD * scaling
+    query_AQH = query_BAPD.transpose(0, 1).flatten(1, 2) @ key_ADH
+    query_BAPH = query_AQH.unflatten(1, (batch, rows)).transpose(0, 1)
+    scores_BAPS = (query_BAPH.flatten(1, 2) @ state_BSH.transpose(1, 2)).unflatten(1, (heads, rows))
     if key.bias is not None:
-        scores_BANS = scores_BANS + query_BAND @ key.bias.view(heads, head_dim, 1)
+        scores_BAPS = scores_BAPS + query_BAPD @ key.bias.view(heads, head_dim, 1)
     if attention_mask is not None and attention_mask.dtype == torch.bool:
-        scores_BANS = scores_BANS.masked_fill(~attention_mask, torch.finfo(scores_BANS.dtype).min)
+        scores_BAPS = scores_BAPS.masked_fill(~attention_mask, torch.finfo(scores_BAPS.dtype).min)
     elif attention_mask is not None:
-        scores_BANS = scores_BANS + attention_mask
-    weights_BANS = nn.functional.dropout(scores_BANS.softmax(-1), p=dropout, training=dropout > 0)
-    context_BANH = (weights_BANS.flatten(1, 2) @ state_BSH).unflatten(1, (heads, rows))
-    context_ARD = context_BANH.transpose(0, 1).flatten(1, 2) @ value_ADH.transpose(1, 2)
-    context_BAND = context_ARD.unflatten(1, (batch, rows)).transpose(0, 1)
+        scores_BAPS = scores_BAPS + attention_mask
+    weights_BAPS = nn.functional.dropout(scores_BAPS.softmax(-1), p=dropout, training=dropout > 0)
+    context_BAPH = (weights_BAPS.flatten(1, 2) @ state_BSH).unflatten(1, (heads, rows))
+    context_AQD = context_BAPH.transpose(0, 1).flatten(1, 2) @ value_ADH.transpose(1, 2)
+    context_BAPD = context_AQD.unflatten(1, (batch, rows)).transpose(0, 1)
     if value.bias is not None:
-        context_BAND = context_BAND + weights_BANS.sum(-1, keepdim=True) * value.bias.view(heads, 1, head_dim)
-    return context_BAND.transpose(1, 2), weights_BANS
+        context_BAPD = context_BAPD + weights_BAPS.sum(-1, keepdim=True) * value.bias.view(heads, 1, head_dim)
+    return context_BAPD.transpose(1, 2), weights_BAPS
 
 
 def folding_pays(config: NarrowBertConfig, num_narrow: int, length: int) -> bool:
-    """Whether ``num_narrow`` folded rows of a sentence take fewer FLOPs than the keys and values of all positions.
+    """Whether ``num_narrow`` folded positions of a sentence take fewer FLOPs than the keys and values of all positions.
 
     Multiply-adds of a sentence, in units of hidden size: each owner of keys and values projects S
-    positions twice, 2 S H, and each narrow attention compares and adds up heads, 2 N S; folded, each
-    narrow attention projects N rows twice, 2 N H, and compares and adds up whole rows, 2 A N S. With 12
-    heads of 64 and keys and values in every layer, up to 45 rows are folded at 128 positions, 61 at 512.
+    positions twice, 2 S H, and each narrow attention compares and adds up heads, 2 P S; folded, each
+    narrow attention projects P positions twice, 2 P H, and compares and adds up whole states, 2 A P S. With 12
+    heads of 64 and keys and values in every layer, up to 45 positions are folded at 128 positions, 61 at 512.
     """
     attentions = sum("s" in sublayers for sublayers in config.narrow_layers)
     formed = len(config.narrow_kv_owners) * length * config.hidden_size + attentions * num_narrow * length
@@ -284,7 +293,7 @@ def folding_pays(config: NarrowBertConfig, num_narrow: int, length: int) -> bool
 
 
 class NarrowBertSelfAttention(nn.Module):
-    """Multi-head attention whose queries may be fewer rows than its keys and values."""
+    """Multi-head attention that may have fewer queries than keys and values."""
 
     # Read by transformers' SDPA function, which otherwise takes an attention without mask as causal.
     is_causal = False
@@ -309,7 +318,7 @@ class NarrowBertSelfAttention(nn.Module):
 
     def forward(
         self,
-        hidden_BNH: torch.Tensor,
+        hidden_BPH: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
         attention_mask: torch.Tensor | None,
@@ -317,7 +326,7 @@ class NarrowBertSelfAttention(nn.Module):
         folded_into: "NarrowBertSelfAttention | None" = None,
         packing: Packing | None = None,
         implementation: str | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[OutputOptions],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Attend to ``key`` and ``value`` [B, A, S, D], or, given ``folded_into``, to the state [B, S, H] in ``key``.
 
@@ -326,24 +335,24 @@ class NarrowBertSelfAttention(nn.Module):
             packing: the batch is packed; there is no mask then.
             implementation: of attention, instead of the configuration's.
         """
-        query_BAND = rotate(self._split_heads(self.query(hidden_BNH)), by)
+        query_BAPD = rotate(self._split_heads(self.query(hidden_BPH)), by)
         scaling = self.head_dim**-0.5
         dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
-        weights_BANS = None
+        weights_BAPS = None
         if folded_into is not None:
-            context_BNAD, weights_BANS = folded_attention(
-                query_BAND, key, folded_into.key, folded_into.value, attention_mask, scaling, dropout
+            context_BPAD, weights_BAPS = folded_attention(
+                query_BAPD, key, folded_into.key, folded_into.value, attention_mask, scaling, dropout
             )
         elif packing is not None:
-            context_BNAD = packed_attention(query_BAND, key, value, packing, dropout)
+            context_BPAD = packed_attention(query_BAPD, key, value, packing, dropout)
         else:
             attention: Callable[..., tuple[torch.Tensor, torch.Tensor | None]] = ALL_ATTENTION_FUNCTIONS.get_interface(
                 implementation or self.config._attn_implementation or "eager", eager_attention
             )
-            context_BNAD, weights_BANS = attention(
-                self, query_BAND, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
+            context_BPAD, weights_BAPS = attention(
+                self, query_BAPD, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
             )
-        return context_BNAD.flatten(2), weights_BANS
+        return context_BPAD.flatten(2), weights_BAPS
 
     def _split_heads(self, projected: torch.Tensor) -> torch.Tensor:
         return projected.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
@@ -378,18 +387,18 @@ class NarrowBertAttention(nn.Module):
 
     def forward(
         self,
-        hidden_BNH: torch.Tensor,
+        hidden_BPH: torch.Tensor,
         key: torch.Tensor | None,
         value: torch.Tensor | None,
         attention_mask: torch.Tensor | None,
         by: Rotation | None,
-        **kwargs: Any,
+        **kwargs: Unpack[OutputOptions],
     ) -> torch.Tensor:
-        input_BNH = self.output.sublayer_input(hidden_BNH)
+        input_BPH = self.output.sublayer_input(hidden_BPH)
         if key is None or value is None:
-            key, value = self.self.key_value(input_BNH, by)
-        context_BNH, _ = self.self(input_BNH, key, value, attention_mask, by, **kwargs)
-        return self.output(context_BNH, hidden_BNH)
+            key, value = self.self.key_value(input_BPH, by)
+        context_BPH, _ = self.self(input_BPH, key, value, attention_mask, by, **kwargs)
+        return self.output(context_BPH, hidden_BPH)
 
 
 class NarrowBertIntermediate(nn.Module):
@@ -420,18 +429,18 @@ class NarrowBertLayer(GradientCheckpointingLayer):
 
     def forward(
         self,
-        hidden_BNH: torch.Tensor,
+        hidden_BPH: torch.Tensor,
         key: torch.Tensor | None,
         value: torch.Tensor | None,
         attention_mask: torch.Tensor | None,
         by: Rotation | None,
-        **kwargs: Any,
+        **kwargs: Unpack[OutputOptions],
     ) -> torch.Tensor:
         if self.attention is not None:
-            hidden_BNH = self.attention(hidden_BNH, key, value, attention_mask, by, **kwargs)
+            hidden_BPH = self.attention(hidden_BPH, key, value, attention_mask, by, **kwargs)
         if self.intermediate is not None and self.output is not None:
-            hidden_BNH = self.output(self.intermediate(self.output.sublayer_input(hidden_BNH)), hidden_BNH)
-        return hidden_BNH
+            hidden_BPH = self.output(self.intermediate(self.output.sublayer_input(hidden_BPH)), hidden_BPH)
+        return hidden_BPH
 
 
 class NarrowBertEncoder(nn.Module):
@@ -451,13 +460,13 @@ class NarrowBertEncoder(nn.Module):
 
     def forward(
         self,
-        hidden_BNH: torch.Tensor,
+        hidden_BPH: torch.Tensor,
         frozen_BSH: torch.Tensor | None,
         attention_mask: torch.Tensor | None,
         by: Rotation | None,
         frozen_by: Rotation | None,
         folds: bool = False,
-        **kwargs: Any,
+        **kwargs: Unpack[OutputOptions],
     ) -> torch.Tensor:
         """Keys and values come from ``frozen_BSH``, or from the running state where that is None."""
         key, value, folded_into = None, None, None
@@ -470,11 +479,11 @@ class NarrowBertEncoder(nn.Module):
                 else:
                     key, value = layer.attention.self.key_value(frozen_BSH, frozen_by)
             # All positional: gradient checkpointing hands tensors on by position.
-            hidden_BNH = layer(hidden_BNH, key, value, attention_mask, by, folded_into=folded_into, **kwargs)
-        return hidden_BNH
+            hidden_BPH = layer(hidden_BPH, key, value, attention_mask, by, folded_into=folded_into, **kwargs)
+        return hidden_BPH
 
     def folds(self, config: NarrowBertConfig, num_narrow: int, length: int) -> bool:
-        """Whether the narrow layers fold ``num_narrow`` rows of sentences of ``length`` positions.
+        """Whether the narrow layers fold ``num_narrow`` positions of sentences of ``length`` tokens.
 
         Never with rope, which turns a key by its position after its projection.
         """
@@ -543,7 +552,7 @@ class NarrowBertPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     # Left of ``:`` alone. transformers drops padding by taking the last rows of the mask for the queries,
-    # which is wrong when the queries are N chosen rows: those take SDPA.
+    # which is wrong when the queries are P chosen positions: those take SDPA.
     _supports_flash_attn = True
     # Tells transformers' Trainer whether forward() divides by num_items_in_batch itself.
     accepts_loss_kwargs = False
@@ -618,27 +627,27 @@ class NarrowBertModel(NarrowBertPreTrainedModel):
         position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         narrow_positions: torch.Tensor | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[OutputOptions],
     ) -> BaseModelOutputWithPooling:
-        """Encode the rows at the narrow positions.
+        """Encode the narrow positions.
 
         Args:
             input_ids: [B, S]; or give inputs_embeds, [B, S, H].
             attention_mask: [B, S], 1 for real tokens, 0 for padding.
-            narrow_positions: [B, N], the positions to compute, in any order. Rows with fewer than N
+            narrow_positions: [B, P], the positions to compute, in any order. Rows with fewer than P
                 are filled up with any valid position, whose result is then to be ignored. Default:
-                every position, N = S, or ``config.default_positions``.
+                every position, P = S, or ``config.default_positions``.
 
         Returns:
-            ``last_hidden_state`` [B, N, H]; what it holds at padding has no meaning. ``pooler_output``
-            [B, H], of the first of these rows, where the model has a pooler. With
+            ``last_hidden_state`` [B, P, H]; what it holds at padding has no meaning. ``pooler_output``
+            [B, H], of the first of these positions, where the model has a pooler. With
             ``output_hidden_states`` the embeddings and the output of every layer: [B, S, H] left of
-            ``:``, [B, N, H] right of it, before any final norm. With ``output_attentions`` (eager
-            attention only) [B, A, S, S] and [B, A, N, S].
+            ``:``, [B, P, H] right of it, before any final norm. With ``output_attentions`` (eager
+            attention only) [B, A, S, S] and [B, A, P, S].
 
         Raises:
             ValueError: both or neither of input_ids and inputs_embeds, an attention mask that is not
-                [B, S], narrow positions that are not [B, N], an input longer than the model, attentions
+                [B, S], narrow positions that are not [B, P], an input longer than the model, attentions
                 of an implementation that does not give them.
         """
         if (input_ids is None) == (inputs_embeds is None):
@@ -657,18 +666,18 @@ class NarrowBertModel(NarrowBertPreTrainedModel):
         if attention_mask is not None and not is_captured and self._can_pack(hidden_BSH):
             packing = pack(attention_mask)
         if packing is None:
-            narrow_BNH = self._encode(hidden_BSH, attention_mask, position_ids, narrow_positions, **kwargs)
+            narrow_BPH = self._encode(hidden_BSH, attention_mask, position_ids, narrow_positions, **kwargs)
         else:
-            narrow_BNH = self._encode_packed(
+            narrow_BPH = self._encode_packed(
                 hidden_BSH, attention_mask, position_ids, narrow_positions, packing, **kwargs
             )
         if self.final_norm is not None:
-            narrow_BNH = self.final_norm(narrow_BNH)
+            narrow_BPH = self.final_norm(narrow_BPH)
         return BaseModelOutputWithPooling(
-            last_hidden_state=narrow_BNH, pooler_output=None if self.pooler is None else self.pooler(narrow_BNH[:, 0])
+            last_hidden_state=narrow_BPH, pooler_output=None if self.pooler is None else self.pooler(narrow_BPH[:, 0])
         )
 
-    def _check_options(self, kwargs: dict[str, Any]) -> bool:
+    def _check_options(self, kwargs: OutputOptions) -> bool:
         """Refuse what cannot be given; is any layer's output asked for?"""
         captured = {
             name: kwargs.get(name, getattr(self.config, name)) for name in ("output_attentions", "output_hidden_states")
@@ -701,9 +710,9 @@ class NarrowBertModel(NarrowBertPreTrainedModel):
         attention_mask: torch.Tensor | None,
         position_ids: torch.Tensor,
         narrow_positions: torch.Tensor | None,
-        **kwargs: Any,
+        **kwargs: Unpack[OutputOptions],
     ) -> torch.Tensor:
-        """Both sides of the narrowing point over a rectangle: [B, N, H]."""
+        """Both sides of the narrowing point over a rectangle: [B, P, H]."""
         by = rotation(self.config, position_ids, hidden_BSH.dtype)
         mask = create_bidirectional_mask(self.config, hidden_BSH, attention_mask)
         mask = add_alibi(self.config, mask, position_ids, position_ids, hidden_BSH.dtype)
@@ -716,13 +725,13 @@ class NarrowBertModel(NarrowBertPreTrainedModel):
         attention_mask: torch.Tensor | None,
         position_ids: torch.Tensor,
         narrow_positions: torch.Tensor | None,
-        **kwargs: Any,
+        **kwargs: Unpack[OutputOptions],
     ) -> torch.Tensor:
         """The side right of ``:``, over a rectangle."""
         dtype, length = hidden_BSH.dtype, hidden_BSH.shape[1]
-        narrow_BNH, places = hidden_BSH, position_ids
+        narrow_BPH, places = hidden_BSH, position_ids
         if narrow_positions is not None:
-            narrow_BNH = gather_rows(hidden_BSH, narrow_positions)
+            narrow_BPH = gather_positions(hidden_BSH, narrow_positions)
             places = position_ids.expand(hidden_BSH.shape[0], -1).gather(1, narrow_positions)
         frozen_BSH = hidden_BSH if self.frozen_norm is None else self.frozen_norm(hidden_BSH)
         implementation = None
@@ -730,12 +739,12 @@ class NarrowBertModel(NarrowBertPreTrainedModel):
             implementation = "sdpa"
             mask = None if attention_mask is None else (attention_mask != 0)[:, None, None]
         else:
-            mask = create_bidirectional_mask(self.config, narrow_BNH, attention_mask, hidden_BSH)
+            mask = create_bidirectional_mask(self.config, narrow_BPH, attention_mask, hidden_BSH)
         mask = add_alibi(self.config, mask, places, position_ids, dtype)
         by, frozen_by = (rotation(self.config, x, dtype) for x in (places, position_ids))
-        folds = self.encoder_narrow.folds(self.config, narrow_BNH.shape[1], length)
+        folds = self.encoder_narrow.folds(self.config, narrow_BPH.shape[1], length)
         return self.encoder_narrow(
-            narrow_BNH, frozen_BSH, mask, by, frozen_by, folds, implementation=implementation, **kwargs
+            narrow_BPH, frozen_BSH, mask, by, frozen_by, folds, implementation=implementation, **kwargs
         )
 
     def _encode_packed(
@@ -745,7 +754,7 @@ class NarrowBertModel(NarrowBertPreTrainedModel):
         position_ids: torch.Tensor,
         narrow_positions: torch.Tensor | None,
         packing: Packing,
-        **kwargs: Any,
+        **kwargs: Unpack[OutputOptions],
     ) -> torch.Tensor:
         """``_encode`` over the real tokens alone."""
         batch, length = hidden_BSH.shape[:2]
@@ -763,14 +772,14 @@ class NarrowBertModel(NarrowBertPreTrainedModel):
             hidden_1TH = self.encoder_narrow(hidden_1TH, frozen_1TH, None, by, by, packing=packing, **kwargs)
             return unpack(hidden_1TH, packing, batch, length)
         order_B = packing.order_B
-        rows_BNH = gather_rows(unpack(hidden_1TH, packing, batch, length), narrow_positions)[order_B]
-        places_BN = places_BS.gather(1, narrow_positions)[order_B]
-        narrow_by = rotation(self.config, places_BN.flatten().unsqueeze(0), hidden_1TH.dtype)
-        rows_1RH = self.encoder_narrow(
-            rows_BNH.flatten(0, 1).unsqueeze(0), frozen_1TH, None, narrow_by, by,
+        narrow_BPH = gather_positions(unpack(hidden_1TH, packing, batch, length), narrow_positions)[order_B]
+        places_BP = places_BS.gather(1, narrow_positions)[order_B]
+        narrow_by = rotation(self.config, places_BP.flatten().unsqueeze(0), hidden_1TH.dtype)
+        narrow_1QH = self.encoder_narrow(
+            narrow_BPH.flatten(0, 1).unsqueeze(0), frozen_1TH, None, narrow_by, by,
             packing=packing._replace(num_narrow=num_narrow), **kwargs,
         )  # fmt: skip
-        return rows_1RH[0].unflatten(0, (batch, num_narrow))[order_B.argsort()]
+        return narrow_1QH[0].unflatten(0, (batch, num_narrow))[order_B.argsort()]
 
 
 class NarrowBertTokenModel(NarrowBertPreTrainedModel):
@@ -791,27 +800,27 @@ class NarrowBertTokenModel(NarrowBertPreTrainedModel):
         """Loss, logits and the encoder's outputs.
 
         Args:
-            head: of single rows.
+            head: of single positions.
             computed_BS: bool, the positions to compute; None for those of ``narrow_positions`` or, if that is
                 None, all.
 
         Returns:
-            ``logits`` are [B, N, ...] with narrow_positions, otherwise [B, S, ...] with zeros where
+            ``logits`` are [B, P, ...] with narrow_positions, otherwise [B, S, ...] with zeros where
             ``computed_BS`` is False.
 
         Raises:
             ValueError: labels of another shape.
         """
-        real_BN = None
+        real_BP = None
         if computed_BS is not None:
-            narrow_positions, real_BN = pad_positions(computed_BS)
+            narrow_positions, real_BP = pad_positions(computed_BS)
         outputs = self.bert(narrow_positions=narrow_positions, return_dict=True, **inputs)
-        hidden_BNH = outputs.last_hidden_state
+        hidden_BPH = outputs.last_hidden_state
         if computed_BS is None:
-            logits = scored = head(hidden_BNH)
+            logits = scored = head(hidden_BPH)
         else:
-            # Padded slots end here: the head sees the R real rows, in the order of the positions.
-            scored = head(hidden_BNH[real_BN])
+            # Padded slots end here: the head sees the chosen positions alone, in their order.
+            scored = head(hidden_BPH[real_BP])
             logits = scored.new_zeros(*computed_BS.shape, scored.shape[-1])
             logits[computed_BS] = scored
         loss = None
@@ -856,7 +865,7 @@ class NarrowBertForMaskedLM(NarrowBertTokenModel):
         labels: torch.Tensor | None = None,
         narrow_positions: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[OutputOptions],
     ) -> MaskedLMOutput:
         """Predict the tokens at the narrow positions.
 
@@ -864,14 +873,14 @@ class NarrowBertForMaskedLM(NarrowBertTokenModel):
         else those that hold [MASK]; else (no [MASK] in the row, or inputs_embeds) all of them.
 
         Args:
-            labels: -100 where there is nothing to predict; [B, N] with narrow_positions, else [B, S].
-            narrow_positions: [B, N], as for the base model.
+            labels: -100 where there is nothing to predict; [B, P] with narrow_positions, else [B, S].
+            narrow_positions: [B, P], as for the base model.
             num_items_in_batch: What the sum of losses is divided by, where a batch is computed in
                 parts. Default: the number of labels that are not -100, at least 1.
 
         Returns:
-            ``logits`` [B, N, V] with narrow_positions. Otherwise [B, S, V], where **the rows that were
-            not computed are all zeros**: read the rows of the masked (or labelled) positions only, or
+            ``logits`` [B, P, V] with narrow_positions. Otherwise [B, S, V], where **the positions that were
+            not computed are all zeros**: read the masked (or labelled) positions only, or
             ask for others by narrow_positions. ``loss`` is the mean over labels that are not -100.
 
         Raises:
@@ -924,7 +933,7 @@ class NarrowBertForTokenClassification(NarrowBertTokenModel):
         labels: torch.Tensor | None = None,
         narrow_positions: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[OutputOptions],
     ) -> TokenClassifierOutput:
         """Tag the narrow positions: those given, else those whose label is not -100, else all.
 
@@ -932,12 +941,12 @@ class NarrowBertForTokenClassification(NarrowBertTokenModel):
         (``word_ids()``), so give them as narrow_positions.
 
         Args:
-            labels: -100 where there is no label; [B, N] with narrow_positions, else [B, S].
-            narrow_positions: [B, N], as for the base model.
+            labels: -100 where there is no label; [B, P] with narrow_positions, else [B, S].
+            narrow_positions: [B, P], as for the base model.
             num_items_in_batch: as for the masked-LM model.
 
         Returns:
-            ``logits`` [B, N, L] with narrow_positions, else [B, S, L], all zeros where labels are given
+            ``logits`` [B, P, C] with narrow_positions, else [B, S, C], all zeros where labels are given
             and -100. ``loss`` is the mean over labels that are not -100.
 
         Raises:
@@ -978,18 +987,18 @@ class NarrowBertForSequenceClassification(NarrowBertPreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         narrow_positions: torch.Tensor | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[OutputOptions],
     ) -> SequenceClassifierOutput:
         """Classify each row by one position.
 
         Args:
-            labels: [B] numbers of classes, or [B] or [B, L] floats for regression (one label, or
-                ``config.problem_type``), or [B, L] zeros and ones as floats for several labels a row.
-            narrow_positions: [B, N], of which the first counts. Default: [CLS], which is the first position
+            labels: [B] numbers of classes, or [B] or [B, C] floats for regression (one label, or
+                ``config.problem_type``), or [B, C] zeros and ones as floats for several labels a row.
+            narrow_positions: [B, P], of which the first counts. Default: [CLS], which is the first position
                 that is no padding.
 
         Returns:
-            ``logits`` [B, L], and with labels the ``loss``: mean cross-entropy, squared error, or binary
+            ``logits`` [B, C], and with labels the ``loss``: mean cross-entropy, squared error, or binary
             cross-entropy.
 
         Raises:
@@ -1045,17 +1054,17 @@ class NarrowBertForQuestionAnswering(NarrowBertPreTrainedModel):
         start_positions: torch.Tensor | None = None,
         end_positions: torch.Tensor | None = None,
         narrow_positions: torch.Tensor | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[OutputOptions],
     ) -> QuestionAnsweringModelOutput:
         """Score spans.
 
         Args:
-            start_positions, end_positions: [B], numbers of narrow rows (of positions by default). One that is
+            start_positions, end_positions: [B], numbers of narrow positions (of positions by default). One that is
                 outside of the row counts for nothing.
-            narrow_positions: [B, N], as for the base model. Default: all, as any position may be the answer's.
+            narrow_positions: [B, P], as for the base model. Default: all, as any position may be the answer's.
 
         Returns:
-            ``start_logits`` and ``end_logits`` [B, N], the lowest number at padding; with both labels the ``loss``,
+            ``start_logits`` and ``end_logits`` [B, P], the lowest number at padding; with both labels the ``loss``,
             the mean of two cross-entropies.
 
         Raises:
@@ -1065,24 +1074,24 @@ class NarrowBertForQuestionAnswering(NarrowBertPreTrainedModel):
             input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids, position_ids=position_ids,
             inputs_embeds=inputs_embeds, narrow_positions=narrow_positions, return_dict=True, **kwargs,
         )  # fmt: skip
-        scores_BN2 = self.qa_outputs(outputs.last_hidden_state)
+        scores_BP2 = self.qa_outputs(outputs.last_hidden_state)
         if attention_mask is not None:  # padding is no answer, and takes no part in the loss
-            real_BN = attention_mask != 0
+            real_BP = attention_mask != 0
             if narrow_positions is not None:
-                real_BN = real_BN.gather(1, narrow_positions)
-            scores_BN2 = scores_BN2.masked_fill(~real_BN.unsqueeze(-1), torch.finfo(scores_BN2.dtype).min)
-        start_BN, end_BN = scores_BN2.unbind(-1)
+                real_BP = real_BP.gather(1, narrow_positions)
+            scores_BP2 = scores_BP2.masked_fill(~real_BP.unsqueeze(-1), torch.finfo(scores_BP2.dtype).min)
+        start_BP, end_BP = scores_BP2.unbind(-1)
         loss = None
         if start_positions is not None and end_positions is not None:
             losses = []
-            for scores_BN, targets_B in ((start_BN, start_positions.view(-1)), (end_BN, end_positions.view(-1))):
-                is_outside_B = (targets_B < 0) | (targets_B >= scores_BN.shape[1])
-                losses.append(token_loss(scores_BN, targets_B.masked_fill(is_outside_B, IGNORE_INDEX), None))
+            for scores_BP, targets_B in ((start_BP, start_positions.view(-1)), (end_BP, end_positions.view(-1))):
+                is_outside_B = (targets_B < 0) | (targets_B >= scores_BP.shape[1])
+                losses.append(token_loss(scores_BP, targets_B.masked_fill(is_outside_B, IGNORE_INDEX), None))
             loss = torch.stack(losses).mean()
         return QuestionAnsweringModelOutput(
             loss=loss,
-            start_logits=start_BN,
-            end_logits=end_BN,
+            start_logits=start_BP,
+            end_logits=end_BP,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
@@ -1095,38 +1104,38 @@ def cls_positions(inputs: torch.Tensor, attention_mask: torch.Tensor | None) -> 
     return attention_mask.int().argmax(dim=-1, keepdim=True)
 
 
-def gather_rows(hidden_BSH: torch.Tensor, positions_BN: torch.Tensor) -> torch.Tensor:
-    """Rows of ``hidden_BSH`` at ``positions_BN``: [B, N, H].
+def gather_positions(hidden_BSH: torch.Tensor, positions_BP: torch.Tensor) -> torch.Tensor:
+    """``hidden_BSH`` at ``positions_BP``: [B, P, H].
 
     Raises:
-        ValueError: positions that are not [B, N].
+        ValueError: positions that are not [B, P].
     """
-    if positions_BN.dim() != 2 or positions_BN.shape[0] != hidden_BSH.shape[0]:
+    if positions_BP.dim() != 2 or positions_BP.shape[0] != hidden_BSH.shape[0]:
         raise ValueError(
-            f"narrow_positions have shape {list(positions_BN.shape)}, expected [{hidden_BSH.shape[0]}, num_narrow]"
+            f"narrow_positions have shape {list(positions_BP.shape)}, expected [{hidden_BSH.shape[0]}, num_narrow]"
         )
-    return hidden_BSH.gather(1, positions_BN.unsqueeze(-1).expand(-1, -1, hidden_BSH.shape[-1]))
+    return hidden_BSH.gather(1, positions_BP.unsqueeze(-1).expand(-1, -1, hidden_BSH.shape[-1]))
 
 
 def pad_positions(chosen_BS: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The chosen positions of each row, ascending, as a rectangle.
 
     Returns:
-        [B, N] positions and [B, N] bool, False for the slots that only fill up a row with fewer chosen
-        positions than the fullest one. N is at least 1.
+        [B, P] positions and [B, P] bool, False for the slots that only fill up a row with fewer chosen
+        positions than the fullest one. P is at least 1.
     """
     counts_B = chosen_BS.sum(dim=1)
     num_narrow = max(int(counts_B.max()), 1)
     # A stable sort puts the chosen positions first and keeps their order.
-    positions_BN = chosen_BS.int().argsort(dim=1, descending=True, stable=True)[:, :num_narrow]
-    slots_N = torch.arange(num_narrow, device=chosen_BS.device)
-    return positions_BN, slots_N < counts_B.unsqueeze(1)
+    positions_BP = chosen_BS.int().argsort(dim=1, descending=True, stable=True)[:, :num_narrow]
+    slots_P = torch.arange(num_narrow, device=chosen_BS.device)
+    return positions_BP, slots_P < counts_B.unsqueeze(1)
 
 
 def token_loss(
     logits: torch.Tensor, targets: torch.Tensor, num_items_in_batch: torch.Tensor | int | None
 ) -> torch.Tensor:
-    """Cross-entropy of ``logits`` [..., V or L], summed over targets that are not -100, over their number.
+    """Cross-entropy of ``logits`` [..., V or C], summed over targets that are not -100, over their number.
 
     Computed in fp32. Without any target it is 0, so that a micro-batch without masks does no harm.
     """

@@ -1,6 +1,6 @@
 """A model folder's networks as ONNX files, checked against torch: ``narrowbert onnx DIR``.
 
-Shapes: B texts, S longest of them in tokens, N most positions asked for, H hidden, V vocabulary, L labels.
+Shapes: B texts, S longest of them in tokens, P most positions asked for, H hidden size, V vocabulary, C labels.
 """
 
 import contextlib
@@ -14,10 +14,11 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedModel
 
 import pipeline.export  # noqa: F401 - registers the classes
 from data_prep.contract.command_line import UserError
+from pipeline.export.configuration_narrowbert import NarrowBertConfig
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 TOLERANCE = 1e-4
@@ -32,7 +33,7 @@ class _Network:
     auto_class: str
     output: str
     has_positions: bool = False
-    """Another input, ``narrow_positions`` [B, N]."""
+    """Another input, ``narrow_positions`` [B, P]."""
 
 
 FILL_MASK = _Network(name="fill-mask", auto_class="AutoModelForMaskedLM", output="logits", has_positions=True)
@@ -48,7 +49,7 @@ _NETWORKS = {
 class _Graph(nn.Module):
     """A model as a function of tensors, in the form that is exported."""
 
-    def __init__(self, model: Any, network: _Network) -> None:
+    def __init__(self, model: PreTrainedModel, network: _Network) -> None:
         super().__init__()
         self.model = model
         self.network = network
@@ -70,8 +71,8 @@ class _Graph(nn.Module):
 def write_onnx(folder: Path) -> list[tuple[Path, float]]:
     """Write ``folder/onnx/*.onnx``, with any batch and length.
 
-    A masked-LM export becomes ``fill-mask.onnx`` (logits [B, N, V] of ``narrow_positions`` [B, N]) and ``encoder.onnx``
-    (the last hidden state of [CLS], [B, H]), a sentence classifier ``classifier.onnx`` (logits [B, L]). Inputs are
+    A masked-LM export becomes ``fill-mask.onnx`` (logits [B, P, V] of ``narrow_positions`` [B, P]) and ``encoder.onnx``
+    (the last hidden state of [CLS], [B, H]), a sentence classifier ``classifier.onnx`` (logits [B, C]). Inputs are
     ``input_ids``, ``attention_mask`` and ``token_type_ids``, [B, S] int64.
 
     Returns:
@@ -93,6 +94,7 @@ def write_onnx(folder: Path) -> list[tuple[Path, float]]:
     networks = _NETWORKS.get((config.architectures or [""])[0])
     if networks is None:
         raise UserError(f"{folder} is neither a masked-LM export nor a sentence classifier: {config.architectures}")
+    assert isinstance(config, NarrowBertConfig), "of these architectures"
     (folder / "onnx").mkdir(exist_ok=True)
     written = []
     for network in networks:
@@ -116,7 +118,7 @@ def write_onnx(folder: Path) -> list[tuple[Path, float]]:
     return written
 
 
-def example_inputs(network: _Network, config: Any, *lengths: int) -> dict[str, torch.Tensor]:
+def example_inputs(network: _Network, config: NarrowBertConfig, *lengths: int) -> dict[str, torch.Tensor]:
     """Random texts of these lengths, padded to the longest."""
     generator = torch.Generator().manual_seed(len(lengths))
     mask_BS = (torch.arange(max(lengths)) < torch.tensor(lengths).unsqueeze(1)).long()
@@ -128,7 +130,7 @@ def example_inputs(network: _Network, config: Any, *lengths: int) -> dict[str, t
     return inputs
 
 
-def _export(graph: _Graph, path: Path, config: Any) -> None:
+def _export(graph: _Graph, path: Path, config: NarrowBertConfig) -> None:
     batch = torch.export.Dim("batch", min=1, max=65_536)
     length = torch.export.Dim("length", min=2, max=config.max_position_embeddings)
     inputs = example_inputs(graph.network, config, 7, 5, 6)
@@ -149,7 +151,7 @@ def _export(graph: _Graph, path: Path, config: Any) -> None:
     program.save(path)
 
 
-def _compare(graph: _Graph, path: Path, config: Any) -> float:
+def _compare(graph: _Graph, path: Path, config: NarrowBertConfig) -> float:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])

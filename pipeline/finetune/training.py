@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
 from transformers.utils import logging as transformers_logging
 
 import pipeline.export  # noqa: F401 - registers the classes, so that folders load without remote code
@@ -118,7 +118,7 @@ def _open_tokenizer(config: FinetuneConfig) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _open_model(config: FinetuneConfig, task: Task) -> Any:
+def _open_model(config: FinetuneConfig, task: Task) -> PreTrainedModel:
     options = dict(task.model_options)
     if config.training.dropout is not None:
         options |= {

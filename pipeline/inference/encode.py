@@ -4,7 +4,7 @@ Lines are read in windows; inside a window they are sorted by length, so that a 
 same length. What stands in the JSON depends on the model: ``embedding``; ``label`` and ``scores``; ``labels``
 and ``scores`` where several may hold at once; ``score`` of a regression; ``tags`` of the words.
 
-Shapes: B texts of a batch, S longest of them in tokens, N most words of them, H hidden, L labels.
+Shapes: B texts of a batch, S longest of them in tokens, W most words of them, H hidden size, C labels.
 """
 
 import dataclasses
@@ -17,12 +17,12 @@ from typing import Any, TextIO
 import torch
 import transformers
 from tokenizers import Encoding
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from data_prep.contract.command_line import UserError
 from pipeline.engine.bf16_products import ensure_bf16_products
-from pipeline.export import NarrowBertConfig
+from pipeline.export import NarrowBertConfig, NarrowBertModel
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 POOLINGS = ("cls", "mean")
@@ -196,7 +196,8 @@ def pad_batch(encodings: list[Encoding], pad_id: int, device: torch.device) -> d
 
 
 @torch.inference_mode()
-def _embed(model: Any, encodings: list[Encoding], pooling: str) -> list[Answer]:
+def _embed(model: NarrowBertModel, encodings: list[Encoding], pooling: str) -> list[Answer]:
+    assert model.config.pad_token_id is not None
     inputs = pad_batch(encodings, model.config.pad_token_id, model.device)
     model.default_positions = "cls" if pooling == "cls" else "all"
     if pooling == "cls":
@@ -210,13 +211,13 @@ def _embed(model: Any, encodings: list[Encoding], pooling: str) -> list[Answer]:
 
 
 @torch.inference_mode()
-def _classify(model: Any, encodings: list[Encoding]) -> list[Answer]:
-    logits_BL = model(**pad_batch(encodings, model.config.pad_token_id, model.device)).logits.float()
-    kind, names = model.config.problem_type, model.config.id2label
+def _classify(model: PreTrainedModel, encodings: list[Encoding]) -> list[Answer]:
+    logits_BC = model(**pad_batch(encodings, model.config.pad_token_id, model.device)).logits.float()
+    kind, names = model.config.problem_type, _label_names(model)
     if kind == "regression" or len(names) == 1:
-        return [{"score": row[0] if len(row) == 1 else row} for row in logits_BL.tolist()]
+        return [{"score": row[0] if len(row) == 1 else row} for row in logits_BC.tolist()]
     is_multi_label = kind == "multi_label_classification"
-    scores = (logits_BL.sigmoid() if is_multi_label else logits_BL.softmax(-1)).tolist()
+    scores = (logits_BC.sigmoid() if is_multi_label else logits_BC.softmax(-1)).tolist()
     named = [{names[number]: score for number, score in enumerate(row)} for row in scores]
     if is_multi_label:
         return [{"labels": [name for name, score in row.items() if score > 0.5], "scores": row} for row in named]
@@ -224,20 +225,26 @@ def _classify(model: Any, encodings: list[Encoding]) -> list[Answer]:
 
 
 @torch.inference_mode()
-def _tag(model: Any, texts: list[Texts], encodings: list[Encoding]) -> list[Answer]:
+def _tag(model: PreTrainedModel, texts: list[Texts], encodings: list[Encoding]) -> list[Answer]:
     """Tags of words split at white space, None for those that were cut off. Only first sub-words are computed."""
     firsts = [first_subwords(encoding.word_ids) for encoding in encodings]
     most = max(1, *map(len, firsts))
-    positions_BN = torch.tensor([[*row, *[0] * (most - len(row))] for row in firsts], device=model.device)
+    positions_BW = torch.tensor([[*row, *[0] * (most - len(row))] for row in firsts], device=model.device)
     inputs = pad_batch(encodings, model.config.pad_token_id, model.device)
-    tags_BN = model(**inputs, narrow_positions=positions_BN).logits.argmax(-1).tolist()
+    tags_BW = model(**inputs, narrow_positions=positions_BW).logits.argmax(-1).tolist()
+    names = _label_names(model)
     answers = []
-    for (text, *_), encoding, positions, tags in zip(texts, encodings, firsts, tags_BN, strict=True):
+    for (text, *_), encoding, positions, tags in zip(texts, encodings, firsts, tags_BW, strict=True):
         named: list[str | None] = [None] * len(text.split())
         for position, tag in zip(positions, tags, strict=False):
-            named[encoding.word_ids[position]] = model.config.id2label[tag]  # pyright: ignore[reportArgumentType, reportCallIssue]
+            named[encoding.word_ids[position]] = names[tag]  # pyright: ignore[reportArgumentType, reportCallIssue]
         answers.append({"tags": named})
     return answers
+
+
+def _label_names(model: PreTrainedModel) -> dict[int, str]:
+    assert model.config.id2label is not None
+    return {int(number): name for number, name in model.config.id2label.items()}
 
 
 def first_subwords(word_ids: list[int | None]) -> list[int]:

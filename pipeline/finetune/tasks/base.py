@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tokenizers import Encoding
+from torch import nn
+from transformers import PreTrainedModel
 
 from data_prep.contract.command_line import UserError
 from pipeline.finetune.files import Row
@@ -41,7 +43,7 @@ class Task(Protocol):
         """Figures of the model's outputs for ``features(split)``."""
         ...
 
-    def wrap(self, model: Any) -> Any:
+    def wrap(self, model: PreTrainedModel) -> nn.Module:
         """What is trained, around the loaded model."""
         return model
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from tokenizers import Encoding
 from torch import nn
-from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
+from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
 
 from data_prep.contract.command_line import UserError
 from pipeline.export.folder import write_pooling
@@ -25,7 +25,7 @@ from pipeline.finetune.tasks.base import Feature, Splits, Task, inputs_of
 class EmbeddingModel(nn.Module):
     """An encoder whose output is one vector a text; in training, the loss of two views of each."""
 
-    def __init__(self, encoder: Any, pooling: str, temperature: float) -> None:
+    def __init__(self, encoder: PreTrainedModel, pooling: str, temperature: float) -> None:
         super().__init__()
         self.encoder = encoder
         self.pooling = pooling
@@ -94,7 +94,7 @@ class ContrastiveTask(Task):
             except (TypeError, ValueError) as error:
                 raise UserError(f"the {split} split: '{config.data.label}' is not a number: {error}") from error
 
-    def wrap(self, model: Any) -> nn.Module:
+    def wrap(self, model: PreTrainedModel) -> nn.Module:
         """What is trained."""
         return EmbeddingModel(model, self.options.pooling, self.options.temperature)
 
