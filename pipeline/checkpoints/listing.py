@@ -1,7 +1,7 @@
 """The checkpoints of a run as a table."""
 
+import dataclasses
 import datetime
-import sys
 from pathlib import Path
 
 from data_prep.contract.command_line import UserError
@@ -10,11 +10,21 @@ from pipeline.checkpoints.reading import checkpoint_folders, read_trainer_state,
 from pipeline.runs.directory import read_run_record
 
 
-def list_checkpoints(run_dir: Path) -> str:
-    """A table of a run's checkpoints, each verified, oldest first.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckpointList:
+    """The checkpoints of a run, each verified."""
+
+    table: str
+    """One line per checkpoint, oldest first, under a heading."""
+    problem: str
+    """Which are damaged and what to do, on one line; empty where all are intact."""
+
+
+def list_checkpoints(run_dir: Path) -> CheckpointList:
+    """Verify all checkpoints of a run.
 
     Raises:
-        UserError: no run or nothing saved; or, after printing the table, some are damaged.
+        UserError: no run, or nothing is saved yet.
     """
     read_run_record(run_dir)  # refuses what is no run
     folders = checkpoint_folders(run_dir / "checkpoints")[::-1]
@@ -33,11 +43,8 @@ def list_checkpoints(run_dir: Path) -> str:
         when = datetime.datetime.fromtimestamp(folder.stat().st_mtime).strftime("%Y-%m-%d %H:%M:%S")
         state = f"DAMAGED: {problem}" if problem else "intact"
         lines.append(f"{step_of(folder):>9,}  {when}  {size:>15,}  {attempt:>5}  {state}")
-    table = "\n".join(lines)
-    if damaged:
-        sys.stdout.write(f"{table}\n")
-        raise UserError(
-            f"{len(damaged)} of {len(folders)} checkpoints of {run_dir} are damaged ({', '.join(damaged)}): a resume "
-            "passes them over; restore or remove them"
-        )
-    return table
+    problem = (
+        f"{len(damaged)} of {len(folders)} checkpoints of {run_dir} are damaged ({', '.join(damaged)}): a resume "
+        "passes them over; restore or remove them"
+    )
+    return CheckpointList(table="\n".join(lines), problem=problem if damaged else "")

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_prep.contract.command_line import Parser
+from data_prep.contract.command_line import Parser, UserError
 from pipeline.commands import COMMANDS
 
 
@@ -14,4 +14,7 @@ def run(argv: Sequence[str]) -> None:
     arguments = parser.parse_args(argv)
     from pipeline.checkpoints.listing import list_checkpoints
 
-    print(list_checkpoints(arguments.run_dir))
+    checkpoints = list_checkpoints(arguments.run_dir)
+    print(checkpoints.table)
+    if checkpoints.problem:
+        raise UserError(checkpoints.problem)

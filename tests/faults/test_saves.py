@@ -1,6 +1,7 @@
 """Saves that are killed, meet a full disk, or lose their writer; checkpoints that are damaged."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -12,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from data_prep.contract.command_line import UserError
 from pipeline.checkpoints.commit import superseded
 from pipeline.checkpoints.listing import list_checkpoints
 from pipeline.checkpoints.reading import newest_checkpoint
@@ -50,7 +50,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, shard_folder: Path) -> Pa
 
 @pytest.mark.slow
 def test_any_damage_to_any_file_is_named_and_the_one_before_is_used(finished: Path, tmp_path: Path) -> None:
-    assert list_checkpoints(finished).count("intact") == 3
+    assert list_checkpoints(finished).table.count("intact") == 3
     names = sorted(path.name for path in (finished / "checkpoints/step-00000010").iterdir())
     assert len(names) == 5  # three kinds of tensors, trainer.json, manifest.json
     for name in names:
@@ -71,8 +71,9 @@ def test_any_damage_to_any_file_is_named_and_the_one_before_is_used(finished: Pa
             assert len(problems) == 1
             assert "step-00000010" in problems[0]
             assert name == "trainer.json" or name in problems[0] or name == "manifest.json"
-            with pytest.raises(UserError, match=r"1 of 3 checkpoints .* \(step-00000010\)"):
-                list_checkpoints(run_dir)
+            shown = list_checkpoints(run_dir)
+            assert re.search(r"1 of 3 checkpoints .* \(step-00000010\)", shown.problem)
+            assert shown.table.count("DAMAGED") == 1
             shutil.rmtree(run_dir)
 
 
@@ -81,6 +82,11 @@ def test_checkpoints_command_and_plain_safetensors(finished: Path, tmp_path: Pat
     shown = run_command("pipeline", "checkpoints", str(finished)).stdout
     assert [line.split()[0] for line in shown.splitlines()] == ["step", "4", "8", "10"]
     assert "has no run.json" in user_error("pipeline", "checkpoints", str(tmp_path))
+    damaged = shutil.copytree(finished, tmp_path / "damaged")
+    (damaged / "checkpoints/step-00000008/trainer.json").unlink()
+    line = user_error("pipeline", "checkpoints", str(damaged))
+    assert "1 of 3 checkpoints" in line
+    assert "(step-00000008): a resume passes them over" in line
     tensors = {}
     for path in (finished / "checkpoints/step-00000010").glob("weights-*"):
         tensors |= load_file(path)
@@ -137,7 +143,7 @@ def test_a_save_that_one_rank_cannot_write_is_none_and_the_next_works(tmp_path: 
     assert [event["step"] for event in events(run_dir, "checkpoint failed")] == [4]
     names = sorted(path.name for path in (run_dir / "checkpoints").iterdir())
     assert names == ["latest", "step-00000008", "step-00000010"]
-    assert "intact" in list_checkpoints(run_dir)
+    assert "intact" in list_checkpoints(run_dir).table
 
 
 @given(
