@@ -31,7 +31,7 @@ INTERRUPTED_EXIT_CODE = 130  # 128 + SIGINT, as shells report it
 
 
 class UserError(Exception):
-    """Something the user can mend. The message is one line: what, where, how to mend it."""
+    """Something the user can fix. The message is one line: what, where, how to fix it."""
 
 
 def run_command(program: str, main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int:

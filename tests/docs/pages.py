@@ -57,5 +57,6 @@ def links_of(page: str) -> list[str]:
 
 def anchors_of(page: str) -> set[str]:
     """What may stand behind # in a link to the page."""
-    headings = re.findall(r"^#+ +(.+?)$", _FENCE.sub("", text_of(page)), re.MULTILINE)
-    return {re.sub(r"[ -]+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower()) for heading in headings}
+    text = _FENCE.sub("", text_of(page))
+    headings, names = (re.findall(mark, text, re.MULTILINE) for mark in (r"^#+ +(.+?)$", r"^::: ([\w.]+)$"))
+    return {*names} | {re.sub(r"[ -]+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower()) for heading in headings}

@@ -1,5 +1,6 @@
 """The reference agrees with the code: pages that are generated, and the page of formats that is written by hand."""
 
+import ast
 import dataclasses
 import re
 import subprocess
@@ -49,6 +50,18 @@ def test_help_explains_every_key_also_inherited_ones(program: str, command: str)
     options = options_of(help_of(program, command))
     assert len(options) > 20
     assert [option for option, meaning in options.items() if not meaning or meaning.startswith("(")] == []
+
+
+def test_every_promised_name_is_on_the_page_of_the_python_api() -> None:
+    tree = ast.parse((ROOT / "narrowbert.py").read_text())
+    promised = next(
+        ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+    )
+    assert sorted(re.findall(r"^::: narrowbert\.(\w+)$", text_of("docs/reference/python-api.md"), re.M)) == sorted(
+        promised
+    )
 
 
 def test_every_metric_is_on_its_page() -> None:
