@@ -11,7 +11,7 @@ DEMO_TRAIN := --config configs/pretrain/quickstart.yaml --data.path demo/shards 
 # The torch that is tested. On a GPU machine: put your torch into .venv first, and export CONSTRAINTS=/dev/null.
 CONSTRAINTS ?= constraints-cpu.txt
 
-.PHONY: demo install test test-fast test-faults check docs clean
+.PHONY: demo install test test-fast test-long check docs clean
 
 $(VENV)/installed: pyproject.toml $(filter-out /dev/null,$(CONSTRAINTS))
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
@@ -51,8 +51,8 @@ test: $(VENV)/installed-dev
 test-fast: $(VENV)/installed-dev
 	pytest -n 2 -m 'not slow'
 
-# The faults with their long versions: 20 kills of a run, 20 of a preparation, 10,000 steps.
-test-faults: $(VENV)/installed-dev
+# The faults many times over: 20 kills of a run, 20 of a preparation, 10,000 steps.
+test-long: $(VENV)/installed-dev
 	NARROWBERT_TEST_LONG=1 NARROWBERT_TEST_KILLS=20 pytest tests/faults tests/data_prep/stages/test_stages.py
 
 check: $(VENV)/installed-dev

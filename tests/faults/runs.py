@@ -12,7 +12,7 @@ from pipeline.data.order import RowOrder
 from tests.processes import TINY_RUN
 
 LONG = os.environ.get("NARROWBERT_TEST_LONG") == "1"
-"""Whether `make test-faults` runs: the numbers of kills and steps that take minutes."""
+"""Whether `make test-long` runs: the numbers of kills and steps that take minutes."""
 BATCH = 8
 OPTIONS = [
     *TINY_RUN, "--training.precision", "fp32", "--model.layout", "sf:sf", "--training.global_batch_size", str(BATCH),
