@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 OUTSIDE = ("README.md", "ARCHITECTURE.md", "benchmarks/README.md")
 """Pages that stand outside docs/."""
 
-_FENCE = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
+_FENCE = re.compile(r"^( *)```\{?\.?(\w*)[^\n]*\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
 _LINK = re.compile(r"(?<!`)\[[^\]]*\]\(([^)\s]+)\)")
 
 

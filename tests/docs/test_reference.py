@@ -106,6 +106,7 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     argv = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
     built = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stderr
+    assert "class LabelSmoothing" in re.sub(r"<[^>]+>", "", (tmp_path / "site/how-to/own-loss/index.html").read_text())
     for page in (tmp_path / "site").rglob("*.html"):
         loaded = re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="(https?:[^"]+)"', page.read_text())
         assert loaded == [], f"{page} loads from another site"
