@@ -35,7 +35,7 @@ class StageJob:
 def submit_prep(config: PrepConfig, cluster: ClusterConfig, *, dry_run: bool) -> str:
     """Check, render and send the jobs of a preparation; what to print.
 
-    A preparation that was sent before and failed goes on: only elements that have work left are sent.
+    A preparation that was sent before and failed is resumed: only elements that have work left are sent.
 
     Raises:
         UserError: the first thing that cannot work. Nothing was sent then.
@@ -89,7 +89,7 @@ def jobs_to_send(config: PrepConfig, cluster: ClusterConfig) -> list[StageJob]:
         if not jobs:  # nothing before this stage is to be done: what is left of it is known
             try:
                 left = unfinished_tasks(config, stage)
-            except UserError:  # no plan, or one of something else: the plan job makes it anew
+            except UserError:  # no plan, or one of something else: the plan job makes it again
                 left = None
         if left is not None and not left:
             continue

@@ -21,7 +21,7 @@ Your own text, with the same options for both commands:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the process's exit code (0 done, 2 a mistake the user can mend)."""
+    """Run one command; the process's exit code (0 done, 2 a mistake that the user can fix)."""
     return run_command(PROGRAM, _main, sys.argv[1:] if argv is None else argv)
 
 

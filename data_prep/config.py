@@ -1,4 +1,4 @@
-"""What ``narrowbert-prep vocab`` and ``narrowbert-prep shards`` can be told. Imports no heavy library."""
+"""The configuration of ``narrowbert-prep vocab`` and ``narrowbert-prep shards``. Imports no heavy library."""
 
 import dataclasses
 from typing import Literal
@@ -127,7 +127,7 @@ class PrepConfig:
     vocabulary: VocabularyConfig = dataclasses.field(default_factory=VocabularyConfig)
     """How ``vocab`` trains."""
     seq_length: int = 128
-    """Tokens a row, [CLS] and [SEP] included."""
+    """Tokens per row, [CLS] and [SEP] included."""
     packing: PackingConfig = dataclasses.field(default_factory=PackingConfig)
     """How documents become rows."""
     mask: MaskConfig = dataclasses.field(default_factory=MaskConfig)
@@ -137,9 +137,9 @@ class PrepConfig:
     seed: int = 0
     """Decides the order of the rows and the masks."""
     chunk_rows: int | None = None
-    """Rows a chunk, the unit of reading; when not given, 1024 up to seq_length 128 and 256 above."""
+    """Rows per chunk, the unit of reading; when not given, 1024 up to seq_length 128 and 256 above."""
     rows_per_shard: int = 65_536
-    """Rows a tar file; a multiple of chunk_rows."""
+    """Rows per tar file; a multiple of chunk_rows."""
     num_workers: int = 0
     """Processes; 0 is one for each usable core. The shards are the same bytes for any number."""
 
@@ -227,7 +227,7 @@ def masked_per_row(config: PrepConfig) -> int:
 
 
 def chunk_rows(config: PrepConfig) -> int:
-    """Rows a chunk, with the default resolved."""
+    """Rows per chunk, with the default resolved."""
     if config.chunk_rows is not None:
         return config.chunk_rows
     return 1024 if config.seq_length <= 128 else 256

@@ -8,7 +8,7 @@ from data_prep.commands.arguments import PROGRAM
 
 
 class TerminalProgress:
-    """How the work goes on: a bar on a terminal, a line for each finished stage in a log file."""
+    """How far the work is: a bar on a terminal, a line for each finished stage in a log file."""
 
     def __enter__(self) -> Self:
         self._bar: Any = None

@@ -72,7 +72,7 @@ def _builtin_modules() -> Iterator[tuple[str, Iterable[str]]]:
         for path in _python_files(root):
             try:
                 source = path.read_text(encoding="utf-8")
-            except (OSError, UnicodeDecodeError):  # not the user's file: nothing to mend
+            except (OSError, UnicodeDecodeError):  # not the user's file: nothing to fix
                 continue
             yield path.relative_to(root.parent).as_posix(), _docstrings(source)
 

@@ -22,7 +22,7 @@ from data_prep.corpus.surveys import survey
 
 _resting: tuple[Any, Any] | None = None
 """(what it reads, reader) of the partition that this process has read last: where the next one lies further on in the
-same file, its reader goes on instead of decompressing the file from its beginning again."""
+same file, its reader reads on instead of decompressing the file from its beginning again."""
 
 
 def read_partition(

@@ -63,7 +63,7 @@ class EvaluationNgrams(DocumentFilter):
         return {"unchecked_evaluation_texts": self.too_short}
 
     @classmethod
-    def note(cls, config: PrepConfig, record: Mapping[str, int]) -> str | None:
+    def note(cls, config: PrepConfig, record: Mapping[str, int], /) -> str | None:
         """Evaluation texts that nothing was checked against."""
         unchecked = record.get("unchecked_evaluation_texts")
         if not unchecked:

@@ -25,10 +25,10 @@ def exact_survivors(keys: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Find the first of each group of equal keys.
 
     Args:
-        keys: for each partition [n, 2] u64, the halves of ``text_key``; may be memory maps.
+        keys: for each partition [documents, 2] u64, the halves of ``text_key``; may be memory maps.
 
     Returns:
-        For each partition [n] i64: -1 where the document survives, else the global index of the survivor, the
+        For each partition [documents] i64: -1 where the document survives, else the global index of the survivor, the
         smallest of those with the same key.
 
     Keys are hashes, so equal ranges of their values hold about as many keys each; one range is sorted at a time,
@@ -51,7 +51,7 @@ def exact_survivors(keys: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 
 def _repeated(ids: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The ids with an equal key before them, and the first id of that key; ids [n] rise, keys are [n, 2]."""
+    """The ids with an equal key before them, and the first id of that key; ids rise, keys are [documents, 2]."""
     order = np.argsort(keys[:, 0], kind="stable")
     again = keys[order[1:], 0] == keys[order[:-1], 0]
     # Few keys share even their first half: only those are sorted by both.

@@ -51,13 +51,13 @@ def near_survivors(signatures: Sequence[np.ndarray], alive: Sequence[np.ndarray]
     entries, which estimates the Jaccard similarity, reaches the threshold.
 
     Args:
-        signatures: for each partition [n, 128], of ``near_signature``; may be memory maps.
-        alive: for each partition [n] bool; the others are not looked at.
+        signatures: for each partition [documents, 128], of ``near_signature``; may be memory maps.
+        alive: for each partition [documents] bool; the others are not looked at.
         threshold: 0 to 1.
 
     Returns:
-        For each partition [n] i64: -1 where the document survives or was not alive, else the global index of the
-        survivor, the smallest of those that it is near to.
+        For each partition [documents] i64: -1 where the document survives or was not alive, else the global index of
+        the survivor, the smallest of those that it is near to.
     """
     starts = np.cumsum([0, *map(len, alive)])
     found = np.full(starts[-1], -1, dtype=np.int64)
@@ -114,7 +114,7 @@ def _bands(threshold: float) -> list[slice]:
 
 
 def _band_hashes(columns: np.ndarray) -> np.ndarray:
-    """[n] u64 from [n, rows of a band]."""
+    """[documents] u64 from [documents, rows of a band]."""
     combined = np.zeros(len(columns), dtype=np.uint64)
     for column in columns.T:
         combined = (combined + column.astype(np.uint64)) * MULTIPLIER

@@ -4,14 +4,14 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """Told how the work goes on."""
+    """Told how far the work is."""
 
     def start(self, stage: str, total: int, unit: str) -> None:
-        """A stage begins, with so many units of work."""
+        """A stage begins, with ``total`` units of work."""
         ...
 
     def advance(self, count: int, documents: int = 0) -> None:
-        """So many units are done, and with them so many documents."""
+        """``count`` more units are done, and with them ``documents`` documents."""
         ...
 
     def note(self, message: str) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 FERTILITY_LIMIT = 5
-"""Tokens a word from which documents share the last bin; text without white space gets there."""
+"""Tokens per word from which documents share the last bin; text without white space gets there."""
 
 ROW_LENGTH_BINS = 16
 
@@ -17,12 +17,12 @@ def document_statistics(
     """Counts and histograms of documents.
 
     Args:
-        characters, words, tokens: [n] of each document; words are runs without white space.
+        characters, words, tokens: [documents] of each document; words are runs without white space.
         unknown: tokens that are [UNK], in all documents together.
 
     Returns:
         Counts, and documents by ``document_length`` (key: the power of two at or below their tokens) and by
-        ``fertility`` (key: tokens a word, rounded down to a tenth; the last bin, 5.0, takes all above).
+        ``fertility`` (key: tokens per word, rounded down to a tenth; the last bin, 5.0, takes all above).
     """
     lengths = tokens[tokens > 0].astype(np.int64)
     powers = np.frexp(lengths.astype(np.float64))[1] - 1  # floor(log2) without rounding at the powers

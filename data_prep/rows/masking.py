@@ -1,4 +1,4 @@
-"""Masked positions and what stands there: k variants a row, drawn by token, word, span or n-gram.
+"""Masked positions and what stands there: K variants of each row, drawn by token, word, span or n-gram.
 
 token  positions one by one (Devlin et al. 2019, section 3.1)
 word   whole words, the "Whole Word Masking" of google-research/bert
@@ -9,7 +9,7 @@ Randomness is counter-based: draw i of (seed, sequence id, variant) is a pure fu
 numbers, so masks never depend on the order of rows, on chunks, shards or workers. The function is
 SplitMix64 (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014).
 
-Shapes: n rows, L tokens a row, k variants, P slots for masked tokens, T tries at placing a span.
+Shapes: R rows of a chunk, S tokens per row, K variants of a row, P slots for masked tokens, W words of a row.
 """
 
 import dataclasses
@@ -33,14 +33,14 @@ NO_WORD = 1 << 20
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Masks:
-    """k maskings of n rows, P slots each."""
+    """K maskings of R rows, P slots each."""
 
     masked_positions: np.ndarray
-    """[n, k, P] u16; the first num_masked sorted and distinct, the rest 0."""
+    """[R, K, P] u16; the first num_masked sorted and distinct, the rest 0."""
     replacement_ids: np.ndarray
-    """[n, k, P] what the model's input holds there; in unused slots the row's token at position 0."""
+    """[R, K, P] what the model's input holds there; in unused slots the row's token at position 0."""
     num_masked: np.ndarray
-    """[n, k] u16, slots in use."""
+    """[R, K] u16, slots in use."""
 
 
 def mask_rows(
@@ -56,15 +56,15 @@ def mask_rows(
     ordinary_ids: np.ndarray,
     continues_word: np.ndarray | None,
 ) -> Masks:
-    """Draw the masks of n rows.
+    """Draw the masks of R rows.
 
     A full row gets ``masked_per_row`` positions, or all it has that can be masked; a short one
-    P / L of its maskable tokens, rounded, at least one.
+    P / S of its maskable tokens, rounded, at least one.
 
     Args:
-        input_ids: [n, L] original tokens.
-        lengths: [n] real tokens.
-        sequence_ids: [n] u64, what the draws are keyed on.
+        input_ids: [R, S] original tokens.
+        lengths: [R] real tokens.
+        sequence_ids: [R] u64, what the draws are keyed on.
         mask: unit, variants and fractions; its probability and per_row are resolved in ``masked_per_row``.
         unmaskable_ids: ids never masked ([CLS], [SEP], [PAD]).
         ordinary_ids: ids that a random replacement is drawn from, uniformly.
@@ -104,14 +104,14 @@ def _maskable(input_ids: np.ndarray, lengths: np.ndarray, unmaskable_ids: np.nda
 
 
 def _counts(maskable: np.ndarray, lengths: np.ndarray, masked_per_row: int, seq_length: int) -> np.ndarray:
-    """[n] positions to mask: all of P in full rows, in short ones their share, never more than there are."""
+    """[R] positions to mask: all of P in full rows, in short ones their share, never more than there are."""
     share = (2 * masked_per_row * maskable + seq_length) // (2 * seq_length)  # rounded, in whole numbers
     wanted = np.where(lengths == seq_length, masked_per_row, np.clip(share, 1, masked_per_row))
     return np.minimum(wanted, maskable)
 
 
 def _in_random_order(keys: np.ndarray, candidates: np.ndarray, count: int) -> np.ndarray:
-    """[n, count] the first ``count`` candidate positions of each row in random order.
+    """[R, count] the first ``count`` candidate positions of each row in random order.
 
     The position rides in the low bits of its own draw, so sorting values suffices (no argsort). Where
     there are fewer candidates, the surplus entries are other positions.
@@ -127,7 +127,7 @@ def _in_random_order(keys: np.ndarray, candidates: np.ndarray, count: int) -> np
 
 
 def _choose_tokens(keys: np.ndarray, maskable: np.ndarray, used: np.ndarray) -> np.ndarray:
-    """[n, P] masked positions, sorted; 0 in unused slots."""
+    """[R, P] masked positions, sorted; 0 in unused slots."""
     chosen = _in_random_order(keys, maskable, used.shape[1])
     chosen[~used] = maskable.shape[1]  # sorts behind every real position
     chosen.sort(axis=1)
@@ -143,7 +143,7 @@ def _replace(
     mask_id: int,
     choices: np.ndarray,
 ) -> np.ndarray:
-    """[n, P] what stands at the masked positions: [MASK], a random token or the original."""
+    """[R, P] what stands at the masked positions: [MASK], a random token or the original."""
     draws = mix(keys + (positions.astype(np.uint64) + np.uint64(REPLACEMENT_DRAWS + 1)) * GAMMA)
     action = draws >> np.uint64(32)
     mask_below = round(mask.mask_fraction * 2**32)
@@ -156,25 +156,25 @@ def _replace(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Words:
-    """The words of n rows. A word is a maskable token and those after it that continue it, so it never crosses a
-    special token. Positions are places in the row; L stands for the end of the row."""
+    """The words of R rows. A word is a maskable token and those after it that continue it, so it never crosses a
+    special token. Positions are places in the row; S stands for the end of the row."""
 
     starts: np.ndarray
-    """[n, L] bool, whether a word begins here."""
+    """[R, S] bool, whether a word begins here."""
     start_of: np.ndarray
-    """[n, L] position at which the word here begins."""
+    """[R, S] position at which the word here begins."""
     sizes: np.ndarray
-    """[n, L] tokens of the word that begins here; NO_WORD where none does."""
+    """[R, S] tokens of the word that begins here; NO_WORD where none does."""
     number_of: np.ndarray
-    """[n, L] number of the word here."""
+    """[R, S] number of the word here."""
     ends: np.ndarray
-    """[n, W] position behind word w."""
+    """[R, W] position behind word w."""
     last_of: np.ndarray
-    """[n, L] number of the last word before the next special token."""
+    """[R, S] number of the last word before the next special token."""
 
     @classmethod
     def of(cls, maskable: np.ndarray, continues: np.ndarray) -> "_Words":
-        """Both [n, L] bool."""
+        """Both [R, S] bool."""
         num_rows, seq_length = maskable.shape
         first = maskable.copy()  # of a run of maskable tokens
         first[:, 1:] &= ~maskable[:, :-1]
@@ -214,7 +214,7 @@ def _length_thresholds(mask: MaskConfig) -> np.ndarray:
 
 
 def _choose_words(keys: np.ndarray, words: _Words, used: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
-    """[n, P] masked positions, sorted; 0 in unused slots."""
+    """[R, P] masked positions, sorted; 0 in unused slots."""
     num_rows, seq_length = words.starts.shape
     order = _in_random_order(keys, words.starts, words.ends.shape[1])
     remaining = used.sum(axis=1, dtype=np.int32)
@@ -231,8 +231,10 @@ def _choose_words(keys: np.ndarray, words: _Words, used: np.ndarray, thresholds:
 
 
 def _mark(steps: np.ndarray, begins: np.ndarray, ends: np.ndarray) -> None:
-    """Add disjoint ranges of positions, both [n, T], empty ones left out, to ``steps``, [n, L + 1], whose running sum
-    is 1 where a token is chosen."""
+    """Add disjoint ranges of positions, both [R, tries], to ``steps``, [R, S + 1]. Empty ones are left out.
+
+    The running sum of ``steps`` is 1 where a token is chosen.
+    """
     row, number = np.nonzero(ends > begins)
     steps[row, begins[row, number]] += 1
     steps[row, ends[row, number]] -= 1
@@ -241,8 +243,9 @@ def _mark(steps: np.ndarray, begins: np.ndarray, ends: np.ndarray) -> None:
 def _place_spans(
     keys: np.ndarray, words: _Words, tries: np.ndarray, thresholds: np.ndarray, remaining: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Begins and ends, [n, T], of the spans at the tried positions, [n, T], one try after the other; empty where none
-    is placed. Lowers ``remaining``, [n].
+    """Begins and ends, [R, tries], of the spans at the tried positions, [R, tries], one try after the other.
+
+    They are empty where none is placed. Lowers ``remaining``, [R].
 
     As in Megatron-LM a span that is longer than what remains to be masked is shortened to the words that fit, and one
     that meets an earlier span is dropped. It ends before a special token. P tries find room for nearly all; single
@@ -255,7 +258,7 @@ def _place_spans(
     extra = np.searchsorted(thresholds, draws, side="right")
     final = np.minimum(words.number_of.take(flat) + extra, words.last_of.take(flat))
     wanted_ends = np.where(words.starts.take(flat), np.take_along_axis(words.ends, final, axis=1), 0)
-    begins = np.ascontiguousarray(tries.T, dtype=np.int32)  # [T, n] from here on
+    begins = np.ascontiguousarray(tries.T, dtype=np.int32)  # [tries, R] from here on
     ends = np.ascontiguousarray(wanted_ends.T, dtype=np.int32)
     for number, (begin, end) in enumerate(zip(begins, ends, strict=True)):
         limit = begin + remaining
@@ -272,14 +275,14 @@ def _place_spans(
 
 
 def _place_words(sizes: np.ndarray, order: np.ndarray, remaining: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Begins and ends, [n, W], of whole words taken in the order of their positions, [n, W], as long as they fit, and
-    of a cut one where tokens remain; empty where none is taken. Lowers ``remaining``, [n].
+    """Begins and ends, [R, W], of whole words taken in the order of their positions, [R, W], as long as they fit, and
+    of a cut one where tokens remain; empty where none is taken. Lowers ``remaining``, [R].
 
     Args:
-        sizes: [n, L] tokens of the free word that begins here, NO_WORD where none does.
+        sizes: [R, S] tokens of the free word that begins here, NO_WORD where none does.
     """
     ordered = np.take_along_axis(sizes, order, axis=1)
-    taken = ordered.T.copy()  # [W, n]
+    taken = ordered.T.copy()  # [W, R]
     for number, size in enumerate(taken):
         size *= size <= remaining
         remaining -= size

@@ -30,14 +30,14 @@ FILL_TOKENS = 1 << 18
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rows:
-    """n packed rows of L tokens."""
+    """R packed rows of S tokens."""
 
     input_ids: np.ndarray
-    """[n, L] token ids; [PAD] after the end of a short row."""
+    """[R, S] token ids; [PAD] after the end of a short row."""
     lengths: np.ndarray
-    """[n] u16, real tokens of each row, [CLS] and [SEP] included."""
+    """[R] u16, real tokens of each row, [CLS] and [SEP] included."""
     boundary_offsets: np.ndarray
-    """[n + 1] u32: row i has boundary_positions[boundary_offsets[i]:boundary_offsets[i + 1]]."""
+    """[R + 1] u32: row i has boundary_positions[boundary_offsets[i]:boundary_offsets[i + 1]]."""
     boundary_positions: np.ndarray
     """u16, positions in the row at which a new document begins (isolated: that of its [CLS]); the row's own first
     token is not one."""
@@ -45,16 +45,16 @@ class Rows:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RowPlan:
-    """Which tokens stand where, in n rows made of s segments."""
+    """Which tokens stand where, in R rows made of segments."""
 
     seq_length: int
-    """Tokens a row (L)."""
+    """S, tokens per row."""
     isolated: bool
     """Whether every segment has a [CLS] of its own; else only the first of a row."""
     lengths: np.ndarray
-    """[n] u16, real tokens of each row, special tokens included."""
+    """[R] u16, real tokens of each row, special tokens included."""
     segment_offsets: np.ndarray
-    """[n + 1] i64: row i has segments segment_offsets[i] up to segment_offsets[i + 1], from left to right."""
+    """[R + 1] i64: row i has segments segment_offsets[i] up to segment_offsets[i + 1], from left to right."""
     segment_columns: np.ndarray
     """[s] u16, position in the row of a segment's first token; a [SEP] follows its last one."""
     segment_starts: np.ndarray
@@ -78,7 +78,7 @@ def plan_rows(
 
     Args:
         document_lengths: [d] tokens of each document; an empty one makes nothing.
-        seq_length: tokens a row (L), at least 4.
+        seq_length: S, tokens per row, at least 4.
         key: number of this group of documents, below 2^31; with ``seed`` it decides which rows are short.
         sequence: indices of the documents in the order in which they are taken; an index may come several times.
     """
@@ -307,7 +307,7 @@ def fill_rows(plan: RowPlan, first: int, last: int, tokens: np.ndarray, *, pad: 
 
 
 def _fill(plan: RowPlan, first: int, last: int, tokens: np.ndarray, input_ids: np.ndarray, cls: int, sep: int) -> None:
-    """Write rows ``first`` up to ``last`` - 1 into ``input_ids``, [rows, L], which holds padding."""
+    """Write rows ``first`` up to ``last`` - 1 into ``input_ids``, [rows, S], which holds padding."""
     flat = input_ids.reshape(-1)
     segments = slice(plan.segment_offsets[first], plan.segment_offsets[last])
     counts = plan.segment_lengths[segments].astype(np.int64)

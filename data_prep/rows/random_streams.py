@@ -18,7 +18,7 @@ def mix(values: np.ndarray) -> np.ndarray:
 
 
 def stream_keys(seed: int, sequence_ids: np.ndarray, variant: int) -> np.ndarray:
-    """[n] u64: the SplitMix64 state each row's draws of one variant start from."""
+    """[R] u64: the SplitMix64 state each row's draws of one variant start from."""
     start = mix(np.array([seed], dtype=np.uint64) + GAMMA)
     rows = mix((sequence_ids.astype(np.uint64) ^ start) + GAMMA)
     return mix((rows ^ mix(np.array([variant], dtype=np.uint64) + GAMMA)) + GAMMA)

@@ -1,7 +1,7 @@
 """Corpus -> shard folder: plans the tasks, runs those that are not done yet, and puts the folder in its place.
 
 Work is done in OUTPUT.partial, which bears the plan: hashes of configuration, tokenizer and every input. A run
-that was killed is taken up where it stood; a plan of anything else is never mixed with it. ``build_shards`` runs
+that was killed is resumed where it stood. A plan of anything else is never mixed with it. ``build_shards`` runs
 all tasks in worker processes, ``run_task`` one of them, so that a cluster can spread them over machines.
 """
 
@@ -43,7 +43,7 @@ _RUN: dict[str, Callable[[WorkPlan, int], dict[str, Any]]] = {
 
 
 def build_shards(config: PrepConfig, progress: Progress) -> Summary:
-    """Make the shard folder ``config.output``, take up what a killed run left, or find that it is there already.
+    """Make the shard folder ``config.output``, resume what a killed run left, or return at once if it is complete.
 
     Raises:
         UserError: wrong input, too little text, a folder of another configuration at ``output``, or another run

@@ -55,7 +55,7 @@ class Summary:
 
 
 def check_counts(plan: WorkPlan) -> None:
-    """Raise UserError where a split has too few rows to be of use, with what would mend it."""
+    """Raise UserError where a split has too few rows to be of use, with what would fix it."""
     config = plan.config
     maps = [require_record(plan, "map", index) for index in range(len(plan.tasks))]
     packs = [require_record(plan, "pack", index) for index in range(len(plan.tasks))]

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 # Anything else stays inside a word, and what it means (a control character, an accent) is the library's to say.
 _WORDS = re.compile(r"[^ \t\n\r!-/:-@\[-`{-~]+|[!-/:-@\[-`{-~]")
 TABLE_WORDS = 1 << 20
-"""Distinct words at which the table is begun anew, which bounds its memory to some hundred megabytes."""
+"""Distinct words at which the table is started again, which bounds its memory to some hundred megabytes."""
 
 LIBRARY_CHARACTERS = 1 << 19
 """Text handed to the library at once, which bounds the memory of its results."""

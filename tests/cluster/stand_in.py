@@ -18,7 +18,7 @@ def main() -> None:
     seen.mkdir(exist_ok=True)
     start = len(list(seen.glob(f"*-{rank}.json")))
     variables = ("MASTER_ADDR", "MASTER_PORT", "SLURM_JOB_ID", "SLURMD_NODENAME", "RANK", "ODD_VALUE", "SLURM_LOCALID")
-    record = {"argv": sys.argv, "folder": os.getcwd(), **{name: os.environ.get(name) for name in variables}}
+    record = {"argv": sys.argv, "folder": str(Path.cwd()), **{name: os.environ.get(name) for name in variables}}
     told: list[int] = []
     for number in (signal.SIGUSR1, signal.SIGTERM):
         signal.signal(number, lambda number, _: told.append(number))

@@ -1,7 +1,6 @@
 """What the batch script does with ranks that end in every way, on a real Slurm. The ranks are stand-ins."""
 
 import json
-import os
 import re
 import sys
 from pathlib import Path
@@ -182,7 +181,7 @@ def test_cancel_saves_and_nothing_goes_on(slurm: SlurmCluster, stand_in: Path, t
     assert len(list(run_dir.glob("saved-*"))) == 4
     assert "nothing goes on by itself" in status(run_dir)
     assert cancel(run_dir, now=True) == f"no job of {run_dir} waits or runs"
-    assert os.path.exists(submission.script)
+    assert Path(submission.script).exists()
 
 
 def test_resubmitted_job_that_slurm_requeues_goes_on_and_keeps_a_successor(
@@ -232,7 +231,8 @@ def test_status_of_jobs_that_the_controller_has_forgotten(
     assert not submission.active_jobs()
 
 
-def test_status_without_accounts_of_a_job_that_is_forgotten(slurm: SlurmCluster, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("slurm")
+def test_status_without_accounts_of_a_job_that_is_forgotten(tmp_path: Path) -> None:
     submission = submission_of_run(tmp_path / "run")
     submission.write("", {})
     submission.add_job("999999")

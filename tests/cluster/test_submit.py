@@ -121,7 +121,7 @@ def test_lead_time_is_held_against_the_checkpoint(
 def test_run_directory_that_only_this_machine_sees(
     submit_argv: list[str], cluster_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cluster.submit.file_system", lambda path: "ext4")
+    monkeypatch.setattr("cluster.submit.file_system", lambda _: "ext4")
     cluster_file.write_text(cluster_file.read_text().replace("shared_paths: [/]\n", ""))
     assert "is on a file system of this machine (ext4)" in refused(submit_argv, capsys)
 

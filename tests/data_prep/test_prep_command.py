@@ -106,11 +106,11 @@ def test_help_describes_every_option(name, capsys):
     out = capsys.readouterr().out
     assert f"usage: narrowbert-prep {name}" in out
     if name == "shards":
-        assert "Tokens a row" in out
+        assert "Tokens per row" in out
         assert "Independent maskings" in out
 
 
-def test_the_preset_is_read_by_both_commands(tmp_path, capsys):
+def test_the_preset_is_read_by_both_commands(capsys):
     preset = Path(__file__).parents[2] / "configs" / "prep" / "quickstart.yaml"
     for name in ("vocab", "shards"):
         with pytest.raises(SystemExit):

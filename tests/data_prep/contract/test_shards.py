@@ -162,13 +162,13 @@ def test_verify_finds_a_flipped_bit_anywhere(copied):
 
 # Of the second chunk: where its tar header is, and the middle of its arrays.
 CORRUPTIONS = {
-    "cut after a member": lambda data, header, middle: data[:header],
-    "cut in a header": lambda data, header, middle: data[: header + 100],
-    "cut inside the data": lambda data, header, middle: data[:middle],
-    "zeroed tail": lambda data, header, middle: data[:header] + bytes(len(data) - header),
-    "zeroed block": lambda data, header, middle: data[:middle] + bytes(512) + data[middle + 512 :],
-    "flipped bit": lambda data, header, middle: data[:middle] + bytes([data[middle] ^ 4]) + data[middle + 1 :],
-    "damaged header": lambda data, header, middle: data[: header + 148] + b"garbage" + data[header + 155 :],
+    "cut after a member": lambda data, header, _middle: data[:header],
+    "cut in a header": lambda data, header, _middle: data[: header + 100],
+    "cut inside the data": lambda data, _header, middle: data[:middle],
+    "zeroed tail": lambda data, header, _middle: data[:header] + bytes(len(data) - header),
+    "zeroed block": lambda data, _header, middle: data[:middle] + bytes(512) + data[middle + 512 :],
+    "flipped bit": lambda data, _header, middle: data[:middle] + bytes([data[middle] ^ 4]) + data[middle + 1 :],
+    "damaged header": lambda data, header, _middle: data[: header + 148] + b"garbage" + data[header + 155 :],
 }
 
 
@@ -424,7 +424,7 @@ def test_verify_checks_the_legality_of_rows(copied, change, message):
 
 def test_rewriting_without_a_change_gives_the_same_root_hash(copied):
     before = open_shards(copied).root_hash
-    assert open_shards(rewritten(copied, lambda arrays: None)).root_hash == before
+    assert open_shards(rewritten(copied, lambda _: None)).root_hash == before
 
 
 def test_safetensors_headers_are_not_trusted():

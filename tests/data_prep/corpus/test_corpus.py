@@ -363,7 +363,7 @@ def test_lines_and_paragraphs_are_what_splitting_gives(tmp_path_factory, words, 
     path.write_bytes(COMPRESS[suffix](words.encode()))
     found = {mode: read(path, txt_documents=mode) for mode in ("line", "paragraph", "file")}
     lines = [line.strip() for line in words.split("\n")]
-    paragraphs = "\n".join(line if line else "\n" for line in lines).split("\n\n")
+    paragraphs = "\n".join(line or "\n" for line in lines).split("\n\n")
     expected = {"line": [line for line in lines if line], "paragraph": [p.strip() for p in paragraphs if p.strip()]}
     expected["file"] = [words.strip()] if words.strip() else []
     for mode, items in found.items():

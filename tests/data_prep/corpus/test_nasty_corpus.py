@@ -147,7 +147,7 @@ def test_all_in_one_folder(tmp_path):
     (tmp_path / "folder.txt" / "inner.txt").write_text("inner")
     items = read(tmp_path)
     assert sorted(documents(items)) == sorted([*(text for _, texts, _ in NASTY.values() for text in texts), "inner"])
-    expected = {f"{n}{place}": reason for n, (_, _, all) in NASTY.items() for place, reason in all.items()}
+    expected = {f"{n}{place}": reason for n, (_, _, reasons) in NASTY.items() for place, reason in reasons.items()}
     assert rejects(items) == expected
     assert "inner" not in documents(read(tmp_path / "*.txt"))  # a folder that a glob matches is left out
 

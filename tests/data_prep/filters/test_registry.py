@@ -39,7 +39,7 @@ class FewWords(DocumentFilter):
         return {"least_words": self.least}
 
     @classmethod
-    def note(cls, config, record) -> str | None:
+    def note(cls, _config, record, /) -> str | None:
         return f"at least {record['least_words']} words" if "least_words" in record else None
 
 

@@ -93,7 +93,7 @@ class Page(HTMLParser):
         if tag not in ("meta", "rect"):
             self.stack.append(tag)
 
-    def handle_startendtag(self, tag, attrs):
+    def handle_startendtag(self, tag, _attrs):
         raise AssertionError(f"<{tag}/>")
 
     def handle_endtag(self, tag):

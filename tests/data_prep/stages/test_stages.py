@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from itertools import starmap
 from pathlib import Path
 
 import numpy as np
@@ -259,10 +260,7 @@ def test_weights_repeat_and_sample_sources(tiny_config, tmp_path):
     def tokens(manifest):
         return manifest["splits"]["train"]["tokens"]
 
-    once, only, twice, half = (
-        build(name, weights)
-        for name, weights in (("once", None), ("only", (1, 0)), ("twice", (2, 1)), ("half", (1, 0.5)))
-    )
+    once, only, twice, half = starmap(build, (("once", None), ("only", (1, 0)), ("twice", (2, 1)), ("half", (1, 0.5))))
     assert only["statistics"]["not_sampled"] == 400
     assert tokens(twice) == tokens(once) + tokens(only)
     for key in ("documents", "tokens", "rows"):

@@ -2,6 +2,7 @@ import hashlib
 import json
 import os
 import pydoc_data.topics
+import string
 import subprocess
 import sys
 import unicodedata
@@ -213,7 +214,7 @@ def test_missing_tokenizer_and_missing_special_tokens(tmp_path):
 @pytest.mark.parametrize("model", MODELS)
 def test_vocabulary_too_small_or_no_text(model):
     with pytest.raises(UserError, match=r"vocabulary\.size 25 has no room"):
-        trained(["abcdefghijklmnopqrstuvwxyz"], model=model, size=25)
+        trained([string.ascii_lowercase], model=model, size=25)
     with pytest.raises(UserError, match="no text"):
         trained([" "], model=model, size=300)
 

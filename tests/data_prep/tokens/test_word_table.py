@@ -1,4 +1,5 @@
 import json
+from itertools import starmap
 
 import numpy as np
 import pytest
@@ -40,7 +41,7 @@ def ours(encoder, texts):
     return [piece.tolist() for piece in np.split(tokens, np.cumsum(lengths)[:-1])] if texts else []
 
 
-TOKENIZERS = [bert_tokenizer(*options) for options in ((True, None), (False, None), (False, True), (True, False))]
+TOKENIZERS = list(starmap(bert_tokenizer, ((True, None), (False, None), (False, True), (True, False))))
 ENCODERS = [TextEncoder(tokenizer, np.dtype("<u2")) for tokenizer in TOKENIZERS]
 
 
