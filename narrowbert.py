@@ -108,7 +108,7 @@ def plan(config: RunConfig, **options: float | None) -> Plan:
         >>> narrowbert.plan(config, processes=8, seq_length=128, vocab_size=30522).parameters
         109514298
     """
-    unknown = set(options) - {field for field in PlanOptions.__dataclass_fields__}
+    unknown = set(options) - set(PlanOptions.__dataclass_fields__)
     if unknown:
         raise UserError(f"unknown option {min(unknown)}: plan takes {', '.join(PlanOptions.__dataclass_fields__)}")
     return _plan(config, PlanOptions(**options))  # type: ignore[arg-type]

@@ -10,7 +10,6 @@
 """
 
 import argparse
-import glob
 import gzip
 import io
 import json
@@ -40,8 +39,9 @@ def seconds(call: Callable[[], object]) -> float:
 
 def read_texts(pattern: str) -> list[str]:
     texts = []
-    for name in sorted(glob.glob(pattern)):
-        with gzip.open(name, "rt") if name.endswith(".gz") else open(name) as stream:
+    folder, name = Path(pattern).parent, Path(pattern).name
+    for path in sorted(folder.glob(name)):
+        with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as stream:
             texts += [json.loads(line)["text"] for line in stream]
     return texts
 

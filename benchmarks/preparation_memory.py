@@ -31,7 +31,7 @@ def write_corpus(path: Path, size: int) -> None:
     draw = random.Random(1)
     block = [words(draw, 2_000) for _ in range(500)]
     written = 0
-    with open(path, "w") as stream:
+    with path.open("w") as stream:
         while written < size:
             text = f"{written:x} {draw.choice(block)}"
             line = json.dumps({"text": text}) + "\n" if path.suffix == ".jsonl" else text + "\n"

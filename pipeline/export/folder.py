@@ -93,7 +93,7 @@ def write_export(
             write_pooling(partial, config, pooling)
         (partial / "README.md").write_text(card, encoding="utf-8")
         _load_back(partial, weights)
-        os.replace(partial, output)
+        partial.replace(output)
     except OSError as error:
         raise UserError(f"cannot write the export {output}: {error.strerror or error}") from error
     finally:

@@ -25,7 +25,10 @@ class NarrowBertPyfunc(PythonModel):
 
     @torch.no_grad()
     def predict(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, context: Any, model_input, params: dict[str, Any] | None = None
+        self,
+        context: Any,  # noqa: ARG002 - MLflow gives it
+        model_input,
+        params: dict[str, Any] | None = None,
     ) -> list[Any]:
         """Answer for each text, in order. Texts longer than the model are cut.
 

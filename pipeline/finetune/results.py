@@ -5,6 +5,7 @@ import json
 import math
 import os
 import statistics
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,7 @@ def log_to_mlflow(output: Path, config: FinetuneConfig, results: list[Result]) -
         with mlflow_for_users():
             _log(output, config, results)
     except UserError as error:
-        print(f"{error} (the results are in {output})")
+        sys.stderr.write(f"{error} (the results are in {output})\n")
 
 
 def _log(output: Path, config: FinetuneConfig, results: list[Result]) -> None:

@@ -33,8 +33,8 @@ def start_local_processes(num_processes: int, argv: Sequence[str], log_dir: Path
     children: list[subprocess.Popen[bytes]] = []
     try:
         with hold_stop_signals():
-            for rank in range(num_processes):
-                children.append(_start_rank(rank, num_processes, port, argv, log_dir))
+            for rank in range(num_processes):  # one at a time: those that started are ended where a later one fails
+                children.append(_start_rank(rank, num_processes, port, argv, log_dir))  # noqa: PERF401
             catch_stop_signals(forward=lambda number: _forward(number, children))
         return _wait_for_all(children, log_dir)
     finally:

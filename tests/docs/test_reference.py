@@ -59,9 +59,9 @@ def test_every_promised_name_is_on_the_page_of_the_python_api() -> None:
         for node in tree.body
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
     )
-    assert sorted(re.findall(r"^::: narrowbert\.(\w+)$", text_of("docs/reference/python-api.md"), re.M)) == sorted(
-        promised
-    )
+    assert sorted(
+        re.findall(r"^::: narrowbert\.(\w+)$", text_of("docs/reference/python-api.md"), re.MULTILINE)
+    ) == sorted(promised)
 
 
 def test_every_metric_is_on_its_page() -> None:
@@ -85,7 +85,9 @@ def test_the_fields_of_a_chunk_are_those_of_the_code() -> None:
         is_token = name in ("input_ids", "replacement_ids")
         expected[name] = (written, "token" if is_token else f"u{dtype.itemsize * 8}")
     section = text_of(FORMATS).split("## Checkpoint")[0]
-    assert {m[1]: (m[2], m[3]) for m in re.finditer(r"^\| `(\w+)` \| (.*?) \| (.*?) \|", section, re.M)} == expected
+    assert {
+        m[1]: (m[2], m[3]) for m in re.finditer(r"^\| `(\w+)` \| (.*?) \| (.*?) \|", section, re.MULTILINE)
+    } == expected
 
 
 def test_the_files_of_a_shard_folder_are_named() -> None:

@@ -98,7 +98,7 @@ class Reference:
 
     def logits(self, ids: list[int], position: int) -> torch.Tensor:
         full, narrow = parse_layout(self.config.layout)
-        state = [self.embed(id, place) for place, id in enumerate(ids)]
+        state = [self.embed(token, place) for place, token in enumerate(ids)]
         for number, letters in enumerate(group_sublayers(full)):
             state = [self.layer(f"bert.encoder.layer.{number}", letters, x, state) for x in state]
         x = state[position]
@@ -109,11 +109,11 @@ class Reference:
         x = self.norm("cls.predictions.transform.LayerNorm", x)
         return self.weights["bert.embeddings.word_embeddings.weight"] @ x + self.weights["cls.predictions.bias"]
 
-    def embed(self, id: int, place: int) -> torch.Tensor:
+    def embed(self, token: int, place: int) -> torch.Tensor:
         words, places, types = (
             self.weights[f"bert.embeddings.{table}_embeddings.weight"] for table in ("word", "position", "token_type")
         )
-        return self.norm("bert.embeddings.LayerNorm", words[id] + places[place] + types[0])
+        return self.norm("bert.embeddings.LayerNorm", words[token] + places[place] + types[0])
 
     def layer(self, name: str, letters: str, x: torch.Tensor, context: list[torch.Tensor]) -> torch.Tensor:
         if "s" in letters:
@@ -668,8 +668,8 @@ def test_the_tokenizer_is_the_shards_own(exported: Path, tokenizer_path: Path) -
     for text in ("The CAFÉ cats, running!", "", "a [MASK] dog", "naïve   end"):
         assert tokenizer(text)["input_ids"] == own.encode(text).ids
     assert tokenizer("cat", "dog")["token_type_ids"] == own.encode("cat", "dog").type_ids
-    for role, id in SPECIAL_IDS.items():
-        assert getattr(tokenizer, f"{role}_token_id") == id
+    for role, number in SPECIAL_IDS.items():
+        assert getattr(tokenizer, f"{role}_token_id") == number
     assert tokenizer.model_max_length == 16
     assert len(tokenizer(" cat" * 50, truncation=True)["input_ids"]) == 16
     assert tokenizer.init_kwargs["do_lower_case"] is True
