@@ -8,7 +8,7 @@ from pathlib import Path
 from docs.generate_reference import PAGES
 
 ROOT = Path(__file__).parents[2]
-OUTSIDE = ("README.md", "ARCHITECTURE.md", "benchmarks/README.md")
+OUTSIDE = (*sorted(path.name for path in ROOT.glob("*.md")), "benchmarks/README.md")
 """Pages that stand outside docs/."""
 
 _FENCE = re.compile(r"^( *)```\{?\.?(\w*)[^\n]*\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
