@@ -19,6 +19,19 @@ def test_no_modules_import_each_other() -> None:
     assert measures.import_cycles(ROOT) == []
 
 
+def test_no_function_has_more_than_sixty_lines() -> None:
+    assert measures.long_functions(ROOT) == []
+
+
+def test_annotations_say_something() -> None:
+    assert measures.untyped_share(ROOT) <= 0.015
+
+
+def test_prose_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 130
+    assert measures.sentence_mean(ROOT) <= 16
+
+
 # Not the sizes, which whatever computes with sizes reads; nor names that are ordinary words, such as "norm".
 NOT_COUNTED = {"hidden_size", "ffn_hidden_size", "num_attention_heads", "max_position_embeddings"} | {
     "bias", "norm", "position", "layout",
