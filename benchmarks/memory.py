@@ -18,6 +18,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from results import record
+
 from pipeline.config import ModelConfig, RunConfig, TrainingConfig
 from pipeline.model.arithmetic import RowShape
 
@@ -142,6 +144,7 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=list(SHAPES))
+    parser.add_argument("--record", action="store_true", help="append the rows to results/memory.jsonl")
     parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -151,14 +154,22 @@ def main() -> None:
 
     print("| shape | weights | gradients | optimizer | activations | predicted | measured | ratio |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    rows = []
     for name in arguments.shapes:
         processes, shape, config = configuration(name)
         predicted = predict_memory(config, shape, processes)
         measured = run(name)["peak"]
         parts = (predicted.weights, predicted.gradients, predicted.optimizer, predicted.activations)
         cells = " | ".join(f"{part / 2**20:,.0f}" for part in (*parts, predicted.total, measured))
-        print(f"| `{name}` | {cells} | {predicted.total / measured:.2f} |", flush=True)
-    print("\nMiB a process.")
+        ratio = f"{predicted.total / measured:.2f}"
+        print(f"| `{name}` | {cells} | {ratio} |", flush=True)
+        sizes = {"predicted": predicted.total, "measured": measured}
+        rows.append(
+            {"shape": f"`{name}`"} | {key: f"{size / 2**20:,.0f}" for key, size in sizes.items()} | {"ratio": ratio}
+        )
+    print("\nMiB per process.")
+    if arguments.record:
+        record("memory", "table-1", rows)
 
 
 if __name__ == "__main__":
