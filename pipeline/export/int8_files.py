@@ -40,7 +40,7 @@ class Comparison:
     quality: str
     """What became of the results, in words."""
     speed: float
-    """Texts a second of int8 divided by those of the original."""
+    """Texts per second of int8 divided by those of the original."""
 
 
 def write_int8(folder: Path, originals: list[Path], texts: Path) -> list[Comparison]:

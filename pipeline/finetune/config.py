@@ -52,7 +52,7 @@ class FinetuneTraining:
     weight_decay: float = 0.01
     """AdamW's, not on biases and norms."""
     batch_size: int = 32
-    """Examples a step and device."""
+    """Examples per step and device."""
     max_length: int = 128
     """Tokens of an example; the rest is cut off (question answering: read in further windows)."""
     window_stride: int = 128

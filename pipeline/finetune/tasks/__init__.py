@@ -1,4 +1,4 @@
-"""Fine-tuning tasks: one file a task, opened by name."""
+"""Fine-tuning tasks: one file per task, opened by name."""
 
 from transformers import PreTrainedTokenizerBase
 

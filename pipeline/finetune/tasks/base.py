@@ -20,7 +20,7 @@ Splits = Mapping[str, list[Row]]
 
 
 class Task(Protocol):
-    """What ``run.py`` needs of a task."""
+    """What ``training.py`` needs of a task."""
 
     auto_class: str
     """The class of transformers that loads its model."""
