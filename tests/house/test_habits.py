@@ -21,9 +21,9 @@ def test_workflows_call_targets_and_scripts_that_exist() -> None:
     assert any(".ci/run" in command for command in commands)
     assert (ROOT / ".ci/run").exists()
     versions = workflow["jobs"]["fast"]["strategy"]["matrix"]["python"]
-    assert [f"Programming Language :: Python :: {version}" for version in versions] == [
-        line for line in PROJECT["classifiers"] if re.search(r"Python :: 3\.\d+$", line)
-    ]
+    claimed = re.findall(r"Python :: (3\.\d+)$", "\n".join(PROJECT["classifiers"]), re.MULTILINE)
+    assert set(claimed) <= set(versions), "a version that is claimed is tested"
+    assert {"3.11", "3.12", "3.13"} <= set(versions)
 
 
 def test_citation_is_of_this_version() -> None:
