@@ -29,7 +29,7 @@ from pipeline.data.mixture import open_mixture as _open_mixture
 from pipeline.data.plain_webdataset import as_webdataset
 from pipeline.finetune.config import FinetuneConfig, check_finetune
 from pipeline.finetune.results import Result
-from pipeline.inference.encode import Answer, EncodeOptions, answer_texts
+from pipeline.inference.encode import POOLINGS, Answer, EncodeOptions, answer_texts
 from pipeline.planning.plan import Plan, PlanOptions
 from pipeline.planning.plan import plan as _plan
 from pipeline.training.objective import ForwardPass, Objective, ObjectiveSums
@@ -266,17 +266,23 @@ def encode(
         [number of texts, hidden_size], float32, in the order of ``texts``.
 
     Raises:
-        UserError: no such model, or a ``max_length`` that it cannot read.
+        UserError: no such model, a ``max_length`` that it cannot read, another pooling, or one text in place of many.
 
     Example:
         >>> import narrowbert
         >>> narrowbert.encode("my-model", ["the cat sat .", "the dog ran ."], pooling="mean").shape[0]
         2
     """
-    chosen = pooling or _own_pooling(Path(model))
+    _refuse_one_text(texts)
+    if pooling not in (None, *POOLINGS):
+        raise UserError(f"pooling is {pooling}: give {' or '.join(POOLINGS)}")
+    config = _model_config(Path(model))
+    # Without pooling a fine-tuned model would answer with predictions.
+    chosen = pooling or ("cls" if config.get("default_positions") == "cls" else "mean")
     options = EncodeOptions(model=Path(model), pooling=chosen, max_length=max_length)
     windows = answer_texts(options, ((text,) for text in texts))
-    return np.array([answer["embedding"] for answers, _ in windows for answer in answers], dtype=np.float32)
+    vectors = [answer["embedding"] for answers, _ in windows for answer in answers]
+    return np.array(vectors, dtype=np.float32).reshape(len(vectors), config["hidden_size"])
 
 
 def finetune(*files: str | Path, options: Mapping[str, Any] | None = None) -> list[Result]:
@@ -327,13 +333,14 @@ def predict(
         One dictionary per text: ``label`` and ``scores``, ``labels`` and ``scores``, ``score``, or ``tags``.
 
     Raises:
-        UserError: no such model, or one that answers questions about a text.
+        UserError: no such model, one that answers questions about a text, or one text in place of many.
 
     Example:
         >>> import narrowbert
         >>> sorted(narrowbert.predict("my-results/seed-1/model", ["the cat sat ."])[0])
         ['label', 'scores']
     """
+    _refuse_one_text(texts)
     listed = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
     options = EncodeOptions(model=Path(model), max_length=max_length, pairs=any(len(text) == 2 for text in listed))
     return [answer for answers, _ in answer_texts(options, listed) for answer in answers]
@@ -342,13 +349,21 @@ def predict(
 def _read(cls: type[_Config], files: Sequence[str | Path], options: Mapping[str, Any]) -> _Config:
     argv = [f"--config={file}" for file in files]
     for key, value in options.items():
-        argv.append(f"--{key}={value if isinstance(value, str) else json.dumps(value)}")
+        text = str(value) if isinstance(value, str | Path) else json.dumps(value, default=str)
+        argv.append(f"--{key}={text}")
     return read_config(cls, argv, "narrowbert", "")
 
 
-def _own_pooling(model: Path) -> str:
-    """``cls`` where the model was made to be read at [CLS]."""
+def _refuse_one_text(texts: object) -> None:
+    """A string is an iterable of strings too: its letters would become texts."""
+    if isinstance(texts, str):
+        raise UserError("texts is one string: give a list of texts")
+
+
+def _model_config(model: Path) -> dict[str, Any]:
     try:
-        return "cls" if json.loads((model / "config.json").read_text()).get("default_positions") == "cls" else "mean"
+        return json.loads((model / "config.json").read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{model} is no model folder: it has no config.json (narrowbert export writes one)") from error
+    except ValueError as error:
+        raise UserError(f"cannot read {model / 'config.json'}: {error}") from error

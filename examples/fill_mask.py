@@ -3,6 +3,7 @@
 import sys
 
 from transformers import pipeline
+from transformers.pipelines.base import PipelineException
 
 
 def main(model_dir: str, sentence: str) -> None:
@@ -16,4 +17,7 @@ def main(model_dir: str, sentence: str) -> None:
 if __name__ == "__main__":
     if len(sys.argv) != 3:
         sys.exit('usage: fill_mask.py MODEL_DIR "a [MASK] sentence"')
-    main(*sys.argv[1:])
+    try:
+        main(*sys.argv[1:])
+    except (OSError, ValueError, PipelineException) as error:  # no such model, or a sentence without [MASK]
+        sys.exit(f"fill_mask.py: {' '.join(str(error).split())}")

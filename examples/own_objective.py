@@ -6,6 +6,7 @@ The loss is cross-entropy with label smoothing. Distillation has the same form: 
 
 import sys
 
+import torch
 import torch.nn.functional as F
 
 import narrowbert
@@ -17,7 +18,7 @@ class LabelSmoothing:
     def __init__(self, epsilon: float) -> None:
         self.epsilon = epsilon
 
-    def weight(self, batch: narrowbert.Batch):
+    def weight(self, batch: narrowbert.Batch) -> torch.Tensor:
         """The masked positions that count."""
         return batch.label_mask.sum()
 

@@ -202,6 +202,12 @@ def open_shards(folder: str | Path) -> ShardFolder:
 
     Raises:
         UserError: whatever does not match, by file name.
+
+    Example:
+        >>> import narrowbert
+        >>> shards = narrowbert.open_shards("shards/mine")
+        >>> shards.split("train").chunk(0)["input_ids"].shape[1] == shards.seq_length
+        True
     """
     opened = open_folder(folder)
     problems = [*count_problems(opened)]

@@ -50,6 +50,11 @@ def verify(folder: str | Path) -> Verification:
 
     Raises:
         UserError: the manifest cannot be read, so that nothing further can be checked.
+
+    Example:
+        >>> import narrowbert
+        >>> narrowbert.verify("shards/mine").problems
+        ()
     """
     opened = open_folder(folder)
     shards = list(all_shards(opened.manifest))

@@ -72,6 +72,12 @@ def as_webdataset(
     Raises:
         UserError: the folder cannot be opened, has no such split, or ``epoch`` is negative. While reading: a shard
             cannot be fetched, or a chunk is damaged.
+
+    Example:
+        >>> import narrowbert
+        >>> row = next(iter(narrowbert.as_webdataset("shards/mine", "train", epoch=0)))
+        >>> row["labels"].shape == row["masked_positions"].shape
+        True
     """
     if epoch < 0:
         raise UserError(f"epoch is {epoch}: give 0 or a positive number")

@@ -15,7 +15,10 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 # The docstrings' examples in the order of the page: each may use what those before it made.
 RUN_DOCSTRINGS = """
 import doctest, narrowbert
-for test in sorted(doctest.DocTestFinder().find(narrowbert), key=lambda test: test.lineno or 0):
+finder = doctest.DocTestFinder()
+elsewhere = [narrowbert.open_shards, narrowbert.verify, narrowbert.as_webdataset]
+own = sorted(finder.find(narrowbert), key=lambda test: test.lineno or 0)
+for test in [*(test for function in elsewhere for test in finder.find(function)), *own]:
     names = {}
     for example in test.examples:
         if example.want:
@@ -49,12 +52,28 @@ def test_every_promised_function_has_an_example() -> None:
     functions = [
         getattr(narrowbert, name) for name in narrowbert.__all__ if inspect.isfunction(getattr(narrowbert, name))
     ]
-    own = [function for function in functions if function.__module__ == "narrowbert"]
-    assert len(own) >= 9
-    for function in own:
+    assert len(functions) >= 12
+    for function in functions:
         assert ">>> import narrowbert" in (function.__doc__ or ""), function.__name__
     for name in narrowbert.__all__:
         assert getattr(narrowbert, name).__doc__, name
+
+
+@pytest.mark.slow
+def test_embeddings_of_odd_arguments(trained: Path) -> None:
+    folder = trained / "my-model"
+    assert narrowbert.encode(folder, []).shape == (0, 32)
+    for function in (narrowbert.encode, narrowbert.predict):
+        with pytest.raises(narrowbert.UserError, match="texts is one string: give a list of texts"):
+            function(folder, "the cat sat .")
+    with pytest.raises(narrowbert.UserError, match="pooling is max: give cls or mean"):
+        narrowbert.encode(folder, ["the cat sat ."], pooling="max")
+
+
+def test_options_may_be_paths(tmp_path: Path) -> None:
+    config = narrowbert.run_config(options={"run_dir": tmp_path / "run", "data.path": [tmp_path / "a", tmp_path / "b"]})
+    assert config.run_dir == str(tmp_path / "run")
+    assert config.data.path == (str(tmp_path / "a"), str(tmp_path / "b"))
 
 
 @pytest.mark.slow
@@ -82,7 +101,10 @@ def test_plain_safetensors(trained: Path) -> None:
 @pytest.mark.slow
 def test_plain_webdataset(workplace: Path) -> None:
     rows = narrowbert.open_shards(workplace / "shards/mine").split("train").num_rows
-    assert f"{rows} rows" in python(workplace, str(EXAMPLES / "plain_webdataset.py"), "shards/mine")
+    shown = python(workplace, str(EXAMPLES / "plain_webdataset.py"), "shards/mine")
+    counts = re.findall(r": (\d+) rows, (\d+) masked positions", shown)
+    assert [int(found) for found, _ in counts] == [rows, rows]
+    assert counts[0] == counts[1]
 
 
 @pytest.mark.slow
@@ -103,3 +125,20 @@ def test_scripts_say_how_they_are_called(script: str, tmp_path: Path) -> None:
     assert len((EXAMPLES / script).read_text().splitlines()) <= 65
     assert ast.get_docstring(ast.parse((EXAMPLES / script).read_text()))
     assert f"usage: {script}" in python(tmp_path, str(EXAMPLES / script), expect=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("embed_and_search.py", "missing", "texts.txt", "a query"),
+        ("fill_mask.py", "missing", "the [MASK] reads ."),
+        ("own_objective.py", "missing.yaml", "shards/mine", "runs/unused"),
+        ("plain_safetensors.py", "missing"),
+        ("plain_webdataset.py", "missing"),
+    ],
+)
+def test_scripts_say_in_one_line_what_is_missing(workplace: Path, argv: tuple[str, ...]) -> None:
+    shown = python(workplace, str(EXAMPLES / argv[0]), *argv[1:], expect=1).splitlines()
+    assert shown[-1].startswith(f"{argv[0]}: ")
+    assert not any("Traceback" in line for line in shown)

@@ -105,6 +105,10 @@ def test_classification_learns_and_its_models_load_everywhere(model: Path, tmp_p
     record["metrics"]["validation/accuracy"] = 0.125
     kept.write_text(json.dumps(record))
     assert results(config)["seeds"][1]["metrics"]["validation/accuracy"] == 0.125
+    # So it is in a folder of version 0.1, where ``output`` had another name.
+    path = tmp_path / "out" / "config.json"
+    path.write_text(path.read_text().replace('"output":', '"output_dir":'))
+    assert results(config)["seeds"][1]["metrics"]["validation/accuracy"] == 0.125
     with pytest.raises(UserError, match="results of another configuration"):
         finetune(dataclasses.replace(config, task="multi_label"))
 
