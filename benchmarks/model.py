@@ -5,8 +5,8 @@
 
 A step is what `narrowbert train` does in one process: forward, backward, gradient norm, clipping, AdamW with fp32
 masters (ZeRO 1), at a global batch of --rows, with malloc set as `narrowbert train` sets it. The control's head runs on
-the masked positions only, as NarrowBERT's does. A round times one step of each; ratios are those within a round. The Trainer
-has the same malloc and, where the processor has none, the same bf16 products.
+the masked positions only, as NarrowBERT's does. A round times one step of each; ratios are those within a round.
+The Trainer has the same malloc and, where the processor has none, the same bf16 products.
 `flops` is the ratio of the arithmetic, the limit. On a CUDA device the same code runs there, compiled on static
 shapes, and MFU is printed as well; --peak_teraflops is what the device does at best.
 """
