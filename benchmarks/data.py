@@ -1,4 +1,4 @@
-"""Whether reading keeps up: rows a second that one thread makes into batches, against those that a CPU trains.
+"""Whether reading keeps up: rows per second that one thread makes into batches, against those that a CPU trains.
 
 Per round, in turn: the first epoch of a fresh reader, which checks every chunk's hash; its second epoch; and training
 steps of the smallest preset (forward, backward, fused AdamW), fed by one thread that reads ahead. The rows decide the

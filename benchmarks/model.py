@@ -119,7 +119,7 @@ def seconds(step: Callable[[], None], device: torch.device) -> float:
 
 def table(setting: Setting, options: argparse.Namespace, device: torch.device) -> None:
     batch = random_rows(setting, device)
-    print(f"\n{setting.seq_length} tokens, {setting.rows} rows a step in micro-batches of {setting.micro_rows}")
+    print(f"\n{setting.seq_length} tokens, {setting.rows} rows per step in micro-batches of {setting.micro_rows}")
     cases = (("12sf", "per_layer"), *CASES)
     configs = [configuration(setting, layout, narrow_kv) for layout, narrow_kv in cases]
     contestants = [Contestant(config, device, batch) for config in configs]
@@ -187,7 +187,7 @@ def against_trainer(setting: Setting, options: argparse.Namespace, device: torch
     after = [seconds(ours.step, device) for _ in range(options.rounds)]
     ours.engine.destroy()
     own, other = statistics.median(before + after), statistics.median(theirs)
-    print(f"\n{setting.seq_length} tokens, {setting.precision}, {setting.rows} rows a step:")
+    print(f"\n{setting.seq_length} tokens, {setting.precision}, {setting.rows} rows per step:")
     print(
         f"NarrowBERT 2sf:10sf {setting.rows / own:.2f} rows/s ({statistics.median(before):.2f} s a step before, ",
         end="",
@@ -200,7 +200,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--precision", default="bf16", choices=["bf16", "fp32", "fp16"])
     parser.add_argument("--seq_lengths", type=int, nargs="+", default=[128, 512])
-    parser.add_argument("--rows", type=int, default=64, help="rows a step")
+    parser.add_argument("--rows", type=int, default=64, help="rows per step")
     parser.add_argument("--micro_tokens", type=int, default=8_192, help="tokens a micro-batch")
     parser.add_argument("--hidden_size", type=int, default=768)
     parser.add_argument("--heads", type=int, default=12)
