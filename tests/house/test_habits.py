@@ -1,5 +1,6 @@
 """The files around the code can be read, and what they name exists."""
 
+import importlib
 import json
 import re
 import tomllib
@@ -50,3 +51,28 @@ def test_files_that_a_page_names_exist(page: str) -> None:
     assert named or page == "SECURITY.md"
     assert {path for path in named if not (ROOT / path).exists()} == set()
     assert set(re.findall(r"`make ([\w-]+)`", text)) <= TARGETS
+
+
+def test_imports_in_the_code_of_child_processes_exist() -> None:
+    """No import contract or type checker sees an import inside of a string."""
+    packages = "cluster|data_prep|narrowbert|pipeline|tests"
+    line = re.compile(rf"^\s*from ((?:{packages})[\w.]*) import ([\w, ]+?)(?: as \w+)?$", re.MULTILINE)
+    missing = [
+        f"{path.relative_to(ROOT)}: {module}.{name}"
+        for path in sorted((ROOT / "tests").rglob("*.py"))
+        for module, names in line.findall(path.read_text())
+        for name in re.split(r"\s*,\s*", names)
+        if not _exists(module, name.split(" as ")[0])
+    ]
+    assert missing == []
+
+
+def _exists(module: str, name: str) -> bool:
+    try:
+        found = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        return not (error.name or "").startswith(("cluster", "data_prep", "narrowbert", "pipeline", "tests"))
+    try:
+        return hasattr(found, name) or bool(importlib.import_module(f"{module}.{name}"))
+    except ModuleNotFoundError:
+        return False

@@ -483,7 +483,9 @@ def test_a_json_line_that_is_too_long_is_passed_over(tmp_path, monkeypatch):
 CHILD = """
 import re, sys
 from data_prep.corpus.reading import read_partition
-from data_prep.corpus.files import find_corpus_files, survey, plan_partitions
+from data_prep.corpus.files import find_corpus_files
+from data_prep.corpus.partitions import plan_partitions
+from data_prep.corpus.surveys import survey
 from data_prep.config import CleaningConfig, CorpusConfig
 config = CorpusConfig(paths=sys.argv[1], txt_documents=sys.argv[2])
 (file,) = find_corpus_files(config)

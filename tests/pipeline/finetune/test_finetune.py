@@ -220,7 +220,7 @@ def test_embeddings_from_plain_text(model: Path, tmp_path: Path, pooling: Any, s
 def test_the_command_logs_to_mlflow(model: Path, tmp_path: Path) -> None:
     data = files(tmp_path, lambda words: {"text": " ".join(words), "label": int("cat" in words)})
     (tmp_path / "task.yaml").write_text(
-        f"model: {model}\noutput_dir: out\ndata:\n  train: {data['train']}\n  validation: {data['validation']}\n"
+        f"model: {model}\noutput: out\ndata:\n  train: {data['train']}\n  validation: {data['validation']}\n"
         "training:\n  epochs: 1\n  max_length: 24\n  seeds: [3, 4]\n"
     )
     store = f"sqlite:///{tmp_path / 'mlflow.db'}"

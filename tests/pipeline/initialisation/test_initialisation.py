@@ -405,8 +405,8 @@ def test_commands_refuse_before_anything_starts(tmp_path: Path, shard_folder: Pa
     )  # fmt: skip
     assert f"a vocabulary of {shards.vocab_size + 1}" in line
     assert "init.allow says what may differ" in user_error("pipeline", *argv, "--init.allow", "[x]")
-    assert "one of the two" in user_error("pipeline", "export", "--output", "x")
-    assert "belong to --from" in user_error("pipeline", "export", "run", "--output", "x", "--layout", "3sf")
+    assert "required: RUN_DIR" in user_error("pipeline", "export", "--output", "x")
+    assert "required: --output" in user_error("pipeline", "convert", str(tmp_path / "bert"))
 
 
 @pytest.mark.slow
