@@ -11,7 +11,7 @@ DEMO_TRAIN := --config configs/pretrain/quickstart.yaml --data.path demo/shards 
 # The torch that is tested. On a GPU machine: put your torch into .venv first, and export CONSTRAINTS=/dev/null.
 CONSTRAINTS ?= constraints-cpu.txt
 
-.PHONY: demo install test test-fast test-long check docs clean
+.PHONY: demo install test test-fast test-long coverage check docs clean
 
 $(VENV)/installed: pyproject.toml $(filter-out /dev/null,$(CONSTRAINTS))
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
@@ -50,6 +50,10 @@ test: $(VENV)/installed-dev
 
 test-fast: $(VENV)/installed-dev
 	pytest -n 2 -m 'not slow'
+
+# Of the quick tests in their own processes; what child processes run is not counted. pyproject.toml has the floor.
+coverage: $(VENV)/installed-dev
+	pytest -n 2 -m 'not slow' --cov --cov-report=term
 
 # The faults many times over: 20 kills of a run, 20 of a preparation, 10,000 steps.
 test-long: $(VENV)/installed-dev

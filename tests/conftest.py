@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 # Before torch is imported anywhere: one thread a process, no accelerator, nothing from a hub.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -19,6 +20,10 @@ from data_prep.contract.shard_writing import write_manifest, write_shard
 from data_prep.contract.shards import open_shards
 from pipeline.data.mixture import Mixture, open_mixture
 from tests.processes import run_command
+
+# No example is wrong for being slow: machines are loaded, and coverage is measured.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 # What takes longest comes first, so that nothing long is left for one worker at the end.
 FOLDERS = ("cluster", "distributed", "faults", "tracking", "end_to_end", "pipeline", "data_prep")
