@@ -1,9 +1,9 @@
 """Results as JSON lines, and the tables of ``benchmarks/README.md`` made from them.
 
 ``python benchmarks/results.py`` writes the tables anew. ``results/NAME.jsonl`` has one line per row of a table:
-``table``, ``date``, ``machine``, ``commit``, and ``row``, which is column -> what the table shows. A script adds lines
-with ``record``. A table shows the lines of its newest measurement: those that agree with the last line in date, machine
-and commit.
+``table``, ``date``, ``machine``, ``commit``, and ``row``, which is column -> what the table shows. ``record`` adds
+lines; ``memory.py --record`` calls it. A table shows the lines of its newest measurement: those that agree with the
+last line in date, machine and commit.
 """
 
 import datetime
@@ -31,7 +31,7 @@ def record(name: str, table: str, rows: Sequence[Mapping[str, str]]) -> None:
     root = FOLDER.parents[1]
     git = ["git", "-C", str(root), "describe", "--always", "--dirty"]
     commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or "unrecorded"
-    facts = {"table": table, "date": str(datetime.date.today()), "machine": machine(), "commit": commit}
+    facts = {"table": table, "date": datetime.datetime.now().isoformat(sep=" "), "machine": machine(), "commit": commit}
     FOLDER.mkdir(exist_ok=True)
     with (FOLDER / f"{name}.jsonl").open("a", encoding="utf-8") as file:
         file.writelines(json.dumps({**facts, "row": dict(row)}, ensure_ascii=False) + "\n" for row in rows)

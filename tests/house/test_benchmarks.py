@@ -32,7 +32,6 @@ def test_a_new_measurement_takes_the_place_of_the_old(
     results.FOLDER.parent.mkdir()
     page = "<!-- results: speed table-1 -->\n<!-- end of results -->\n"
     results.record("speed", "table-1", [{"": "old", "rows/s": "1"}])
-    monkeypatch.setattr(results, "machine", lambda: "another processor")
     results.record("speed", "table-1", [{"": "new", "rows/s": "2"}, {"": "newer", "rows/s": ""}])
     shown = "| | rows/s |\n| --- | --- |\n| new | 2 |\n| newer | |\n"
     assert results.with_tables(page) == page.replace("-->\n<", f"-->\n{shown}<")
