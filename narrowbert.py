@@ -67,6 +67,8 @@ __version__ = importlib.metadata.version("narrowbert")
 
 _Config = TypeVar("_Config")
 
+_has_trained = False
+
 
 def run_config(*files: str | Path, options: Mapping[str, Any] | None = None) -> RunConfig:
     """The configuration of a run, as ``narrowbert train`` reads it.
@@ -144,7 +146,12 @@ def train(config: RunConfig, objective: Objective | None = None) -> int:
         0 when the run is finished, or 85 after a signal: the run is saved and wants to be started again.
 
     Raises:
-        UserError: the configuration, the shards or the run directory do not fit.
+        UserError: the configuration, the shards or the run directory do not fit, or the run cannot continue (a full
+            disk, divergence), or this process has trained before. One process may continue after that. One of
+            several must end, since the others wait for it.
+
+    A process trains once, because DeepSpeed keeps its process groups. While it trains, SIGTERM and SIGUSR1 save and
+    end the run. So call it in the main thread.
 
     Example:
         >>> import narrowbert
@@ -153,14 +160,13 @@ def train(config: RunConfig, objective: Objective | None = None) -> int:
         0
     """
     from pipeline.initialisation.load import check_init
-    from pipeline.processes.signals import catch_stop_signals
+    from pipeline.processes.signals import stop_signals_caught
     from pipeline.processes.world import SINGLE_PROCESS, world_from_environment
     from pipeline.runs.directory import has_checkpoint, is_finished, prepare_run
     from pipeline.tracking.description import check_tracking
     from pipeline.training import loop
     from pipeline.training.objective import MASKED_LANGUAGE_MODELLING
 
-    catch_stop_signals()
     world = world_from_environment() or SINGLE_PROCESS
     check_tracking(config.tracking)
     shards = prepare_run(config, world.size)
@@ -168,7 +174,12 @@ def train(config: RunConfig, objective: Objective | None = None) -> int:
         return 0
     if config.init.from_huggingface is not None and not has_checkpoint(config):
         check_init(config, shards)
-    return loop.train(config, world, shards, objective or MASKED_LANGUAGE_MODELLING)
+    global _has_trained
+    if _has_trained:
+        raise UserError("this process has trained already, and DeepSpeed keeps its groups: train in a new process")
+    _has_trained = True
+    with stop_signals_caught():
+        return loop.train(config, world, shards, objective or MASKED_LANGUAGE_MODELLING)
 
 
 def evaluate(run_dir: str | Path, max_rows: int | None = None) -> Evaluation:
@@ -333,7 +344,8 @@ def predict(
         One dictionary per text: ``label`` and ``scores``, ``labels`` and ``scores``, ``score``, or ``tags``.
 
     Raises:
-        UserError: no such model, one that answers questions about a text, or one text in place of many.
+        UserError: no such model, one that predicts nothing of texts (an export, or one that answers questions), texts
+            and pairs together, or one text in place of many.
 
     Example:
         >>> import narrowbert
@@ -342,8 +354,13 @@ def predict(
     """
     _refuse_one_text(texts)
     listed = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
+    if len({len(text) for text in listed}) > 1:
+        raise UserError("texts holds single texts and pairs: give only one kind")
     options = EncodeOptions(model=Path(model), max_length=max_length, pairs=any(len(text) == 2 for text in listed))
-    return [answer for answers, _ in answer_texts(options, listed) for answer in answers]
+    found = [answer for answers, _ in answer_texts(options, listed) for answer in answers]
+    if any("embedding" in answer for answer in found):
+        raise UserError(f"{model} has not been fine-tuned, so it predicts nothing: use encode for embeddings")
+    return found
 
 
 def _read(cls: type[_Config], files: Sequence[str | Path], options: Mapping[str, Any]) -> _Config:

@@ -101,7 +101,7 @@ def refuse_old_options(argv: Sequence[str], new_names: Mapping[str, str]) -> Non
     for argument in argv:
         option = argument.split("=", 1)[0]
         if option in new_names:
-            raise UserError(f"{option} has a new name: {new_names[option]}")
+            raise UserError(f"{option} is now {new_names[option]}")
 
 
 def part_of(cls: type[Part], arguments: object) -> Part:
@@ -244,7 +244,7 @@ def _reject_unknown_keys(path: Path, known: set[str], new_names: Mapping[str, st
         raise UserError(f"{path} holds no keys: expected a YAML mapping such as 'model: ...'")
     for key in _flatten_keys(content):
         if key in new_names:
-            raise UserError(f"{path}: the key '{key}' has a new name: {new_names[key]}")
+            raise UserError(f"{path}: the key '{key}' is now {new_names[key]}")
         if key not in known:
             raise UserError(f"{path}: unknown key '{key}'{did_you_mean(key, known)}")
 

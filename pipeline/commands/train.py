@@ -1,11 +1,12 @@
 """``narrowbert train``."""
 
 import dataclasses
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_prep.contract.command_line import part_of, read_config
+from data_prep.contract.command_line import UserError, part_of, read_config, report_user_error
 from pipeline.commands import COMMANDS
 from pipeline.config import RunConfig
 from pipeline.processes.launch import die_with_launcher, start_local_processes
@@ -47,4 +48,13 @@ def run(argv: Sequence[str]) -> int:
         return start_local_processes(processes, ["train", *argv, *debug], Path(config.run_dir) / "logs")
     from pipeline.training.loop import train
 
-    return train(config, joined or SINGLE_PROCESS, shards)
+    try:
+        return train(config, joined or SINGLE_PROCESS, shards)
+    except UserError as error:
+        if "--debug" in sys.argv:
+            raise
+        # An orderly end of the process group needs every rank. Without it the interpreter's own shutdown aborts now
+        # and then ("terminate called without an active exception"), which would hide the exit code.
+        code = report_user_error("narrowbert", error)
+        sys.stdout.flush()
+        os._exit(code)

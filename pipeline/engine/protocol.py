@@ -56,7 +56,25 @@ class EngineOptimizer(Protocol):
     def _lazy_init_hp_params_optimizer_state(self) -> None: ...
 
 
-class Engine(Protocol):
+class ForwardPass(Protocol):
+    """The training model as an objective calls it: ``NarrowBertForPretraining.forward`` in DeepSpeed's wrapping."""
+
+    def __call__(
+        self,
+        input_ids: torch.Tensor,
+        narrow_positions: torch.Tensor,
+        key_mask: torch.Tensor | None,
+        labels: torch.Tensor,
+        label_mask: torch.Tensor,
+        document_ids: torch.Tensor | None = None,
+        *,
+        return_logits: bool = False,
+    ) -> MaskedLMOutput:
+        """One forward pass; shapes as in ``Batch``."""
+        ...
+
+
+class Engine(ForwardPass, Protocol):
     """A model in training: forward, backward and update, whatever is distributed and in whatever precision."""
 
     global_steps: int
@@ -70,20 +88,6 @@ class Engine(Protocol):
     @property
     def optimizer(self) -> EngineOptimizer:
         """What updates its weights."""
-        ...
-
-    def __call__(
-        self,
-        input_ids: torch.Tensor,
-        narrow_positions: torch.Tensor,
-        key_mask: torch.Tensor | None,
-        labels: torch.Tensor,
-        label_mask: torch.Tensor,
-        document_ids: torch.Tensor | None = None,
-        *,
-        return_logits: bool = False,
-    ) -> MaskedLMOutput:
-        """The model's forward pass."""
         ...
 
     def backward(self, loss: torch.Tensor) -> torch.Tensor | None:

@@ -37,6 +37,20 @@ def catch_stop_signals(forward: Callable[[int], None] = lambda _: None) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
 
+@contextlib.contextmanager
+def stop_signals_caught() -> Iterator[None]:
+    """Catch these signals inside; afterwards the caller's own handlers are back, and no stop is asked for."""
+    global _stop_requested
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    catch_stop_signals()
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        _stop_requested = False
+
+
 def stop_requested() -> bool:
     """Whether this process was asked to save and end."""
     return _stop_requested

@@ -3,14 +3,13 @@
 import contextlib
 import errno
 import logging
-import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from data_prep.contract.command_line import UserError, report_user_error
+from data_prep.contract.command_line import UserError
 from data_prep.contract.files import write_atomically
 from pipeline.config import RunConfig
 from pipeline.data.mixture import Mixture
@@ -64,8 +63,13 @@ def train(config: RunConfig, world: World, shards: Mixture, objective: Objective
 
     Returns:
         0 when the last step is done and saved, ``REQUEUE_EXIT_CODE`` when a signal has ended it before.
+
+    Raises:
+        UserError: the run cannot continue: no intact checkpoint, a full disk, divergence. Among several processes the
+            caller must end this one then, since its watch and its group stay until the others have noticed.
     """
     device = initialise_process_group(world, config.training.tensor_model_parallel_size, config.training.hang_timeout)
+    watchdog = None
     try:
         with full_disk_as_user_error(), contextlib.ExitStack() as at_end:
             agreement = Agreement()
@@ -76,14 +80,12 @@ def train(config: RunConfig, world: World, shards: Mixture, objective: Objective
                 at_end.callback(run.close)
                 with logging_redirect_tqdm([log]):  # log lines appear above the progress bar, not in it
                     code = train_to_end(run)
-    except UserError as error:
-        if "--debug" in sys.argv:
-            raise
-        # The orderly end below needs every rank. Without it the interpreter's own shutdown aborts now
-        # and then ("terminate called without an active exception"), which would hide the exit code.
-        code = report_user_error("narrowbert", error)
-        sys.stdout.flush()
-        os._exit(code)
+    except UserError:
+        if world.size == 1:  # nobody waits for this process, so that its caller may continue
+            if watchdog is not None:
+                watchdog.stop()
+            torch.distributed.destroy_process_group()
+        raise
     destroy_engine(run.engine)  # ends in a barrier: no rank leaves while another still writes
     return code
 

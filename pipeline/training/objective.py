@@ -7,25 +7,7 @@ from typing import Protocol
 import torch
 
 from pipeline.data.batches import Batch
-from pipeline.model.masked_lm import MaskedLMOutput
-
-
-class ForwardPass(Protocol):
-    """The training model as an objective calls it: ``NarrowBertForPretraining.forward`` in DeepSpeed's wrapping."""
-
-    def __call__(
-        self,
-        input_ids: torch.Tensor,
-        narrow_positions: torch.Tensor,
-        key_mask: torch.Tensor | None,
-        labels: torch.Tensor,
-        label_mask: torch.Tensor,
-        document_ids: torch.Tensor | None = None,
-        *,
-        return_logits: bool = False,
-    ) -> MaskedLMOutput:
-        """One forward pass; shapes as in ``Batch``."""
-        ...
+from pipeline.engine.protocol import ForwardPass
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

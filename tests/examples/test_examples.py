@@ -86,6 +86,51 @@ def test_importing_it_leaves_transformers_pipeline_usable(trained: Path) -> None
 
 
 @pytest.mark.slow
+def test_a_run_that_cannot_continue_leaves_its_caller_alive(workplace: Path) -> None:
+    code = """
+import signal, narrowbert, torch
+
+class NotFinite:
+    def weight(self, batch):
+        return batch.label_mask.sum()
+    def __call__(self, model, batch):
+        output = model(batch.input_ids, batch.masked_positions, batch.key_mask, batch.labels, batch.label_mask)
+        return narrowbert.ObjectiveSums(loss_sum=output.loss_sum * float("nan"))
+
+def config(name):
+    options = {"data.path": "shards/mine", "run_dir": name, "training.max_skipped_steps": 2}
+    return narrowbert.run_config("configs/pretrain/quickstart.yaml", options=options)
+
+before = signal.getsignal(signal.SIGTERM)
+for name in ("runs/diverged", "runs/after"):
+    try:
+        narrowbert.train(config(name), NotFinite())
+    except narrowbert.UserError as error:
+        print("caught:", error)
+print("alive:", signal.getsignal(signal.SIGTERM) is before)
+"""
+    shown = python(workplace, "-c", code)
+    assert "caught: 2 steps in a row" in shown
+    assert "caught: this process has trained already" in shown
+    assert "alive: True" in shown
+
+
+@pytest.mark.slow
+def test_predict_refuses_what_it_cannot_answer(trained: Path) -> None:
+    code = """
+import narrowbert
+for model, texts in (("my-model", ["the cat"]), ("my-results/seed-1/model", ["the cat", ("a", "b")])):
+    try:
+        narrowbert.predict(model, texts)
+    except narrowbert.UserError as error:
+        print("refused:", error)
+"""
+    shown = python(trained, "-c", code)
+    assert "refused: my-model has not been fine-tuned" in shown
+    assert "refused: texts holds single texts and pairs" in shown
+
+
+@pytest.mark.slow
 def test_embed_and_search(trained: Path) -> None:
     shown = python(trained, str(EXAMPLES / "embed_and_search.py"), "my-model", "texts.txt", "narrow layers compute")
     assert re.search(r"^1\.000  narrow layers compute$", shown, re.MULTILINE)

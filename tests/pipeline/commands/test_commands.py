@@ -50,14 +50,14 @@ def test_help_of_every_command_is_sentences() -> None:
     ],
 )
 def test_an_old_spelling_is_told_the_new_one(argv: list[str], new: str) -> None:
-    assert f"has a new name: {new}" in user_error("pipeline", *argv)
+    assert f"is now {new}" in user_error("pipeline", *argv)
 
 
 def test_an_old_key_of_a_file_is_told_the_new_one(tmp_path: Path) -> None:
     (tmp_path / "task.yaml").write_text("output_dir: x\n")
     line = user_error("pipeline", "finetune", "--config", str(tmp_path / "task.yaml"))
-    assert "the key 'output_dir' has a new name: output" in line
+    assert "the key 'output_dir' is now output" in line
 
 
 def test_the_old_dry_run_is_told_the_new_one() -> None:
-    assert "--dry-run has a new name: --dry_run" in user_error("cluster", "train", "--dry-run")
+    assert "--dry-run is now --dry_run" in user_error("cluster", "train", "--dry-run")
