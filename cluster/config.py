@@ -12,7 +12,7 @@ class PrepJobsConfig:
     """How ``narrowbert-submit prep`` spreads the tasks of a stage."""
 
     array_tasks: int = 32
-    """Elements of the job arrays of the stages map, pack and reduce; each takes every n-th task of its stage."""
+    """Elements of the job array of a stage with many tasks; each takes a block of them."""
     max_running: int = 16
     """Elements that run at the same time (the throttle of the array)."""
     cpus: int = 4

@@ -1,6 +1,6 @@
 """``narrowbert-submit prep``: the stages of narrowbert-prep as jobs, each after the one before it.
 
-Plan, duplicates, order and finish (which verifies) are single jobs; map, pack and reduce are job arrays. Every job
+Stages of many tasks are job arrays, the others single jobs; finish verifies too. Every job
 waits for the one before it to end well (``afterok``). All are sent at once from the login node: no job sends another.
 """
 
@@ -11,15 +11,14 @@ from pathlib import Path
 from cluster import slurm
 from cluster.batch import file_pattern, job_name_of, prep_script
 from cluster.config import ClusterConfig, check_cluster, check_path
+from cluster.elements import element_of_task
 from cluster.submission import check_no_active_job, remove_if_empty, submission_of_shards
 from cluster.submit import check_no_secrets, check_partition, check_shared, check_writable, stated_options
 from data_prep.config import PrepConfig, check_config, tokenizer_path
 from data_prep.contract.command_line import UserError, config_as_dict
 from data_prep.corpus.files import find_corpus_files
-from data_prep.stages.build import unfinished_tasks
-from data_prep.stages.records import STAGES
-
-_ARRAYS = {"map", "pack", "reduce"}
+from data_prep.stages.build import count_tasks, unfinished_tasks
+from data_prep.stages.records import ARRAY_STAGES, STAGES
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,8 +93,11 @@ def jobs_to_send(config: PrepConfig, cluster: ClusterConfig) -> list[StageJob]:
         if left is not None and not left:
             continue
         elements: tuple[int, ...] = ()
-        if stage in _ARRAYS:
-            elements = tuple(sorted({index % parts for index in left})) if left is not None else tuple(range(parts))
+        if stage in ARRAY_STAGES:
+            elements = tuple(range(parts))
+            if left is not None:
+                total = count_tasks(config, stage)
+                elements = tuple(sorted({element_of_task(index, total, parts) for index in left}))
         jobs.append(StageJob(stage=stage, elements=elements))
     return jobs
 
@@ -116,4 +118,5 @@ def _options(job: StageJob, cluster: ClusterConfig, name: str, sent: Sequence[st
 def _send(
     script: Path, environment: dict[str, str], job: StageJob, cluster: ClusterConfig, options: Sequence[str]
 ) -> str:
-    return slurm.submit(script, environment, *options, arguments=(job.stage, str(cluster.prep.array_tasks)))
+    parts = cluster.prep.array_tasks if job.elements else 1
+    return slurm.submit(script, environment, *options, arguments=(job.stage, str(parts)))

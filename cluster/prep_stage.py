@@ -1,4 +1,4 @@
-"""Run by a job of ``narrowbert-submit prep``: this job's share of the tasks of one stage.
+"""Run by a job of ``narrowbert-submit prep``: this job's block of the tasks of one stage.
 
 Usage: python -m cluster.prep_stage --stage STAGE --part I --parts N CONFIGURATION...
 """
@@ -7,10 +7,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from cluster.elements import tasks_of_element
 from data_prep.config import PrepConfig, check_config
 from data_prep.contract.command_line import Parser, UserError, read_config, run_command
 from data_prep.contract.verification import verify
-from data_prep.stages.build import run_task, unfinished_tasks
+from data_prep.stages.build import count_tasks, run_task, run_tasks
 from data_prep.stages.records import STAGES
 
 
@@ -47,9 +48,8 @@ def _run(argv: Sequence[str]) -> int:
     elif options.stage in ("plan", "finish"):
         print(run_task(config, options.stage, None, Silence()), flush=True)
     else:
-        for index in unfinished_tasks(config, options.stage):
-            if index % options.parts == options.part:
-                print(f"task {index}: {run_task(config, options.stage, index, Silence())}", flush=True)
+        block = tasks_of_element(count_tasks(config, options.stage), options.part, options.parts)
+        print(run_tasks(config, options.stage, block, Silence()), flush=True)
     if options.stage == "finish":
         found = verify(config.output)
         if found.problems:

@@ -2,10 +2,10 @@
 
 Work is done in OUTPUT.partial, which bears the plan: hashes of configuration, tokenizer and every input. A run
 that was killed is resumed where it stood. A plan of anything else is never mixed with it. ``build_shards`` runs
-all tasks in worker processes, ``run_task`` one of them, so that a cluster can spread them over machines.
+all tasks in worker processes, ``run_tasks`` some of a stage's, so that a cluster can spread them over machines.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,30 @@ def run_task(config: PrepConfig, task: str, index: int | None, progress: Progres
             if task == "finish":
                 summary = finish(plan, identity)
                 return f"{config.output}: root hash {summary.root_hash}"
-            return _run_stage(plan, task, index, workers, progress)
+            return _run_stage(plan, task, None if index is None else [index], workers, progress)
+
+
+def run_tasks(config: PrepConfig, stage: str, indices: Sequence[int], progress: Progress) -> str:
+    """Run some tasks of a stage between plan and finish, in ``config.num_workers`` processes; a line on what was done.
+
+    Those that are done already are left as they are.
+
+    Raises:
+        UserError: no plan, a plan of something else, a stage before it that is not complete, or no such number.
+    """
+    with Workers(config.num_workers) as workers:
+        plan, identity = read_plan(config)
+        with work_folder(plan, identity, progress, exclusive=False):
+            return _run_stage(plan, stage, indices, workers, progress)
+
+
+def count_tasks(config: PrepConfig, stage: str) -> int:
+    """How many tasks a stage has, by the plan that ``--task plan`` wrote.
+
+    Raises:
+        UserError: no plan, a plan of something else, or for ``reduce`` no order yet.
+    """
+    return number_of_tasks(read_plan(config)[0], stage)
 
 
 def unfinished_tasks(config: PrepConfig, task: str) -> list[int]:
@@ -98,12 +121,13 @@ def _run_all(plan: WorkPlan, identity: dict[str, Any], workers: Workers, progres
     return finish(plan, identity)
 
 
-def _run_stage(plan: WorkPlan, stage: str, index: int | None, workers: Workers, progress: Progress) -> str:
-    """Run the tasks of a stage that are not done yet, or the one numbered ``index``."""
+def _run_stage(plan: WorkPlan, stage: str, indices: Sequence[int] | None, workers: Workers, progress: Progress) -> str:
+    """Run the tasks of a stage that are not done yet, of all or of those numbered ``indices``."""
     total = number_of_tasks(plan, stage)
-    if index is not None and not 0 <= index < total:
-        raise UserError(f"--index {index}: the {stage} tasks are numbered 0 to {total - 1}")
-    chosen = range(total) if index is None else [index]
+    chosen = range(total) if indices is None else indices
+    for index in chosen:
+        if not 0 <= index < total:
+            raise UserError(f"--index {index}: the {stage} tasks are numbered 0 to {total - 1}")
     require_stage_before(plan, stage)
     todo = [number for number in chosen if task_record(plan, stage, number) is None]
     progress.start(stage, *_work_of(plan, stage, chosen))
@@ -111,11 +135,11 @@ def _run_stage(plan: WorkPlan, stage: str, index: int | None, workers: Workers, 
         progress.advance(_work_of(plan, stage, [number])[0])
     for number, record in zip(todo, workers.run(_run_task, [(plan, stage, n) for n in todo]), strict=True):
         progress.advance(_work_of(plan, stage, [number])[0], record.get("documents", 0) if stage == "map" else 0)
-    if stage == "map":
+    if stage == "map" and chosen:
         record = require_record(plan, "map", chosen[0])
         for note in filter_notes(plan.config, record):
             progress.note(note)
-    if stage == "pack" and index is None:
+    if stage == "pack" and indices is None:
         check_counts(plan)
     done = f"{stage}: {len(todo)} of {len(chosen)} tasks run, {len(chosen) - len(todo)} done before"
     return f"{done}; reduce tasks 0 to {number_of_tasks(plan, 'reduce') - 1}" if stage == "order" else done

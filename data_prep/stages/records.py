@@ -26,6 +26,9 @@ from data_prep.stages.work_plan import WorkPlan
 STAGES = ("plan", "map", "duplicates", "pack", "order", "reduce", "finish")
 """The stages in order; each needs all of the one before it."""
 
+ARRAY_STAGES = ("map", "pack", "reduce")
+"""Those of many tasks; the others have one."""
+
 RECORD = "record.json"
 
 
