@@ -11,12 +11,12 @@ from cluster.batch import job_name_of, train_script
 from cluster.config import ClusterConfig, check_cluster, check_path, seconds_of
 from cluster.submission import check_no_active_job, remove_if_empty, submission_of_run
 from data_prep.contract.command_line import UserError, config_as_dict
+from data_prep.contract.redaction import redact
 from pipeline.config import RunConfig
 from pipeline.data.mixture import Mixture
 from pipeline.model.parameters import count_parameters
 from pipeline.runs.directory import check_run, flatten, has_checkpoint, is_finished
 from pipeline.runs.records import read_metrics
-from pipeline.runs.redaction import redact
 from pipeline.tracking.description import check_tracking
 
 _ASSUMED_BYTES_PER_SECOND = 100e6

@@ -12,9 +12,9 @@ from typing import Any
 
 from data_prep.contract.command_line import UserError, config_as_dict
 from data_prep.contract.files import write_atomically
+from data_prep.contract.redaction import redact
 from pipeline.finetune.config import FinetuneConfig
 from pipeline.runs.directory import flatten
-from pipeline.runs.redaction import redact
 from pipeline.tracking.mlflow_client import mlflow_for_users
 
 RESULTS = ("results.md", "results.json")

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.contract.command_line import UserError
+from data_prep.contract.redaction import redact
 from pipeline.config import ModelConfig
 from pipeline.model.arithmetic import RowShape, predicted_speedup
 from pipeline.runs.directory import flatten, read_run_config, read_run_record
 from pipeline.runs.records import Event, Point, read_events, read_points
-from pipeline.runs.redaction import redact
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

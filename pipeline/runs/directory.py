@@ -13,9 +13,9 @@ import yaml
 
 from data_prep.contract.command_line import UserError, config_as_dict, one_line
 from data_prep.contract.files import is_unfinished
+from data_prep.contract.redaction import redact
 from pipeline.config import RESUMABLE_CHANGES, RunConfig, check_config
 from pipeline.data.mixture import Mixture, open_mixture
-from pipeline.runs.redaction import redact
 
 
 class MixtureFacts(TypedDict, total=False):

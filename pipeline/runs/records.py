@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NotRequired, TypedDict, cast
 
 from data_prep.contract.command_line import UserError
-from pipeline.runs.redaction import redact
+from data_prep.contract.redaction import redact
 
 SPOOL = "metrics.jsonl"
 EVENTS = "events.jsonl"

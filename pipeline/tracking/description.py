@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from data_prep.contract.command_line import UserError, config_as_dict
 from data_prep.contract.files import write_atomically
+from data_prep.contract.redaction import redact
 from data_prep.contract.shard_format import SPLITS
 from pipeline.config import RunConfig, TrackingConfig
 from pipeline.data.mixture import Mixture
@@ -25,7 +26,6 @@ from pipeline.model.parameters import count_parameters
 from pipeline.runs.attempts import Attempt, data_facts
 from pipeline.runs.directory import flatten
 from pipeline.runs.records import read_events
-from pipeline.runs.redaction import redact
 
 DESCRIPTION = "tracking.json"
 LAST_SHIPMENT_S = 60.0

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_prep.contract.command_line import UserError, one_line
+from data_prep.contract.redaction import RedactingStream, redact_text
 from pipeline.data.mixture import paths_of
 from pipeline.runs.records import read_events
-from pipeline.runs.redaction import RedactingStream, redact_text
 from pipeline.tracking.description import DESCRIPTION, DatasetDescription, Description
 
 if TYPE_CHECKING:

@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING
 
 from data_prep.contract.command_line import UserError, one_line
 from data_prep.contract.files import write_atomically
+from data_prep.contract.redaction import RedactingStream
 from pipeline.data.mixture import paths_of
 from pipeline.reports.comparison import write_report
 from pipeline.runs.records import EVENTS, SPOOL, parse_point
-from pipeline.runs.redaction import RedactingStream
 from pipeline.tracking.description import DESCRIPTION, LAST_SHIPMENT_S, Description
 from pipeline.tracking.mlflow_client import connect, find_or_create_run, mlflow_for_users, read_description
 

@@ -10,13 +10,13 @@ import yaml
 
 from data_prep.contract.command_line import UserError, config_as_dict
 from data_prep.contract.files import write_atomically
+from data_prep.contract.redaction import redact
 from pipeline.config import RunConfig
 from pipeline.data.mixture import Mixture
 from pipeline.processes.ranks import Ranks
 from pipeline.processes.stragglers import OwnTime, Stragglers
 from pipeline.runs.attempts import Attempt, is_newest_attempt
 from pipeline.runs.records import Spool, append_event
-from pipeline.runs.redaction import redact
 from pipeline.tracking.description import describe_run
 from pipeline.tracking.shipper import Shipper
 from pipeline.training.gauges import Gauges

@@ -4,6 +4,7 @@ import contextlib
 import logging
 
 from data_prep.contract.command_line import config_as_dict
+from data_prep.contract.redaction import redact
 from pipeline.checkpoints.format import TrainerState
 from pipeline.checkpoints.restore import optimizer_steps
 from pipeline.checkpoints.writing import CheckpointWriter
@@ -13,7 +14,6 @@ from pipeline.engine.deepspeed_engine import loss_scaler_state
 from pipeline.engine.protocol import Engine
 from pipeline.processes.ranks import Ranks
 from pipeline.runs.attempts import Attempt
-from pipeline.runs.redaction import redact
 from pipeline.training.records import Records
 
 log = logging.getLogger("narrowbert")

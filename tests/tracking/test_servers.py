@@ -10,7 +10,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from pipeline.runs.redaction import secret_values
+from data_prep.contract.redaction import secret_values
 from tests.processes import TINY_RUN, losses, run_command, user_error
 from tests.tracking.servers import (
     MlflowServer,

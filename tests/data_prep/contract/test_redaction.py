@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.runs.redaction import RedactingStream, is_secret_key, redact, redact_text, secret_values
+from data_prep.contract.redaction import RedactingStream, is_secret_key, redact, redact_text, secret_values
 
 SECRET_KEYS = [
     "password", "MLFLOW_TRACKING_PASSWORD", "hf_token", "HF_TOKEN", "token", "apiKey", "api_key", "accessToken",
