@@ -141,7 +141,7 @@ def reading(folder: Path, work: Path) -> None:
         fields = ("input_ids", "masked_positions", "replacement_ids")
         rows += [{name: arrays[name][row] for name in fields} for row in range(len(arrays["lengths"]))]
     rows = rows[:ROWS_TO_READ]
-    size = sum(shard["size"] for shard in shards.manifest["splits"]["train"]["shards"])
+    size = shards.indexes["train"].size
     print(f"shards: {size:,} bytes, {size / raw:.4f} of the raw arrays' {raw:,}")
     path = work / "one-member-a-row.tar"
     with wds.TarWriter(str(path)) as writer:

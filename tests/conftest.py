@@ -99,13 +99,13 @@ def ragged_shard_folder(shard_folder: Path, tmp_path_factory: pytest.TempPathFac
     folder = tmp_path_factory.mktemp("ragged")
     shutil.copy(shard_folder / "tokenizer.json", folder)
     original = open_shards(shard_folder)
-    splits = {}
-    for name, entry in original.manifest["splits"].items():
+    entries = {}
+    for name in original.indexes:
         split = original.split(name)
         chunks = [_with_fewer_masks(split.chunk(index)) for index in range(len(split.chunk_rows))]
-        splits[name] = {**entry, "shards": [write_shard(folder, name, 0, chunks)]}
+        entries[name] = [write_shard(folder, name, 0, chunks)]
     content = {k: v for k, v in original.manifest.items() if k != "root_hash"}
-    write_manifest(folder, {**content, "splits": splits})
+    write_manifest(folder, content, entries)
     return folder
 
 

@@ -1,8 +1,7 @@
-"""``manifest.json``, which lists and hashes everything in a shard folder."""
+"""``manifest.json``, which pins everything in a shard folder by size and sha256."""
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,11 +9,13 @@ from typing import Any
 from data_prep.contract.command_line import UserError
 from data_prep.contract.shard_format import (
     MANIFEST,
-    REJECTS,
-    SCHEMA_VERSION,
+    PINNED_FILES,
+    READ_VERSIONS,
+    SPLITS,
+    index_name,
+    shard_name,
 )
-
-_SHARD_NAME = re.compile(r"(train|validation)-\d{5,}\.tar")
+from data_prep.contract.shard_index import ShardIndex, index_of
 
 
 def compute_root_hash(manifest: Mapping[str, Any]) -> str:
@@ -59,22 +60,46 @@ def parse_manifest(content: bytes, path: str) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"{path} is damaged (not JSON): restore it or prepare again") from error
     version = manifest.get("schema_version") if isinstance(manifest, dict) else None
-    if version != SCHEMA_VERSION:
+    if version not in READ_VERSIONS:
         raise UserError(
-            f"{path} has schema version {version}, this program reads {SCHEMA_VERSION}: prepare the shards again"
+            f"{path} has schema version {version}, this program reads {' and '.join(map(str, READ_VERSIONS))}: "
+            "prepare the shards again"
         )
     # Comparing the bytes as well refuses damage that JSON would not show, as in white space.
     if manifest.get("root_hash") != compute_root_hash(manifest) or content != manifest_bytes(manifest):
         raise UserError(f"{path} is damaged (its root hash does not match): restore it or prepare again")
-    bad = [s["name"] for s in all_shards(manifest) if not _SHARD_NAME.fullmatch(s["name"])]
-    if bad:
-        raise UserError(f"{path} names {bad[0]!r}, which is no shard's name")
-    if manifest.get("rejects", {}).get("name", REJECTS) != REJECTS:
-        raise UserError(f"{path} names {manifest['rejects']['name']!r} in place of {REJECTS}")
+    for name, expected in _names(manifest):
+        if name != expected:
+            raise UserError(f"{path} names {name!r} in place of {expected}")
     return manifest
 
 
-def all_shards(manifest: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """The entries of all shards, train before validation."""
-    for split in manifest["splits"].values():
-        yield from split["shards"]
+def _names(manifest: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(a name in the manifest, what it must be): so no name leaves the folder."""
+    for split, entry in manifest["splits"].items():
+        yield split, split if split in SPLITS else " or ".join(SPLITS)
+        if manifest["schema_version"] == 1:
+            yield from ((shard["name"], shard_name(split, number)) for number, shard in enumerate(entry["shards"]))
+        else:
+            yield entry["index"]["name"], index_name(split)
+    for key, entry in _pinned_files(manifest).items():
+        yield entry["name"], PINNED_FILES.get(key, " or ".join(PINNED_FILES.values()))
+
+
+def _pinned_files(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    if manifest["schema_version"] == 1:
+        return {"rejects": manifest["rejects"]} if "rejects" in manifest else {}
+    return manifest.get("files", {})
+
+
+def without_shards(manifest: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, ShardIndex]]:
+    """A manifest of schema 1, which lists all shards, as the later schema has it, and the index of each split.
+
+    Schema version and root hash stay those of the file.
+    """
+    indexes = {split: index_of(split, entry["shards"]) for split, entry in manifest["splits"].items()}
+    splits = {
+        split: {**entry, **indexes[split].counts, "rows": entry["rows"]} for split, entry in manifest["splits"].items()
+    }
+    rest = {key: value for key, value in manifest.items() if key != "rejects"}
+    return {**rest, "splits": splits, "files": _pinned_files(manifest)}, indexes

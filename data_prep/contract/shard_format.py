@@ -1,9 +1,10 @@
 """The contract between preparation and training: what a shard folder holds.
 
-A folder holds ``manifest.json``, ``tokenizer.json``, and tars of two splits, ``train`` and ``validation``. Where the
-manifest says so it also holds ``rejects.jsonl.gz``, which lists what of the corpus is not in the rows. A tar is USTAR.
-Each member is one chunk of rows as a safetensors file. Its fields, with R rows of a chunk, S ``seq_length``,
-K ``num_variants`` and P ``masked_per_row``:
+A folder holds ``manifest.json``, ``tokenizer.json``, and tars of two splits, ``train`` and ``validation``. An index of
+each split (``shard_index``) lists its tars and their chunks; in a folder of schema 1 the manifest does. Where the
+manifest says so there are also ``rejects.jsonl.gz``, which lists what of the corpus is not in the rows, and
+``inputs.jsonl``, which lists the files of the corpus. A tar is USTAR. Each member is one chunk of rows as a safetensors
+file. Its fields, with R rows of a chunk, S ``seq_length``, K ``num_variants`` and P ``masked_per_row``:
 
     input_ids           [R, S]     original tokens, [CLS] ... [SEP], [PAD] behind
     lengths             [R]        real tokens
@@ -30,15 +31,21 @@ import numpy as np
 import xxhash
 from safetensors.numpy import save as save_safetensors
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""What is written."""
+READ_VERSIONS = (1, 2)
+"""What is read."""
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 REJECTS = "rejects.jsonl.gz"
+INPUTS = "inputs.jsonl"
+PINNED_FILES = {"rejects": REJECTS, "inputs": INPUTS}
+"""What else a manifest may pin: key -> the file's name."""
 SPLITS = ("train", "validation")
 CHUNK_EXTENSION = "rows.safetensors"
 """Of a chunk's member; what stands before it is the WebDataset key."""
 
-_DTYPES = {"U16": np.dtype("<u2"), "U32": np.dtype("<u4"), "U64": np.dtype("<u8")}
+_DTYPES = {"U8": np.dtype("u1"), "U16": np.dtype("<u2"), "U32": np.dtype("<u4"), "U64": np.dtype("<u8")}
 
 BLOCK = tarfile.BLOCKSIZE
 
@@ -98,7 +105,7 @@ def encode_arrays(arrays: Mapping[str, np.ndarray]) -> bytes:
 def decode_arrays(buffer: memoryview) -> dict[str, np.ndarray]:
     """The arrays of a safetensors file, read-only and without a copy.
 
-    Only unsigned 16, 32 and 64 bit arrays are accepted.
+    Only unsigned arrays are accepted.
 
     Raises:
         ValueError: not a well-formed safetensors file.
@@ -131,6 +138,11 @@ def decode_arrays(buffer: memoryview) -> dict[str, np.ndarray]:
 def shard_name(split: str, index: int) -> str:
     """File name of a split's shard."""
     return f"{split}-{index:05d}.tar"
+
+
+def index_name(split: str) -> str:
+    """File name of a split's index."""
+    return f"{split}.index.safetensors"
 
 
 def chunk_key(shard: str, chunk: int) -> str:

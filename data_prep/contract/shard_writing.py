@@ -1,11 +1,12 @@
-"""Shards and manifests, written to the byte."""
+"""Shards, indexes and manifests, written to the byte."""
 
+import contextlib
 import io
 import os
 import tarfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -17,9 +18,11 @@ from data_prep.contract.shard_format import (
     chunk_hash,
     encode_arrays,
     file_sha256,
+    index_name,
     member_header,
     shard_name,
 )
+from data_prep.contract.shard_index import index_of, write_index
 
 
 def write_shard(folder: Path, split: str, index: int, chunks: Iterable[Mapping[str, np.ndarray]]) -> dict[str, Any]:
@@ -28,7 +31,7 @@ def write_shard(folder: Path, split: str, index: int, chunks: Iterable[Mapping[s
     The file appears under its name when it is complete and on disk, never before.
 
     Returns:
-        The shard's entry in the manifest: name, size, sha256, rows, and per chunk offset (of the
+        The shard's entry, for ``write_manifest``: name, size, sha256, rows, and per chunk offset (of the
         member's data in the file), length, rows and xxh3 (128 bit).
     """
     path = folder / shard_name(split, index)
@@ -59,12 +62,46 @@ def write_shard(folder: Path, split: str, index: int, chunks: Iterable[Mapping[s
     }
 
 
-def write_manifest(folder: Path, content: Mapping[str, Any]) -> str:
-    """Write ``manifest.json`` for ``content`` (everything but schema version and root hash); the root hash."""
-    manifest = {"schema_version": SCHEMA_VERSION, **content}
+def file_entry(path: Path) -> dict[str, Any]:
+    """Name, size and sha256 of a file, as a manifest pins it."""
+    return {"name": path.name, "size": path.stat().st_size, "sha256": file_sha256(path)}
+
+
+def write_manifest(folder: Path, content: Mapping[str, Any], entries: Mapping[str, Iterable[Mapping[str, Any]]]) -> str:
+    """Write the index of each split, then ``manifest.json``, which pins them.
+
+    Args:
+        folder: holds the shards.
+        content: the manifest but for schema version, root hash and what follows from the shards. ``splits`` has what
+            was counted of each split: rows, and what else there is, such as documents and tokens. ``files`` has the
+            ``file_entry`` of further files by their keys in ``PINNED_FILES``.
+        entries: split -> what ``write_shard`` returned for each of its shards, in order; read once, one at a time.
+
+    Returns:
+        The root hash.
+
+    Raises:
+        ValueError: an entry is not that of the next shard.
+    """
+    splits = {}
+    for split in content["splits"]:
+        index = index_of(split, entries[split])
+        path = folder / index_name(split)
+        with _on_disk(path) as stream:
+            write_index(index, stream)
+        counted = content["splits"][split]
+        splits[split] = {**counted, **index.counts, "rows": counted["rows"], "index": file_entry(path)}
+    manifest = {**content, "schema_version": SCHEMA_VERSION, "splits": splits}
     manifest["root_hash"] = compute_root_hash(manifest)
-    with (folder / MANIFEST).open("wb") as stream:
+    with _on_disk(folder / MANIFEST) as stream:
         stream.write(manifest_bytes(manifest))
+    return manifest["root_hash"]
+
+
+@contextlib.contextmanager
+def _on_disk(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write, on disk when the block is left."""
+    with path.open("wb") as stream:
+        yield stream
         stream.flush()
         os.fsync(stream.fileno())
-    return manifest["root_hash"]

@@ -1,10 +1,13 @@
 """A shard folder as training sees it: opened, checked, and read chunk by chunk.
 
-``shard_format`` says what a folder holds, ``manifest`` reads its list, ``verification`` checks every byte of it.
+``shard_format`` says what a folder holds, ``manifest`` and ``shard_index`` read its lists, ``verification`` checks
+every byte of it.
 """
 
 import dataclasses
 import mmap
+import os
+import stat
 import tarfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.contract.command_line import UserError
-from data_prep.contract.manifest import all_shards, parse_manifest, read_manifest
+from data_prep.contract.manifest import parse_manifest, read_manifest, without_shards
 from data_prep.contract.remote import RemoteFolder, is_url
 from data_prep.contract.shard_format import (
     BLOCK,
@@ -26,6 +29,7 @@ from data_prep.contract.shard_format import (
     file_sha256,
     member_header,
 )
+from data_prep.contract.shard_index import ShardIndex, map_index
 
 _RESTORE = "restore the file from a copy or prepare again"
 
@@ -64,14 +68,14 @@ class _Files:
         size = path.stat().st_size
         return None if size == entry.get("size", size) else f"{path} has {size} bytes instead of {entry['size']}"
 
-    def refuse(self, shard: Mapping[str, Any], problem: str) -> UserError:
+    def refuse(self, shard: str, problem: str) -> UserError:
         """The error for a shard whose content is damaged; a copy in the cache is deleted."""
         if self.remote is None:
-            return UserError(f"shard {self.name(shard['name'])}, {problem}; {_RESTORE}")
-        copy = self.path / shard["name"]
+            return UserError(f"shard {self.name(shard)}, {problem}; {_RESTORE}")
+        copy = self.path / shard
         copy.unlink(missing_ok=True)
         return UserError(
-            f"shard {self.name(shard['name'])}, {problem}; its copy {copy} has been deleted, so that the next start "
+            f"shard {self.name(shard)}, {problem}; its copy {copy} has been deleted, so that the next start "
             "fetches it again"
         )
 
@@ -79,15 +83,15 @@ class _Files:
 class ShardSplit:
     """The chunks of one split, in order. Build it through ``ShardFolder.split``."""
 
-    def __init__(self, files: _Files, name: str, entry: Mapping[str, Any], geometry: Geometry) -> None:
-        self.name = name
-        self.num_rows: int = entry["rows"]
-        self.chunk_rows = np.array([c["rows"] for s in entry["shards"] for c in s["chunks"]], dtype=np.int64)
+    def __init__(self, files: _Files, index: ShardIndex, geometry: Geometry) -> None:
+        self.name = index.split
+        self.index = index
+        """Its shards and chunks."""
+        self.num_rows = index.counts["rows"]
+        self.chunk_rows = index.chunk_rows.astype(np.int64)
         """[chunks] rows of each chunk."""
         self._files = files
         self._geometry = geometry
-        self._shards = entry["shards"]
-        self._places = [(s, c) for s, shard in enumerate(self._shards) for c in range(len(shard["chunks"]))]
         self._maps: dict[int, mmap.mmap] = {}
         self._arrays: dict[int, dict[str, np.ndarray]] = {}
 
@@ -104,16 +108,17 @@ class ShardSplit:
             UserError: the bytes are not those that were written; names shard and chunk.
         """
         if index not in self._arrays:
-            shard, number = self._places[index]
+            shard = self.index.shard_of(index)
             try:
-                self._arrays[index] = read_chunk(self._map(shard), self._shards[shard], number, self._geometry)
+                self._arrays[index] = read_chunk(self._map(shard), self.index, shard, index, self._geometry)
             except ValueError as error:
-                raise self._files.refuse(self._shards[shard], f"chunk {number}: {error}") from error
+                number = index - self.index.chunks(shard).start
+                raise self._files.refuse(self.index.name(shard), f"chunk {number}: {error}") from error
         return self._arrays[index]
 
     def _map(self, shard: int) -> mmap.mmap:
         if shard not in self._maps:
-            self._maps[shard] = map_file(self._files.local(self._shards[shard]))
+            self._maps[shard] = map_file(self._files.local(self.index.file(shard)))
         return self._maps[shard]
 
 
@@ -124,7 +129,9 @@ class ShardFolder:
     path: Path
     """The folder; of a remote one the cache."""
     manifest: dict[str, Any]
-    """manifest.json."""
+    """manifest.json; of a folder of schema 1 without its list of shards, which ``indexes`` holds."""
+    indexes: Mapping[str, ShardIndex]
+    """Split -> its shards and chunks."""
     remote: RemoteFolder | None = None
     """Where it comes from, if not from this machine."""
 
@@ -189,9 +196,9 @@ class ShardFolder:
         Raises:
             UserError: no such split.
         """
-        if name not in self.manifest["splits"]:
+        if name not in self.indexes:
             raise UserError(f"{self.path} has no split '{name}': it has {', '.join(SPLITS)}")
-        return ShardSplit(self.files, name, self.manifest["splits"][name], self.geometry)
+        return ShardSplit(self.files, self.indexes[name], self.geometry)
 
 
 def open_shards(folder: str | Path) -> ShardFolder:
@@ -212,8 +219,7 @@ def open_shards(folder: str | Path) -> ShardFolder:
     opened = open_folder(folder)
     problems = [*count_problems(opened)]
     if opened.remote is None:
-        found = map(opened.files.problem, all_shards(opened.manifest))
-        problems += [*tokenizer_problems(opened), *(f"shard {problem}" for problem in found if problem)]
+        problems += [*tokenizer_problems(opened), *(f"shard {problem}" for problem in _size_problems(opened))]
     else:
         opened.files.local(_tokenizer_entry(opened))
     if problems:
@@ -222,13 +228,37 @@ def open_shards(folder: str | Path) -> ShardFolder:
 
 
 def open_folder(folder: str | Path) -> ShardFolder:
-    """The folder with its manifest checked, nothing else."""
-    if not is_url(folder):
-        return ShardFolder(path=Path(folder), manifest=read_manifest(Path(folder)))
-    remote = RemoteFolder(url=str(folder))
-    remote.check()
-    manifest = parse_manifest(remote.read(MANIFEST), f"{remote}/{MANIFEST}")
-    return ShardFolder(path=remote.cache(manifest["root_hash"]), manifest=manifest, remote=remote)
+    """The folder with its manifest and indexes checked, nothing else.
+
+    Raises:
+        UserError: one of them is missing or damaged.
+    """
+    if is_url(folder):
+        remote = RemoteFolder(url=str(folder))
+        remote.check()
+        manifest = parse_manifest(remote.read(MANIFEST), f"{remote}/{MANIFEST}")
+        files = _Files(path=remote.cache(manifest["root_hash"]), remote=remote)
+    else:
+        manifest, files = read_manifest(Path(folder)), _Files(path=Path(folder), remote=None)
+    if manifest["schema_version"] == 1:
+        manifest, indexes = without_shards(manifest)
+    else:
+        indexes = {name: _open_index(files, name, split["index"]) for name, split in manifest["splits"].items()}
+    return ShardFolder(path=files.path, remote=files.remote, manifest=manifest, indexes=indexes)
+
+
+def _open_index(files: _Files, split: str, entry: Mapping[str, Any]) -> ShardIndex:
+    path = files.path / entry["name"]
+    if files.remote is not None:  # without the size a copy that is there is checked by its sha256
+        files.local({"name": entry["name"], "sha256": entry["sha256"]})
+    elif problem := files.problem(entry):
+        raise UserError(f"{problem}; {_RESTORE}")
+    try:
+        if files.remote is None and file_sha256(path) != entry["sha256"]:
+            raise UserError(f"{path} is damaged (its sha256 is not the manifest's); {_RESTORE}")
+        return map_index(split, path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
 
 
 def _tokenizer_entry(folder: ShardFolder) -> dict[str, Any]:
@@ -245,11 +275,34 @@ def tokenizer_problems(folder: ShardFolder) -> Iterator[str]:
         yield f"{folder.tokenizer_path} is not the tokenizer the shards were made with"
 
 
+def _size_problems(folder: ShardFolder) -> Iterator[str]:
+    """Shards that are missing or have another size."""
+    # Listing the folder first spares a network file system one question for every file.
+    with os.scandir(folder.path) as entries:
+        found = {entry.name: _file_size(entry) for entry in entries if entry.name.endswith(".tar")}
+    for index in folder.indexes.values():
+        for shard, size in enumerate(index.shard_sizes.tolist()):
+            there = found.get(index.name(shard))
+            if there is None:
+                yield f"{folder.path / index.name(shard)} is missing"
+            elif there != size:
+                yield f"{folder.path / index.name(shard)} has {there} bytes instead of {size}"
+
+
+def _file_size(entry: os.DirEntry[str]) -> int | None:
+    """Bytes of what a name leads to; None where that is no file."""
+    try:
+        status = entry.stat()
+    except OSError:  # a link to nothing
+        return None
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
+
+
 def count_problems(folder: ShardFolder) -> Iterator[str]:
-    """Splits whose row counts do not add up."""
+    """Splits whose counts do not add up."""
     for name, split in folder.manifest["splits"].items():
-        rows = [sum(chunk["rows"] for chunk in shard["chunks"]) for shard in split["shards"]]
-        if rows != [shard["rows"] for shard in split["shards"]] or sum(rows) != split["rows"]:
+        index = folder.indexes[name]
+        if not index.adds_up() or any(split[key] != count for key, count in index.counts.items()):
             yield f"{folder.files.name(MANIFEST)}: the row counts of split {name} do not add up"
 
 
@@ -266,15 +319,16 @@ def map_file(path: Path) -> mmap.mmap:
         raise UserError(f"cannot read the shard {path}: {error}") from error
 
 
-def read_chunk(data: mmap.mmap, shard: Mapping[str, Any], number: int, geometry: Geometry) -> dict[str, np.ndarray]:
-    """A chunk's arrays. Raises ValueError where tar header, hash or schema do not match."""
-    entry = shard["chunks"][number]
-    view = memoryview(data)[entry["offset"] : entry["offset"] + entry["length"]]
-    if chunk_hash(view) != entry["xxh3"]:
+def read_chunk(data: mmap.mmap, index: ShardIndex, shard: int, chunk: int, geometry: Geometry) -> dict[str, np.ndarray]:
+    """The arrays of a chunk, numbered in its split. Raises ValueError where tar header, hash or schema do not match."""
+    offset, length = index.place(chunk)
+    view = memoryview(data)[offset : offset + length]
+    if chunk_hash(view) != index.chunk_hash(chunk):
         raise ValueError("its bytes are not those that were written (hash mismatch)")
-    header = member_header(shard["name"], number, entry["length"]).tobuf(tarfile.USTAR_FORMAT)
-    if data[entry["offset"] - BLOCK : entry["offset"]] != header:
+    number = chunk - index.chunks(shard).start
+    header = member_header(index.name(shard), number, length).tobuf(tarfile.USTAR_FORMAT)
+    if data[offset - BLOCK : offset] != header:
         raise ValueError("its tar header is damaged")
     arrays = decode_arrays(view)
-    geometry.check(arrays, entry["rows"])
+    geometry.check(arrays, int(index.chunk_rows[chunk]))
     return arrays

@@ -6,12 +6,11 @@ import mmap
 import tarfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from data_prep.contract.manifest import all_shards
-from data_prep.contract.shard_format import BLOCK, CHUNK_EXTENSION, REJECTS, chunk_key, file_sha256, member_header
+from data_prep.contract.shard_format import BLOCK, CHUNK_EXTENSION, chunk_key, file_sha256, member_header
+from data_prep.contract.shard_index import ShardIndex
 from data_prep.contract.shards import ShardFolder, count_problems, map_file, open_folder, read_chunk, tokenizer_problems
 
 
@@ -24,13 +23,13 @@ class Verification:
     root_hash: str
     """sha256 over everything the manifest pins."""
     shards: int
-    """Tar files that the manifest lists."""
+    """Tar files that belong to the folder."""
     chunks: int
-    """Chunks that the manifest lists."""
+    """Chunks in them."""
     rows: int
     """Rows of all chunks that could be read."""
     size: int
-    """Bytes of all shards, as the manifest lists them."""
+    """Bytes of all shards, as their index lists them."""
     problems: tuple[str, ...]
     """One line per problem, naming file and chunk; empty when the folder is sound."""
 
@@ -49,7 +48,7 @@ def verify(folder: str | Path) -> Verification:
     A folder behind a URL is fetched into the cache. Damage is reported in ``problems``, not raised.
 
     Raises:
-        UserError: the manifest cannot be read, so that nothing further can be checked.
+        UserError: the manifest or an index cannot be read, so that nothing further can be checked.
 
     Example:
         >>> import narrowbert
@@ -57,13 +56,14 @@ def verify(folder: str | Path) -> Verification:
         ()
     """
     opened = open_folder(folder)
-    shards = list(all_shards(opened.manifest))
-    known = {shard["name"] for shard in shards}
-    problems = [*tokenizer_problems(opened), *_rejects_problems(opened)]
+    indexes = opened.indexes.values()
+    known = {index.name(shard) for index in indexes for shard in range(index.num_shards)}
+    problems = [*tokenizer_problems(opened), *_pinned_file_problems(opened)]
     problems += [f"{p} is not in the manifest" for p in sorted(opened.path.glob("*.tar")) if p.name not in known]
     sequence_ids: list[np.ndarray] = []
-    for shard in shards:
-        problems += _verify_shard(opened, shard, sequence_ids)
+    for index in indexes:
+        for shard in range(index.num_shards):
+            problems += _verify_shard(opened, index, shard, sequence_ids)
     problems += count_problems(opened)
     where = opened.path if opened.remote is None else opened.remote
     every = np.concatenate(sequence_ids) if sequence_ids else np.empty(0, dtype=np.uint64)
@@ -72,81 +72,81 @@ def verify(folder: str | Path) -> Verification:
     return Verification(
         location=str(where),
         root_hash=opened.root_hash,
-        shards=len(shards),
-        chunks=sum(len(shard["chunks"]) for shard in shards),
+        shards=len(known),
+        chunks=sum(index.num_chunks for index in indexes),
         rows=len(every),
-        size=sum(shard["size"] for shard in shards),
+        size=sum(index.size for index in indexes),
         problems=tuple(problems),
     )
 
 
-def _rejects_problems(folder: ShardFolder) -> Iterator[str]:
-    entry = folder.manifest.get("rejects")
-    if entry is None:
-        return
-    problem = folder.files.problem(entry)
-    if problem:
-        yield problem
-    elif file_sha256(folder.path / REJECTS) != entry["sha256"]:
-        yield f"{folder.files.name(REJECTS)} is damaged (its sha256 is not the manifest's)"
+def _pinned_file_problems(folder: ShardFolder) -> Iterator[str]:
+    for entry in folder.manifest.get("files", {}).values():
+        problem = folder.files.problem(entry)
+        if problem:
+            yield problem
+        elif file_sha256(folder.path / entry["name"]) != entry["sha256"]:
+            yield f"{folder.files.name(entry['name'])} is damaged (its sha256 is not the manifest's)"
 
 
-def _verify_shard(folder: ShardFolder, shard: Mapping[str, Any], sequence_ids: list[np.ndarray]) -> Iterator[str]:
+def _verify_shard(folder: ShardFolder, index: ShardIndex, shard: int, sequence_ids: list[np.ndarray]) -> Iterator[str]:
     """Problems of one shard; appends the sequence ids of its sound chunks."""
-    name = folder.files.name(shard["name"])
-    problem = folder.files.problem(shard)
+    name = folder.files.name(index.name(shard))
+    problem = folder.files.problem(index.file(shard))
     if problem:
         yield f"shard {problem}"
         return
-    path = folder.path / shard["name"]
+    path = folder.path / index.name(shard)
     data = map_file(path)
     found: list[str] = []
-    for number in range(len(shard["chunks"])):
+    for number, chunk in enumerate(index.chunks(shard)):
         try:
-            arrays = read_chunk(data, shard, number, folder.geometry)
+            arrays = read_chunk(data, index, shard, chunk, folder.geometry)
         except ValueError as error:
             found.append(f"chunk {number}: {error}")
             continue
         sequence_ids.append(np.array(arrays["sequence_ids"]))
         for problem in _row_problems(arrays, folder):
             yield f"shard {name}, chunk {number}: {problem}"
-    if hashlib.sha256(data).hexdigest() != shard["sha256"]:
-        found += [problem for problem in _frame_problems(data, shard) if problem not in found]
+    if hashlib.sha256(data).hexdigest() != index.file(shard)["sha256"]:
+        found += [problem for problem in _frame_problems(data, index, shard) if problem not in found]
         found = found or ["chunk 0: its sha256 is not the manifest's, though every chunk is sound"]
     else:
-        found += _member_problems(path, shard)
+        found += _member_problems(path, index, shard)
     yield from (f"shard {name}, {problem}" for problem in found)
 
 
-def _frame_problems(data: mmap.mmap, shard: Mapping[str, Any]) -> Iterator[str]:
+def _frame_problems(data: mmap.mmap, index: ShardIndex, shard: int) -> Iterator[str]:
     """Where the bytes between the chunks (tar headers, padding, the end) are not as they were written."""
     end = 0
-    for number, entry in enumerate(shard["chunks"]):
-        header = member_header(shard["name"], number, entry["length"]).tobuf(tarfile.USTAR_FORMAT)
-        if data[end : entry["offset"]] != header:
+    chunks = index.chunks(shard)
+    for number, (offset, length) in enumerate(map(index.place, chunks)):
+        header = member_header(index.name(shard), number, length).tobuf(tarfile.USTAR_FORMAT)
+        if data[end:offset] != header:
             yield f"chunk {number}: its tar header is damaged"
-        end = entry["offset"] + -(-entry["length"] // BLOCK) * BLOCK
-        if any(data[entry["offset"] + entry["length"] : end]):
+        end = offset + -(-length // BLOCK) * BLOCK
+        if any(data[offset + length : end]):
             yield f"chunk {number}: the padding behind it is damaged"
     if any(data[end:]):
-        yield f"chunk {len(shard['chunks']) - 1}: the end of the tar behind it is damaged"
+        yield f"chunk {len(chunks) - 1}: the end of the tar behind it is damaged"
 
 
-def _member_problems(path: Path, shard: Mapping[str, Any]) -> Iterator[str]:
-    """A plain walk of the tar: only the expected members, plain files, where the manifest says."""
+def _member_problems(path: Path, index: ShardIndex, shard: int) -> Iterator[str]:
+    """A plain walk of the tar: only the expected members, plain files, where the index says."""
     try:
         with tarfile.open(path, "r:") as tar:
             members = tar.getmembers()
     except tarfile.TarError as error:
         yield f"chunk 0: not a tar: {error}"
         return
-    if len(members) != len(shard["chunks"]):
-        yield f"chunk {len(members)}: {len(members)} members instead of {len(shard['chunks'])}"
-    for number, (member, entry) in enumerate(zip(members, shard["chunks"], strict=False)):
-        name = f"{chunk_key(shard['name'], number)}.{CHUNK_EXTENSION}"
+    chunks = index.chunks(shard)
+    if len(members) != len(chunks):
+        yield f"chunk {len(members)}: {len(members)} members instead of {len(chunks)}"
+    for number, (member, chunk) in enumerate(zip(members, chunks, strict=False)):
+        name = f"{chunk_key(index.name(shard), number)}.{CHUNK_EXTENSION}"
         if member.name != name or not member.isreg():
             yield f"chunk {number}: member {member.name!r} instead of the plain file {name!r}"
-        if (member.offset_data, member.size) != (entry["offset"], entry["length"]):
+        if (member.offset_data, member.size) != index.place(chunk):
             yield f"chunk {number}: its place in the tar is not the manifest's"
 
 

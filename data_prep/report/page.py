@@ -5,16 +5,19 @@ The page is one file without scripts or network: inline style, inline SVG. The s
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from data_prep.contract.files import write_atomically
 from data_prep.contract.html_page import byte_size, escaped, html_page, html_table, percentage
+from data_prep.contract.shard_index import ShardIndex
 from data_prep.report.statistics import ROW_LENGTH_BINS
 
 REPORT = "report.html"
 SHOWN_FILES = 10
+SHOWN_SHARDS = 200
+"""Of each split."""
 SAMPLE_CHARACTERS = 300
 _STYLE = """
 :root { --bar: #3b6fb6; --mask: #1f5fae; --random: #b3530a; --kept: #2b7a3d;
@@ -47,13 +50,18 @@ _MASKED = re.compile(r"\{(\S+?)(?:->(\S+?)|=)\}")
 
 
 def write_report(
-    folder: Path, manifest: Mapping[str, Any], rejects: Sequence[Mapping[str, Any]], rows: Sequence[str]
+    folder: Path,
+    manifest: Mapping[str, Any],
+    indexes: Mapping[str, ShardIndex],
+    rejects: Sequence[Mapping[str, Any]],
+    rows: Sequence[str],
 ) -> None:
     """Write report.html; the same arguments give the same bytes.
 
     Args:
         manifest: of the folder, with ``statistics``: read, not_sampled, rejects (reason -> documents),
             dropped_tokens, documents (see ``document_statistics``) and rows (see ``mask_statistics``).
+        indexes: split -> its shards.
         rejects: a few of each reason, as {id, reason, detail, sample}.
         rows: a few rows as ``rows_as_text`` gives them: a line of numbers, then the words, {house->[MASK]} masked,
             {house->tree} replaced, {house=} kept.
@@ -66,7 +74,7 @@ def write_report(
         _packed(manifest),
         _masks(manifest),
         _sample_rows(rows),
-        _shards(manifest),
+        _shards(indexes),
         _configuration(manifest),
     )
     page = html_page(f"Shards {manifest['root_hash'][:12]}", "".join(sections), style=_STYLE)
@@ -100,7 +108,7 @@ def _chart(title: str, names: Sequence[str], counts: Sequence[int]) -> str:
 def _summary(manifest: Mapping[str, Any]) -> str:
     statistics, splits = manifest["statistics"], manifest["splits"]
     documents, rows = statistics["documents"], statistics["rows"]
-    size = sum(shard["size"] for split in splits.values() for shard in split["shards"])
+    size = sum(split["size"] for split in splits.values())
     tiles = (
         ("documents", f"{documents['documents']:,}"),
         ("tokens", f"{documents['tokens']:,}"),
@@ -112,17 +120,8 @@ def _summary(manifest: Mapping[str, Any]) -> str:
     shown = "".join(
         f'<div class="tile"><b>{value}</b><span class="soft">{name}</span></div>\n' for name, value in tiles
     )
-    lines = [
-        (
-            name,
-            split["documents"],
-            split["tokens"],
-            split["rows"],
-            len(split["shards"]),
-            sum(shard["size"] for shard in split["shards"]),
-        )
-        for name, split in splits.items()
-    ]
+    columns = ("documents", "tokens", "rows", "shards", "size")
+    lines = [(name, *(split[column] for column in columns)) for name, split in splits.items()]
     return (
         f'<h1>Shards</h1>\n<p class="soft">root hash <code>{escaped(manifest["root_hash"])}</code></p>\n'
         f'<div class="tiles">\n{shown}</div>\n'
@@ -279,14 +278,23 @@ def _marked(words: str) -> str:
     return "".join([*pieces, escaped(words[end:])])
 
 
-def _shards(manifest: Mapping[str, Any]) -> str:
-    lines = [
-        (shard["name"], shard["rows"], len(shard["chunks"]), shard["size"], f"<code>{shard['sha256']}</code>")
-        for split in manifest["splits"].values()
-        for shard in split["shards"]
-    ]
+def _shards(indexes: Mapping[str, ShardIndex]) -> str:
+    lines = [line for index in indexes.values() for line in _shards_of_split(index)]
     table = html_table(("file", "rows", "chunks", "bytes", "sha256"), lines)
-    return f"<h2>Files</h2>\n<details><summary>{len(lines):,} shards</summary>\n{table}</details>\n" if lines else ""
+    count = sum(index.num_shards for index in indexes.values())
+    return f"<h2>Files</h2>\n<details><summary>{count:,} shards</summary>\n{table}</details>\n" if lines else ""
+
+
+def _shards_of_split(index: ShardIndex) -> Iterator[tuple[str | int, ...]]:
+    for shard in range(min(index.num_shards, SHOWN_SHARDS)):
+        file = index.file(shard)
+        sha256 = f"<code>{file['sha256']}</code>"
+        yield file["name"], int(index.shard_rows[shard]), len(index.chunks(shard)), file["size"], sha256
+    more = index.num_shards - SHOWN_SHARDS
+    if more > 0:
+        rows, size = (int(column[SHOWN_SHARDS:].sum()) for column in (index.shard_rows, index.shard_sizes))
+        chunks = index.num_chunks - index.chunks(SHOWN_SHARDS).start
+        yield f"and {more:,} more of {index.split}", rows, chunks, size, ""
 
 
 def _configuration(manifest: Mapping[str, Any]) -> str:

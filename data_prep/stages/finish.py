@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from data_prep.contract.command_line import UserError
-from data_prep.contract.shard_format import REJECTS, SPLITS, file_sha256
-from data_prep.contract.shard_writing import write_manifest
+from data_prep.contract.shard_format import REJECTS, SPLITS
+from data_prep.contract.shard_writing import file_entry, write_manifest
 from data_prep.contract.shards import open_shards
 from data_prep.report.page import write_report
 from data_prep.report.rows_as_text import rows_as_text
@@ -115,7 +115,6 @@ def finish(plan: WorkPlan, identity: dict[str, Any]) -> Summary:
             "documents": sum(record["documents"][split] for record in packs),
             "tokens": sum(record["tokens"][split] for record in packs),
             "rows": sum(record["rows"][split] for record in packs),
-            "shards": [record["entry"] for record in reduces if record["split"] == split],
         }
         for split in SPLITS
     }
@@ -128,25 +127,25 @@ def finish(plan: WorkPlan, identity: dict[str, Any]) -> Summary:
         "documents": merge(record["statistics"] for record in packs),
         "rows": merge(record["statistics"] for record in reduces),
     }
-    rejects_file = plan.work / REJECTS
     manifest = {
         **identity,
         **dataclasses.asdict(plan.geometry),
         "special_ids": plan.special_ids,
         "splits": splits,
         "statistics": statistics,
-        "rejects": {"name": REJECTS, "size": rejects_file.stat().st_size, "sha256": file_sha256(rejects_file)},
+        "files": {"rejects": file_entry(plan.work / REJECTS)},
     }
-    root_hash = write_manifest(plan.work, manifest)
+    entries = {split: [record["entry"] for record in reduces if record["split"] == split] for split in SPLITS}
+    root_hash = write_manifest(plan.work, manifest, entries)
     folder = open_shards(plan.work)
-    write_report(plan.work, folder.manifest, samples, rows_as_text(folder, "train", REPORT_ROWS, 0))
+    write_report(plan.work, folder.manifest, folder.indexes, samples, rows_as_text(folder, "train", REPORT_ROWS, 0))
     for name in ("map", "duplicates", "pack", "order", "reduce"):
         shutil.rmtree(plan.work / name)
     for torn in plan.work.glob("*.partial"):  # what a killed task left
         torn.unlink()
     (plan.work / PLAN).unlink()
     plan.work.rename(Path(plan.config.output))
-    return summary(root_hash, splits, rejects, already_there=False)
+    return summary(root_hash, folder.manifest["splits"], rejects, already_there=False)
 
 
 def _write_rejects(plan: WorkPlan) -> list[dict[str, Any]]:
@@ -166,5 +165,5 @@ def _write_rejects(plan: WorkPlan) -> list[dict[str, Any]]:
 
 def summary(root_hash: str, splits: dict[str, Any], rejects: dict[str, int], *, already_there: bool) -> Summary:
     counts = {name: {key: entry[key] for key in ("documents", "tokens", "rows")} for name, entry in splits.items()}
-    size = sum(shard["size"] for entry in splits.values() for shard in entry["shards"])
+    size = sum(entry["size"] for entry in splits.values())
     return Summary(root_hash=root_hash, already_there=already_there, splits=counts, rejects=rejects, size=size)

@@ -84,7 +84,6 @@ def as_webdataset(
     opened = open_shards(folder)
     source = _Source(
         split=opened.split(split),
-        shards=[(shard["name"], len(shard["chunks"])) for shard in opened.manifest["splits"][split]["shards"]],
         # Validation rows always take variant 0, as in training.
         variant=variants_of_epochs(epoch, opened.num_variants) if split == "train" else 0,
         shuffle_key=None if shuffle_seed is None else (opened.root_hash, shuffle_seed, "plain", epoch),
@@ -97,8 +96,6 @@ class _Source:
     """The first and the last stage of the pipeline: which shards, and their rows."""
 
     split: ShardSplit
-    shards: list[tuple[str, int]]
-    """(name, chunks) of each shard."""
     variant: int
     """The mask variant of all rows."""
     shuffle_key: tuple[str | int, ...] | None
@@ -106,16 +103,14 @@ class _Source:
 
     def shard_numbers(self) -> Iterator[int]:
         """The shards, in the order in which they are read."""
-        yield from self._order(len(self.shards), "shards").tolist()
+        yield from self._order(self.split.index.num_shards, "shards").tolist()
 
     def rows(self, shard_numbers: Iterable[int]) -> Iterator[PlainRow]:
         """The rows of these shards."""
-        first_chunks = np.cumsum([0, *(chunks for _, chunks in self.shards)])
+        index = self.split.index
         for shard_number in shard_numbers:
-            name, chunks = self.shards[shard_number]
-            for number in range(chunks):
-                arrays = self.split.chunk(int(first_chunks[shard_number]) + number)
-                yield from self._rows_of_chunk(chunk_key(name, number), arrays)
+            for number, chunk in enumerate(index.chunks(shard_number)):
+                yield from self._rows_of_chunk(chunk_key(index.name(shard_number), number), self.split.chunk(chunk))
 
     def _rows_of_chunk(self, key: str, arrays: dict[str, np.ndarray]) -> Iterator[PlainRow]:
         order = self._order(len(arrays["lengths"]), key)

@@ -1,14 +1,18 @@
 """Shard folders of made-up tokens, packed and masked as the commands do it, in milliseconds."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from data_prep.config import MaskConfig, PackingConfig
-from data_prep.contract.shard_format import SPLITS, TOKENIZER, Geometry, file_sha256
+from data_prep.contract.manifest import compute_root_hash, manifest_bytes
+from data_prep.contract.shard_format import MANIFEST, SPLITS, TOKENIZER, Geometry, file_sha256, index_name
+from data_prep.contract.shard_index import ShardIndex
 from data_prep.contract.shard_writing import write_manifest, write_shard
+from data_prep.contract.shards import open_folder
 from data_prep.rows.masking import mask_rows
 from data_prep.rows.packing import Rows, fill_rows, plan_rows
 
@@ -22,14 +26,13 @@ def make_folder(folder: Path, mode: str = "concat", seed: int = 0, **content: ob
     """A folder that `verify` passes: train of two shards or more, validation of one."""
     folder.mkdir(parents=True)
     (folder / TOKENIZER).write_text(json.dumps({"made": "up", "entries": list(range(40))}))
-    splits = {}
+    splits, entries = {}, {}
     for number, split in enumerate(SPLITS):
         lengths = np.random.default_rng(seed).integers(3, 90, size=(80, 20)[number])
         chunks = list(make_chunks(lengths, mode, first_id=number << 32))
         groups = [chunks[start : start + SHARD_CHUNKS] for start in range(0, len(chunks), SHARD_CHUNKS)]
-        shards = [write_shard(folder, split, index, group) for index, group in enumerate(groups)]
-        rows = sum(shard["rows"] for shard in shards)
-        splits[split] = {"rows": rows, "shards": shards}
+        entries[split] = [write_shard(folder, split, index, group) for index, group in enumerate(groups)]
+        splits[split] = {"rows": sum(shard["rows"] for shard in entries[split])}
     manifest = {
         **vars(GEOMETRY),
         "special_ids": SPECIAL,
@@ -37,7 +40,47 @@ def make_folder(folder: Path, mode: str = "concat", seed: int = 0, **content: ob
         "splits": splits,
         **content,
     }
-    write_manifest(folder, manifest)
+    write_manifest(folder, manifest, entries)
+    return folder
+
+
+def entries_of(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """Split -> what `write_shard` returned for each shard, read back from the index."""
+    indexes = open_folder(folder).indexes
+    return {split: [_entry(index, shard) for shard in range(index.num_shards)] for split, index in indexes.items()}
+
+
+def _entry(index: ShardIndex, shard: int) -> dict[str, Any]:
+    chunks = [
+        {
+            "offset": index.place(chunk)[0],
+            "length": index.place(chunk)[1],
+            "rows": int(index.chunk_rows[chunk]),
+            "xxh3": index.chunk_hash(chunk),
+        }
+        for chunk in index.chunks(shard)
+    ]
+    return {**index.file(shard), "rows": int(index.shard_rows[shard]), "chunks": chunks}
+
+
+def as_schema_1(folder: Path, change: Callable[[dict[str, Any]], object] = lambda _: None) -> Path:
+    """The same folder as the first release wrote it: shards and chunks stand in the manifest."""
+    entries = entries_of(folder)
+    manifest = json.loads((folder / MANIFEST).read_text())
+    splits = {
+        split: {
+            **{key: value for key, value in entry.items() if key not in ("chunks", "size", "index")},
+            "shards": entries[split],
+        }
+        for split, entry in manifest["splits"].items()
+    }
+    content = {key: value for key, value in manifest.items() if key not in ("root_hash", "files")}
+    content |= {"schema_version": 1, "splits": splits, **manifest.get("files", {})}
+    change(content)
+    content["root_hash"] = compute_root_hash(content)
+    (folder / MANIFEST).write_bytes(manifest_bytes(content))
+    for split in entries:
+        (folder / index_name(split)).unlink()
     return folder
 
 

@@ -146,25 +146,24 @@ def test_corrupt_chunk_that_one_rank_reads_ends_all_with_its_name(
     tmp_path: Path, shard_folder: Path, shards: Mixture
 ) -> None:
     chunk_rows = shards.split("train").chunk_rows
-    first_shard = shards.folders[0].manifest["splits"]["train"]["shards"][0]
+    index = shards.folders[0].indexes["train"]
     chunks = {}
     for seed in range(100):  # ranks 0 and 1 read the first two rows: find an order that has them in two chunks
         _, (first, second), _ = RowOrder(chunk_rows, shards.root_hash, seed).locate(np.arange(2))
-        if first != second and second < len(first_shard["chunks"]):
+        if first != second and second in index.chunks(0):
             chunks[seed] = int(second)
     seed, chunk = next(iter(chunks.items()))
     broken = tmp_path / "shards"
     shutil.copytree(shard_folder, broken)
-    place = first_shard["chunks"][chunk]
-    content = bytearray((broken / first_shard["name"]).read_bytes())
-    content[place["offset"] + place["length"] - 3] ^= 1
-    (broken / first_shard["name"]).write_bytes(content)
+    content = bytearray((broken / index.name(0)).read_bytes())
+    content[sum(index.place(chunk)) - 3] ^= 1
+    (broken / index.name(0)).write_bytes(content)
     line = user_error(
         "pipeline", "train", *TINY_RUN, "--run_dir", str(tmp_path / "run"), "--data.path", str(broken),
         "--processes", "2", "--data.seed", str(seed), "--training.global_batch_size", "2",
         "--training.micro_batch_size", "1",
     )  # fmt: skip
-    assert first_shard["name"] in line
+    assert index.name(0) in line
     assert f"chunk {chunk}" in line
 
 

@@ -16,10 +16,10 @@ import pytest
 
 from data_prep.contract import remote
 from data_prep.contract.command_line import UserError
-from data_prep.contract.shard_writing import write_manifest
+from data_prep.contract.manifest import compute_root_hash, manifest_bytes
 from data_prep.contract.shards import open_shards
 from data_prep.contract.verification import verify
-from tests.data_prep.shard_folders import make_folder
+from tests.data_prep.shard_folders import as_schema_1, make_folder
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -94,7 +94,8 @@ def test_the_rows_are_those_of_the_folder_and_each_file_is_fetched_once(server, 
     assert verify(server.url).problems == ()
     tars = [path for path in server.asked if path.endswith(".tar")]
     assert sorted(tars) == sorted(f"/shards/{path.name}" for path in served.glob("*.tar"))
-    assert server.asked.count("/shards/tokenizer.json") == 1
+    for name in ("tokenizer.json", "train.index.safetensors", "validation.index.safetensors"):
+        assert server.asked.count(f"/shards/{name}") == 1
 
 
 def test_two_versions_and_two_urls_do_not_mix(server, served, tmp_path):
@@ -175,7 +176,7 @@ def test_what_will_not_pass_is_one_line(server, served, tmp_path, monkeypatch):
         open_shards(server.url.replace("shards", "index"))
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("NARROWBERT_CACHE", str(tmp_path / "file"))
-    with pytest.raises(UserError, match=r"cannot keep tokenizer\.json in the cache"):
+    with pytest.raises(UserError, match=r"cannot keep train\.index\.safetensors in the cache"):
         open_shards(server.url)
 
 
@@ -217,10 +218,15 @@ def test_webdatasets_rewriting_variable_cannot_start_a_shell(server, tmp_path, m
 
 def test_names_in_a_remote_manifest_cannot_leave_the_cache(server, served):
     manifest = json.loads((served / "manifest.json").read_text())
-    manifest["splits"]["train"]["shards"][0]["name"] = "../../escaped.tar"
-    write_manifest(served, manifest)
-    with pytest.raises(UserError, match=r"manifest\.json names '../../escaped\.tar'"):
+    manifest["splits"]["train"]["index"]["name"] = "../../escaped.tar"
+    manifest["root_hash"] = compute_root_hash(manifest)
+    (served / "manifest.json").write_bytes(manifest_bytes(manifest))
+    with pytest.raises(UserError, match=r"manifest\.json names '../../escaped\.tar' in place of train\.index"):
         open_shards(server.url)
+    make_folder(served.with_name("fresh"))
+    as_schema_1(served.with_name("fresh"), lambda old: old["splits"]["train"]["shards"][0].update(name="../../x.tar"))
+    with pytest.raises(UserError, match=r"manifest\.json names '../../x\.tar' in place of train-00000\.tar"):
+        open_shards(server.url.replace("shards", "fresh"))
 
 
 def test_a_signed_query_goes_with_every_file_and_shows_nowhere(server, served, tmp_path):

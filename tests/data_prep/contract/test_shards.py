@@ -15,10 +15,10 @@ import pytest
 from data_prep.contract import shards as contract
 from data_prep.contract.command_line import UserError
 from data_prep.contract.shard_format import Geometry, decode_arrays, encode_arrays
-from data_prep.contract.shard_writing import write_manifest, write_shard
+from data_prep.contract.shard_writing import file_entry, write_manifest, write_shard
 from data_prep.contract.shards import open_shards
 from data_prep.contract.verification import verify
-from tests.data_prep.shard_folders import make_chunks, make_folder
+from tests.data_prep.shard_folders import as_schema_1, entries_of, make_chunks, make_folder
 
 
 @pytest.fixture
@@ -120,14 +120,14 @@ def test_verify_passes_fresh_shards(tiny_shards):
 
 def test_a_flipped_byte_of_a_chunk_is_refused_by_name(copied):
     shards = open_shards(copied)
-    entry = shards.manifest["splits"]["train"]["shards"][1]
-    chunk = entry["chunks"][2]
-    flip(copied / entry["name"], chunk["offset"] + chunk["length"] // 2)
+    index = shards.indexes["train"]
+    number = index.chunks(1)[2]
+    offset, length = index.place(number)
+    flip(copied / index.name(1), offset + length // 2)
     problems = verify(copied).problems
     assert len(problems) == 1
     assert "train-00001.tar, chunk 2" in problems[0]
     split = open_shards(copied).split("train")
-    number = 2 + len(shards.manifest["splits"]["train"]["shards"][0]["chunks"])
     split.chunk(number - 1)
     with pytest.raises(UserError, match=r"train-00001\.tar, chunk 2"):
         split.chunk(number)
@@ -136,19 +136,19 @@ def test_a_flipped_byte_of_a_chunk_is_refused_by_name(copied):
 def test_verify_finds_a_flipped_bit_anywhere(copied):
     path = copied / "validation-00000.tar"
     sound = path.read_bytes()
-    chunks = open_shards(copied).manifest["splits"]["validation"]["shards"][0]["chunks"]
-    second, last = chunks[1], chunks[-1]
-    end = second["offset"] + second["length"]
+    index = open_shards(copied).indexes["validation"]
+    chunks = index.chunks(0)
+    second, end = index.place(1)[0], sum(index.place(1))
     places = {
-        second["offset"] - 512: "chunk 1",  # the header's name
-        second["offset"] - 512 + 124: "chunk 1",  # its size
-        second["offset"] - 512 + 257: "chunk 1",  # its magic
-        second["offset"] - 1: "chunk 1",
+        second - 512: "chunk 1",  # the header's name
+        second - 512 + 124: "chunk 1",  # its size
+        second - 512 + 257: "chunk 1",  # its magic
+        second - 1: "chunk 1",
         end + (-end % 512) - 1: "chunk 1",  # the padding
         len(sound) - 1: f"chunk {len(chunks) - 1}",  # the end of the tar
     }
     assert end % 512, "no padding to damage: choose another chunk"
-    assert last["offset"] + last["length"] < len(sound) - 1
+    assert sum(index.place(chunks[-1])) < len(sound) - 1
     places.update(dict.fromkeys(np.random.default_rng(0).integers(0, len(sound), 40).tolist(), "chunk"))
     for place, chunk in places.items():
         flip(path, place, bit=place % 8)
@@ -176,8 +176,8 @@ CORRUPTIONS = {
 def test_seven_corruptions_are_refused_by_name(copied, corruption):
     """Five of them pass plain WebDataset without a word."""
     path = copied / "train-00000.tar"
-    chunk = open_shards(copied).manifest["splits"]["train"]["shards"][0]["chunks"][1]
-    header, middle = chunk["offset"] - 512, chunk["offset"] + chunk["length"] // 2
+    offset, length = open_shards(copied).indexes["train"].place(1)
+    header, middle = offset - 512, offset + length // 2
     path.write_bytes(CORRUPTIONS[corruption](path.read_bytes(), header, middle))
     problems = verify(copied).problems
     assert problems
@@ -201,17 +201,22 @@ def test_missing_and_empty_shards_are_refused_by_name(copied):
     assert any("train-00000.tar is missing" in problem for problem in verify(copied).problems)
 
 
-@pytest.mark.parametrize("place", ["split", "shard", "chunk"])
-def test_counts_that_do_not_fit_the_rows_are_refused(copied, place):
-    manifest = json.loads((copied / "manifest.json").read_text())
-    split = manifest["splits"]["train"]
+@pytest.mark.parametrize("schema", [1, 2])
+@pytest.mark.parametrize("place", ["split", "shard", "shards", "chunk"])
+def test_counts_that_do_not_fit_the_rows_are_refused(copied, place, schema):
+    manifest, entries = json.loads((copied / "manifest.json").read_text()), entries_of(copied)
+    split, shard = manifest["splits"]["train"], entries["train"][0]
     if place == "chunk":  # adds up, but the chunk holds another number of rows
         split["rows"] += 1
-        split["shards"][0]["rows"] += 1
-        split["shards"][0]["chunks"][0]["rows"] += 1
+        shard["rows"] += 1
+        shard["chunks"][0]["rows"] += 1
     else:
-        (split if place == "split" else split["shards"][0])["rows"] += 1
-    write_manifest(copied, {k: v for k, v in manifest.items() if k != "root_hash"})
+        (split if place == "split" else shard)["rows"] += 1
+        if place == "shards":  # their sum is right
+            entries["train"][1]["rows"] -= 1
+    write_manifest(copied, manifest, entries)
+    if schema == 1:
+        as_schema_1(copied)
     expected = (
         r"train-00000\.tar, chunk 0: .* instead of"
         if place == "chunk"
@@ -283,28 +288,27 @@ def test_other_schema_versions_missing_folders_and_strange_tars(copied, tmp_path
     (copied / "train-99999.tar").write_bytes(b"")
     assert "train-99999.tar is not in the manifest" in verify(copied).problems[0]
     manifest = json.loads((copied / "manifest.json").read_text())
-    manifest["schema_version"] = 2
+    manifest["schema_version"] = 3
     (copied / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(UserError, match="schema version 2"):
+    with pytest.raises(UserError, match="schema version 3, this program reads 1 and 2"):
         open_shards(copied)
     with pytest.raises(UserError, match="narrowbert-prep shards"):
         open_shards(tmp_path / "none")
     with pytest.raises(UserError, match=r"no manifest\.json"):
         open_shards(tmp_path)
     with pytest.raises(UserError, match="no split 'test'"):
-        contract.ShardFolder(path=copied, manifest=manifest).split("test")
+        contract.ShardFolder(path=copied, manifest=manifest, indexes={}).split("test")
 
 
 def rewritten(folder, change):
     """The folder with `change(arrays)` done to its first validation chunk, and all hashes made right."""
-    manifest = json.loads((folder / "manifest.json").read_text())
+    entries = entries_of(folder)
     split = open_shards(folder).split("validation")
-    shards = manifest["splits"]["validation"]["shards"]
-    count = len(shards[0]["chunks"])
-    chunks = [{k: np.array(v) for k, v in split.chunk(i).items()} for i in range(count)]
+    chunks = [{k: np.array(v) for k, v in split.chunk(i).items()} for i in split.index.chunks(0)]
     change(chunks[0])
-    shards[0] = write_shard(folder, "validation", 0, chunks)
-    write_manifest(folder, {k: v for k, v in manifest.items() if k != "root_hash"})
+    entries["validation"][0] = write_shard(folder, "validation", 0, chunks)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    write_manifest(folder, {k: v for k, v in manifest.items() if k != "root_hash"}, entries)
     return folder
 
 
@@ -363,11 +367,12 @@ def test_verify_checks_the_frames_of_isolated_pieces(tmp_path, change, message):
     assert any(re.search(message, problem) for problem in problems), problems
 
 
-def test_verify_checks_the_rejects_where_there_are_some(tmp_path):
+@pytest.mark.parametrize(("key", "name"), [("rejects", "rejects.jsonl.gz"), ("inputs", "inputs.jsonl")])
+def test_verify_checks_further_files_where_there_are_some(tmp_path, key, name):
     content = gzip.compress(b"{}\n", mtime=0)
-    entry = {"name": "rejects.jsonl.gz", "size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    folder = make_folder(tmp_path / "made", rejects=entry, statistics={"documents": {"documents": 80}})
-    path = folder / "rejects.jsonl.gz"
+    entry = {"name": name, "size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    folder = make_folder(tmp_path / "made", files={key: entry}, statistics={"documents": {"documents": 80}})
+    path = folder / name
     for damaged, message in ((None, "is missing"), (b"", "0 bytes"), (content[::-1], "damaged"), (content, None)):
         if damaged is not None:
             path.write_bytes(damaged)
@@ -375,9 +380,15 @@ def test_verify_checks_the_rejects_where_there_are_some(tmp_path):
         assert [message in problem and str(path) in problem for problem in problems] == [True] * (message is not None)
         read_all(folder)
     assert open_shards(folder).manifest["statistics"] == {"documents": {"documents": 80}}
-    write_manifest(folder, {**open_shards(folder).manifest, "rejects": {**entry, "name": "../../etc/passwd"}})
-    with pytest.raises(UserError, match=r"etc/passwd.* in place of rejects\.jsonl\.gz"):
-        verify(folder)
+    assert file_entry(path) == entry
+    manifest, entries = open_shards(folder).manifest, entries_of(folder)
+    for files, message in (
+        ({key: {**entry, "name": "../../etc/passwd"}}, rf"etc/passwd.* in place of {re.escape(name)}"),
+        ({"keys": entry}, r"in place of rejects\.jsonl\.gz or inputs\.jsonl"),
+    ):
+        write_manifest(folder, {**manifest, "files": files}, entries)
+        with pytest.raises(UserError, match=message):
+            verify(folder)
 
 
 def set_at(field, index, value):

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.contract.shards import open_shards
+from data_prep.report import page as page_module
 from data_prep.report.page import write_report
 from data_prep.report.statistics import document_statistics, mask_statistics, merge
 from tests.data_prep.shard_folders import GEOMETRY, SPECIAL, make_folder
@@ -141,9 +142,9 @@ WORDS = "[CLS] <b>bold</b> {<u>->[MASK]} | {a-><i>}s {<p>=} {{->[MASK]} {=->=} {
 ROWS = [f"row 0:1, 9 tokens, 5 masked\n{WORDS} {NASTY}\n"]
 
 
-def page_of(folder, *arguments):
+def page_of(folder, manifest, rejects, rows):
     folder.mkdir(exist_ok=True)
-    write_report(folder, *arguments)
+    write_report(folder, manifest, open_shards(folder.parent / "made").indexes, rejects, rows)
     assert [path.name for path in folder.iterdir()] == ["report.html"]
     return (folder / "report.html").read_text(encoding="utf-8")
 
@@ -167,11 +168,24 @@ def test_the_page_shows_what_the_manifest_says(manifest, tmp_path):
         '"numpy": "2.4.6"',
     ):
         assert expected in text
-    for split in manifest["splits"].values():
-        assert all(shard["sha256"] in text and shard["name"] in text for shard in split["shards"])
+    for index in open_shards(tmp_path / "made").indexes.values():
+        files = [index.file(shard) for shard in range(index.num_shards)]
+        assert all(file["sha256"] in text and file["name"] in text for file in files)
     assert page.tags["svg"] == 3
     # From 64 to 8,192 tokens: 8 bars. From 1.3 to 5.0: 38. Rows: 16.
     assert page.tags["rect"] == 8 + 38 + 16
+
+
+def test_of_many_shards_the_page_shows_the_first(manifest, tmp_path, monkeypatch):
+    monkeypatch.setattr(page_module, "SHOWN_SHARDS", 1)
+    text = "".join(Page(page_of(tmp_path / "page", manifest, [], [])).text)
+    index = open_shards(tmp_path / "made").indexes["train"]
+    assert index.num_shards > 2
+    assert "train-00000.tar" in text
+    assert "train-00001.tar" not in text
+    rest = (index.shard_rows[1:].sum(), index.num_chunks - len(index.chunks(0)), index.shard_sizes[1:].sum())
+    assert f"and {index.num_shards - 1} more of train" + "".join(f"{number:,}" for number in rest) in text
+    assert "more of validation" not in text
 
 
 def test_rows_have_their_masks_coloured(manifest, tmp_path):

@@ -22,6 +22,7 @@ from data_prep.contract.shard_writing import write_manifest
 from data_prep.contract.shards import ShardFolder
 from pipeline.data.mixture import Mixture, open_mixture
 from pipeline.data.order import MAX_PERIOD, MixedOrder, RowOrder
+from tests.data_prep.shard_folders import entries_of
 
 
 def test_one_folder_keeps_its_own_order(shards: Mixture) -> None:
@@ -59,7 +60,7 @@ def test_equal_ratios_are_one_mixture_and_others_are_not(shard_folder: Path, sec
 def test_validation_takes_the_shares_as_far_as_there_are_rows(folders: list[tuple[int, int]], max_rows: int) -> None:
     shares, rows = zip(*folders, strict=True)
     manifests = [{"splits": {"validation": {"rows": n}}} for n in rows]
-    mixture = Mixture(folders=tuple(ShardFolder(path=Path(), manifest=m) for m in manifests), shares=shares)
+    mixture = Mixture(folders=tuple(ShardFolder(path=Path(), manifest=m, indexes={}) for m in manifests), shares=shares)
     chosen = mixture.validation_rows(max_rows)
     assert len(chosen) == len(set(chosen)) == min(max_rows, sum(rows))
     assert np.array_equal(chosen, mixture.validation_rows(10**6)[:max_rows])
@@ -79,7 +80,9 @@ def altered(folder: Path, target: Path, change: Callable[[dict[str, Any]], objec
     shutil.copytree(folder, target)
     manifest = {key: value for key, value in read_manifest(folder).items() if key != "root_hash"}
     change(manifest)
-    write_manifest(target, manifest)
+    rows = {split: entry["rows"] for split, entry in manifest["splits"].items()}
+    entries = entries_of(folder)
+    write_manifest(target, manifest, {split: entries[split] if rows[split] else [] for split in entries})
     return str(target)
 
 
@@ -134,7 +137,7 @@ def test_weights_that_are_suggested_are_accepted(
 
 def test_paths_that_are_no_mixture(shard_folder: Path, second_shard_folder: Path, tmp_path: Path) -> None:
     def without_rows(manifest: dict[str, Any]) -> None:
-        manifest["splits"]["train"] |= {"rows": 0, "shards": []}
+        manifest["splits"]["train"]["rows"] = 0
 
     copy = tmp_path / "copy"
     shutil.copytree(shard_folder, copy)
