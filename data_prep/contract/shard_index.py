@@ -28,7 +28,7 @@ from data_prep.contract.shard_format import decode_arrays, shard_name
 
 _U64, _U32, _U8 = np.dtype("<u8"), np.dtype("<u4"), np.dtype("u1")
 # Wide types first, so that each column is aligned in the file.
-_COLUMNS: dict[str, tuple[np.dtype, tuple[int, ...]]] = {
+COLUMNS: dict[str, tuple[np.dtype, tuple[int, ...]]] = {
     "shard_rows": (_U64, ()),
     "shard_sizes": (_U64, ()),
     "shard_chunks": (_U64, ()),
@@ -123,7 +123,7 @@ def index_of(split: str, entries: Iterable[Mapping[str, Any]]) -> ShardIndex:
     Raises:
         ValueError: an entry is not that of the next shard.
     """
-    wide = {name: array("Q") for name, (dtype, _) in _COLUMNS.items() if dtype == _U64}
+    wide = {name: array("Q") for name, (dtype, _) in COLUMNS.items() if dtype == _U64}
     hashes = {"shard_sha256": bytearray(), "chunk_xxh3": bytearray()}
     chunk_rows = array("I")
     for number, entry in enumerate(entries):
@@ -142,7 +142,7 @@ def index_of(split: str, entries: Iterable[Mapping[str, Any]]) -> ShardIndex:
     buffers = {**wide, "chunk_rows": chunk_rows, **hashes}
     columns = {
         name: np.frombuffer(buffers[name], dtype=dtype).reshape(-1, *behind)
-        for name, (dtype, behind) in _COLUMNS.items()
+        for name, (dtype, behind) in COLUMNS.items()
     }
     return ShardIndex(split, columns)
 
@@ -151,14 +151,14 @@ def write_index(index: ShardIndex, stream: IO[bytes]) -> None:
     """Write the columns as a safetensors file, one after the other, so that no copy of them all is made."""
     header: dict[str, dict[str, Any]] = {}
     end = 0
-    for name, (dtype, _) in _COLUMNS.items():
+    for name, (dtype, _) in COLUMNS.items():
         begin, end = end, end + index.columns[name].nbytes
         shape = list(index.columns[name].shape)
         header[name] = {"dtype": f"U{8 * dtype.itemsize}", "shape": shape, "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     stream.write(len(text).to_bytes(8, "little") + text)
-    for name in _COLUMNS:
+    for name in COLUMNS:
         stream.write(np.ascontiguousarray(index.columns[name]).data)
 
 
@@ -173,7 +173,7 @@ def map_index(split: str, path: Path) -> ShardIndex:
         data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
     columns = decode_arrays(memoryview(data))
     shards, chunks = (len(columns.get(name, ())) for name in ("shard_rows", "chunk_rows"))
-    for name, (dtype, behind) in _COLUMNS.items():
+    for name, (dtype, behind) in COLUMNS.items():
         count = chunks if name.startswith("chunk_") else shards + (name == "shard_chunks")
         if name not in columns or (columns[name].dtype, columns[name].shape) != (dtype, (count, *behind)):
             raise ValueError(f"its column {name} is missing, or not of the type or length that it should be")

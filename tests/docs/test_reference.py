@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.contract import shard_format
+from data_prep.contract import shard_format, shard_index
 from docs.generate_reference import CONFIGURATIONS, PAGES, help_of, options_of
 from pipeline.checkpoints.format import KINDS, TrainerState
 from pipeline.runs.metric_names import METRICS
@@ -74,7 +74,7 @@ def test_every_preset_is_on_its_page() -> None:
     assert [p.name for p in (ROOT / "configs").rglob("*.yaml") if str(p.relative_to(ROOT)) not in page] == []
 
 
-def test_the_fields_of_a_chunk_are_those_of_the_code() -> None:
+def test_the_fields_of_chunk_and_index_are_those_of_the_code() -> None:
     sizes = {"K": 3, "P": 5, "S": 32}
     geometry = shard_format.Geometry(seq_length=32, masked_per_row=5, num_variants=3, vocab_size=160)
     rows, boundaries = 7, 11
@@ -84,15 +84,25 @@ def test_the_fields_of_a_chunk_are_those_of_the_code() -> None:
         written = "ragged" if shape == (boundaries,) else f"[{', '.join(letters[n] for n in shape)}]"
         is_token = name in ("input_ids", "replacement_ids")
         expected[name] = (written, "token" if is_token else f"u{dtype.itemsize * 8}")
-    section = text_of(FORMATS).split("## Checkpoint")[0]
-    assert {
-        m[1]: (m[2], m[3]) for m in re.finditer(r"^\| `(\w+)` \| (.*?) \| (.*?) \|", section, re.MULTILINE)
-    } == expected
+    fields, index = text_of(FORMATS).split("## Checkpoint")[0].split("The index of a split")
+    assert described(fields) == expected
+    columns = {}
+    for name, (dtype, behind) in shard_index.COLUMNS.items():
+        count = "n + 1" if name == "shard_chunks" else "n" if name.startswith("shard_") else "c"
+        columns[name] = (f"[{', '.join([count, *map(str, behind)])}]", f"u{dtype.itemsize * 8}")
+    assert described(index) == columns
+
+
+def described(section: str) -> dict[str, tuple[str, str]]:
+    """Name -> shape and type, as a table of the page has them."""
+    return {m[1]: (m[2], m[3]) for m in re.finditer(r"^\| `(\w+)` \| (.*?) \| (.*?) \|", section, re.MULTILINE)}
 
 
 def test_the_files_of_a_shard_folder_are_named() -> None:
     section = text_of(FORMATS).split("## Checkpoint")[0]
-    for name in (shard_format.MANIFEST, shard_format.TOKENIZER, shard_format.REJECTS, shard_format.CHUNK_EXTENSION):
+    for name in (shard_format.MANIFEST, shard_format.TOKENIZER, shard_format.CHUNK_EXTENSION):
+        assert name in section
+    for name in (*map(shard_format.index_name, shard_format.SPLITS), *shard_format.PINNED_FILES.values()):
         assert name in section
 
 
