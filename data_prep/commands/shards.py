@@ -8,7 +8,8 @@ from data_prep.commands.terminal_progress import TerminalProgress
 from data_prep.contract.command_line import Parser, UserError
 
 _DESCRIPTION = """Tokenize, pack and mask the corpus into a shard folder. On a cluster, the same command
-with --task plan, then map, duplicates, pack, order, reduce and finish, each after the one before it has ended;
+with --task plan, then map, duplicates, survivors, pack, order, reduce and finish, each after the one before it has
+ended;
 --index N runs one task of a stage, on any machine that sees the output."""
 
 
@@ -23,7 +24,7 @@ def run(argv: Sequence[str]) -> int:
     options, rest = parser.parse_known_args(argv)
     config = prep_config(rest, "shards", _DESCRIPTION)
     if options.index is not None and options.task in (None, "plan", "finish"):
-        raise UserError("--index goes with --task map, duplicates, pack, order or reduce")
+        raise UserError(f"--index goes with --task {', '.join(STAGES[1:-2])} or {STAGES[-2]}")
     start = time.monotonic()
     with TerminalProgress() as progress:
         if options.task:

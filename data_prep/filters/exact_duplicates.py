@@ -1,19 +1,16 @@
 """Exact duplicates: documents whose text, white space aside, an earlier document has already.
 
-A document's global index is its place in its partition plus the documents of all partitions before. The result
-follows from the documents in that order alone, whatever number of workers made the keys.
+Documents are numbered through the whole corpus, in its order. Which of equal documents survives, the first, follows
+from these numbers alone, however the keys were made and shared out.
 """
-
-import itertools
-from collections.abc import Sequence
 
 import numpy as np
 import xxhash
 
 from data_prep.filters.word_ngrams import as_bytes
 
-KEYS_A_PASS = 1 << 22
-"""Keys that ``exact_survivors`` sorts at once, in about 400 MB."""
+KEY = np.dtype([("high", "<u8"), ("low", "<u8"), ("row", "<u4")])
+"""The halves of a ``text_key``, and the number of the document in its part of the corpus."""
 
 
 def text_key(text: str) -> bytes:
@@ -21,46 +18,50 @@ def text_key(text: str) -> bytes:
     return xxhash.xxh3_128_digest(as_bytes(" ".join(text.split())))
 
 
-def exact_survivors(keys: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Find the first of each group of equal keys.
+def key_table(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The keys of one part of the corpus, each once, and its documents that repeat an earlier one of it.
 
     Args:
-        keys: for each partition [documents, 2] u64, the halves of ``text_key``; may be memory maps.
+        keys: [documents, 2] u64, of ``text_key``.
 
     Returns:
-        For each partition [documents] i64: -1 where the document survives, else the global index of the survivor, the
-        smallest of those with the same key.
-
-    Keys are hashes, so equal ranges of their values hold about as many keys each; one range is sorted at a time,
-    which bounds the memory. Only copies of one text cannot be split.
+        [n] ``KEY``, rising, of the first document with each key; [m, 2] u32, the row of each other document, rising,
+        and the row of the first with its key.
     """
-    starts = np.cumsum([0, *map(len, keys)])
-    found = np.full(starts[-1], -1, dtype=np.int64)
-    passes = -(-int(starts[-1]) // KEYS_A_PASS)
-    limits = [number * 2**64 // passes for number in range(passes)] + [2**64]
-    for low, high in itertools.pairwise(limits):
-        ids, inside = [], []
-        for part, start in zip(keys, starts, strict=False):
-            first = part[:, 0]
-            chosen = np.flatnonzero((first >= np.uint64(low)) & (first <= np.uint64(high - 1)))
-            ids.append(chosen + start)
-            inside.append(part[chosen])
-        repeated, survivors = _repeated(np.concatenate(ids), np.concatenate(inside))
-        found[repeated] = survivors
-    return np.split(found, starts[1:-1]) if len(keys) else []
+    order = np.lexsort((keys[:, 1], keys[:, 0]))  # stable, so rows rise among equal keys
+    table = np.empty(len(order), dtype=KEY)
+    table["high"], table["low"], table["row"] = keys[order, 0], keys[order, 1], order
+    firsts = _firsts(table["high"], table["low"])
+    originals = table["row"][firsts][np.cumsum(firsts) - 1]
+    repeats = np.stack([table["row"][~firsts], originals[~firsts]], axis=1)
+    return table[firsts], repeats[np.argsort(repeats[:, 0])]
 
 
-def _repeated(ids: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The ids with an equal key before them, and the first id of that key; ids rise, keys are [documents, 2]."""
-    order = np.argsort(keys[:, 0], kind="stable")
-    again = keys[order[1:], 0] == keys[order[:-1], 0]
-    # Few keys share even their first half: only those are sorted by both.
-    shared = np.zeros(len(ids), dtype=bool)
+def equal_keys(high: np.ndarray, low: np.ndarray, documents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The documents whose key an earlier document has, and that document.
+
+    Args:
+        high, low: [n] u64, the halves of the keys, in any order.
+        documents: [n] i64, whose key each is.
+
+    Returns:
+        [d] i64 documents, and for each the first document with the same key.
+    """
+    order = np.argsort(high, kind="stable")
+    again = high[order[1:]] == high[order[:-1]]
+    # Few keys share even their first half: only those are sorted by all.
+    shared = np.zeros(len(order), dtype=bool)
     shared[1:] |= again
     shared[:-1] |= again
     order = order[shared]
-    order = order[np.lexsort((keys[order, 1], keys[order, 0]))]  # stable, so ids rise among equal keys
-    firsts = np.ones(len(order), dtype=bool)
-    firsts[1:] = (keys[order[1:]] != keys[order[:-1]]).any(axis=1)
-    survivors = ids[order[firsts]][np.cumsum(firsts) - 1]
-    return ids[order[~firsts]], survivors[~firsts]
+    order = order[np.lexsort((documents[order], low[order], high[order]))]
+    firsts = _firsts(high[order], low[order])
+    survivors = documents[order[firsts]][np.cumsum(firsts) - 1]
+    return documents[order[~firsts]], survivors[~firsts]
+
+
+def _firsts(high: np.ndarray, low: np.ndarray) -> np.ndarray:
+    """[n] bool, whether a key of a sorted table differs from the one before it."""
+    firsts = np.ones(len(high), dtype=bool)
+    firsts[1:] = (high[1:] != high[:-1]) | (low[1:] != low[:-1])
+    return firsts

@@ -1,14 +1,19 @@
-"""Near-duplicates: documents that share most of their five-word shingles with an earlier one.
+"""Near-duplicates: documents that share most of their five-word shingles with another one.
 
-Global indices are those of ``exact_duplicates``. The result follows from the documents in their order alone.
+Documents are numbered as in ``exact_duplicates``. Two documents are compared when their signatures agree on a whole
+band (locality-sensitive hashing: Leskovec, Rajaraman, Ullman, "Mining of Massive Datasets", section 3.4). They are
+near-duplicates when the share of equal entries, which estimates the Jaccard similarity, reaches the threshold. A
+document is dropped when an earlier one that is not dropped itself is near to it.
+
+Among the documents of one band and hash each is compared with a few leaders, which are not near to each other, and not
+with all: a million pages of one template share a hash, and all their pairs would take days.
 """
 
-import itertools
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
+from data_prep.arrays.ranges import ranges
 from data_prep.contract.command_line import UserError
 from data_prep.filters.word_ngrams import MULTIPLIER, ngram_hashes, words_of
 
@@ -16,6 +21,15 @@ SHINGLE_WORDS = 5
 NUM_PERMUTATIONS = 128
 SIGNATURE_SEED = 1
 SHINGLES_AT_ONCE = 1 << 14
+
+BAND_KEY = np.dtype([("key", "<u8"), ("row", "<u4")])
+"""A hash of a band and its entries, and the number of the document in its part of the corpus."""
+
+LEADERS = 32
+"""Documents of one band and hash that the others of it are compared with."""
+
+DOCUMENTS_AT_ONCE = 1 << 16
+"""Documents whose signatures are compared at once, in 32 MB."""
 
 LSH_RECALL = 0.99
 """Least chance that a pair whose similarity is exactly the threshold becomes a candidate."""
@@ -43,63 +57,152 @@ def near_signature(text: str) -> np.ndarray:
     return np.asarray(minhash.hashvalues, dtype=np.uint32)
 
 
-def near_survivors(signatures: Sequence[np.ndarray], alive: Sequence[np.ndarray], threshold: float) -> list[np.ndarray]:
-    """Drop documents, in their order, that are near-duplicates of an earlier document that was not dropped.
-
-    Two documents are compared when their signatures agree on a whole band (locality-sensitive hashing: Leskovec,
-    Rajaraman, Ullman, "Mining of Massive Datasets", section 3.4); they are near-duplicates when the share of equal
-    entries, which estimates the Jaccard similarity, reaches the threshold.
+def band_table(signatures: np.ndarray, threshold: float) -> np.ndarray:
+    """[documents x bands] ``BAND_KEY``, rising: documents that share a key are worth comparing.
 
     Args:
-        signatures: for each partition [documents, 128], of ``near_signature``; may be memory maps.
-        alive: for each partition [documents] bool; the others are not looked at.
+        signatures: [documents, 128] u32, of ``near_signature``.
+        threshold: 0 to 1; the lower it is, the shorter and the more are the bands.
+    """
+    bands = _bands(threshold)
+    table = np.empty((len(bands), len(signatures)), dtype=BAND_KEY)
+    for number, columns in enumerate(bands):
+        table["key"][number] = _band_hashes(signatures[:, columns], number)
+    table["row"] = np.arange(len(signatures))
+    flat = table.reshape(-1)
+    return flat[np.lexsort((flat["row"], flat["key"]))]
+
+
+def near_pairs(
+    keys: np.ndarray, documents: np.ndarray, signatures_of: Callable[[np.ndarray], np.ndarray], threshold: float
+) -> np.ndarray:
+    """Pairs of near-duplicates among the documents that share a key.
+
+    Time grows with the number of documents and not with that of their pairs; see ``LEADERS``.
+
+    Args:
+        keys: [n] u64, rising, from band tables.
+        documents: [n] i64, rising among equal keys.
+        signatures_of: gives the [m, 128] u32 signatures of [m] rising documents.
         threshold: 0 to 1.
 
     Returns:
-        For each partition [documents] i64: -1 where the document survives or was not alive, else the global index of
-        the survivor, the smallest of those that it is near to.
+        [pairs, 2] i64: the earlier document, the later one.
     """
-    starts = np.cumsum([0, *map(len, alive)])
-    found = np.full(starts[-1], -1, dtype=np.int64)
-    survivors: dict[tuple[int, int], list[int]] = defaultdict(list)  # (band, its hash) -> global indices, rising
-
-    def signature(index: int) -> np.ndarray:
-        group = int(np.searchsorted(starts, index, side="right")) - 1
-        return signatures[group][index - starts[group]]
-
-    for index, bands in _shared_bands(signatures, alive, threshold):
-        candidates = sorted({candidate for band in bands for candidate in survivors[band]})
-        own = signature(index)
-        near = (c for c in candidates if np.count_nonzero(signature(c) == own) >= threshold * NUM_PERMUTATIONS)
-        found[index] = next(near, -1)
-        if found[index] < 0:
-            for band in bands:
-                survivors[band].append(index)
-    return np.split(found, starts[1:-1]) if len(alive) else []
+    starts = np.flatnonzero(np.append(True, keys[1:] != keys[:-1])) if len(keys) else np.empty(0, dtype=np.int64)
+    sizes = np.diff(np.append(starts, len(keys)))
+    starts, sizes = starts[sizes > 1], sizes[sizes > 1]
+    needed = threshold * NUM_PERMUTATIONS
+    found = [np.empty((0, 2), dtype=np.int64)]
+    first = 0
+    while first < len(starts):
+        last = first + max(1, int(np.searchsorted(np.cumsum(sizes[first:]), DOCUMENTS_AT_ONCE, side="right")))
+        if sizes[first] > DOCUMENTS_AT_ONCE:
+            last = first + 1
+            found.append(_led(documents[starts[first] : starts[first] + sizes[first]], signatures_of, needed))
+        else:
+            found.append(_pairs_of_groups(documents, starts[first:last], sizes[first:last], signatures_of, needed))
+        first = last
+    return np.unique(np.concatenate(found), axis=0)
 
 
-def _shared_bands(
-    signatures: Sequence[np.ndarray], alive: Sequence[np.ndarray], threshold: float
-) -> Iterator[tuple[int, list[tuple[int, int]]]]:
-    """(global index, its (band, hash)s that another document has too), index rising, of alive documents.
+def _pairs_of_groups(
+    documents: np.ndarray,
+    starts: np.ndarray,
+    sizes: np.ndarray,
+    signatures_of: Callable[[np.ndarray], np.ndarray],
+    needed: float,
+) -> np.ndarray:
+    """Pairs within several small groups of documents."""
+    members = documents[ranges(starts, sizes)]
+    wanted, places = np.unique(members, return_inverse=True)
+    signatures = signatures_of(wanted)
+    offsets = np.cumsum(sizes) - sizes
+    first = np.repeat(places[offsets], sizes)
+    near = _agreeing(signatures, places, first) >= needed
+    near[offsets] = False  # the first itself
+    pairs = [np.stack([wanted[first[near]], wanted[places[near]]], axis=1)]
+    # Most groups are pairs, and done. In the others those that are unlike the first one may be near to each other.
+    unlike = ~near
+    unlike[offsets] = False
+    for group in np.flatnonzero(np.add.reduceat(unlike, offsets) * (sizes > 2)).tolist():
+        rest = places[offsets[group] + 1 : offsets[group] + sizes[group]]
+        mine = near[offsets[group] + 1 : offsets[group] + sizes[group]]
+        pairs.append(_led(wanted[rest], lambda _, rest=rest: signatures[rest], needed, LEADERS - 1, led=mine))
+    return np.concatenate(pairs)
 
-    Almost no document of a clean corpus shares a band with any other, so the tables of near_survivors stay small.
+
+def _led(
+    documents: np.ndarray,
+    signatures_of: Callable[[np.ndarray], np.ndarray],
+    needed: float,
+    most: int = LEADERS,
+    led: np.ndarray | None = None,
+) -> np.ndarray:
+    """Pairs of one group: each document with all leaders that it is near to; one that has none becomes a leader.
+
+    Args:
+        documents: [n] i64, rising.
+        signatures_of: of a stretch of them.
+        needed: equal entries of near-duplicates.
+        most: leaders.
+        led: [n] bool, documents that have a leader already, where all are looked at at once.
     """
-    ids = np.flatnonzero(np.concatenate([np.empty(0, dtype=bool), *alive]))
-    entries: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    for band, columns in enumerate(_bands(threshold)):
-        hashes = np.concatenate(
-            [_band_hashes(part[:, columns][live]) for part, live in zip(signatures, alive, strict=True) if live.any()]
-            or [np.empty(0, dtype=np.uint64)]
-        )
-        _, inverse, counts = np.unique(hashes, return_inverse=True, return_counts=True)
-        shared = np.flatnonzero(counts[inverse] > 1)
-        entries.append((ids[shared], np.full(len(shared), band), hashes[shared]))
-    owners, bands, hashes = (np.concatenate(column) for column in zip(*entries, strict=True))
-    order = np.argsort(owners, kind="stable")
-    rows = zip(owners[order].tolist(), bands[order].tolist(), hashes[order].tolist(), strict=True)
-    for index, group in itertools.groupby(rows, key=lambda row: row[0]):
-        yield index, [(band, value) for _, band, value in group]
+    leaders: list[tuple[int, np.ndarray]] = []
+    pairs = [np.empty((0, 2), dtype=np.int64)]
+    for start in range(0, len(documents), DOCUMENTS_AT_ONCE):
+        chunk = documents[start : start + DOCUMENTS_AT_ONCE]
+        signatures = signatures_of(chunk)
+        without = np.ones(len(chunk), dtype=bool) if led is None else ~led
+        number = 0
+        while number < len(leaders) or (number < most and without.any()):
+            behind = 0
+            if number == len(leaders):
+                place = int(np.argmax(without))
+                leaders.append((int(chunk[place]), signatures[place]))
+                without[place], behind = False, place + 1
+            leader, signature = leaders[number]
+            near = behind + np.flatnonzero(np.count_nonzero(signatures[behind:] == signature, axis=1) >= needed)
+            pairs.append(np.stack([np.full(len(near), leader), chunk[near]], axis=1))
+            without[near] = False
+            number += 1
+    return np.concatenate(pairs)
+
+
+def _agreeing(signatures: np.ndarray, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """[n] how many entries signatures[one] and signatures[other] have in common."""
+    counts = [np.empty(0, dtype=np.int64)]
+    for start in range(0, len(one), 1 << 12):
+        some = slice(start, start + (1 << 12))
+        counts.append(np.count_nonzero(signatures[one[some]] == signatures[other[some]], axis=1))
+    return np.concatenate(counts)
+
+
+def near_survivors(pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The documents that are dropped, rising, and for each the first document that is kept and near to it.
+
+    Args:
+        pairs: [pairs, 2] i64, an earlier document and a later one that is near to it, in any order; about 60 bytes
+            of memory for each.
+    """
+    documents, ends = np.unique(pairs, return_inverse=True)
+    earlier, later = ends.reshape(-1, 2).T
+    order = np.lexsort((earlier, later))
+    survivors = np.full(len(documents), -1)
+    kept = bytearray(b"\x01") * len(documents)
+    for start in range(0, len(order), 1 << 20):
+        some = order[start : start + (1 << 20)]
+        for first, document in zip(earlier[some].tolist(), later[some].tolist(), strict=True):
+            if kept[first] and kept[document]:
+                kept[document] = 0
+                survivors[document] = first
+    dropped = survivors >= 0
+    return documents[dropped], documents[survivors[dropped]]
+
+
+def band_count(threshold: float | None) -> int:
+    """Bands of a signature; none where near-duplicates are kept."""
+    return 0 if threshold is None else len(_bands(threshold))
 
 
 def _bands(threshold: float) -> list[slice]:
@@ -113,9 +216,9 @@ def _bands(threshold: float) -> list[slice]:
     return [slice(start, start + rows) for start in range(0, NUM_PERMUTATIONS - rows + 1, rows)]
 
 
-def _band_hashes(columns: np.ndarray) -> np.ndarray:
-    """[documents] u64 from [documents, rows of a band]."""
-    combined = np.zeros(len(columns), dtype=np.uint64)
+def _band_hashes(columns: np.ndarray, band: int) -> np.ndarray:
+    """[documents] u64 from [documents, rows of a band]; two bands share none but by chance."""
+    combined = np.full(len(columns), band + 1, dtype=np.uint64)
     for column in columns.T:
         combined = (combined + column.astype(np.uint64)) * MULTIPLIER
         combined ^= combined >> np.uint64(32)

@@ -11,6 +11,7 @@ from typing import Any
 
 from data_prep.contract.files import write_atomically
 from data_prep.contract.html_page import byte_size, escaped, html_page, html_table, percentage
+from data_prep.contract.shard_format import INPUTS
 from data_prep.contract.shard_index import ShardIndex
 from data_prep.report.statistics import ROW_LENGTH_BINS
 
@@ -68,7 +69,7 @@ def write_report(
     """
     sections = (
         _summary(manifest),
-        _inputs(manifest),
+        _inputs(folder, manifest),
         _rejected(manifest["statistics"], rejects),
         _documents(manifest["statistics"]["documents"]),
         _packed(manifest),
@@ -129,8 +130,11 @@ def _summary(manifest: Mapping[str, Any]) -> str:
     )
 
 
-def _inputs(manifest: Mapping[str, Any]) -> str:
+def _inputs(folder: Path, manifest: Mapping[str, Any]) -> str:
     inputs = manifest.get("inputs", [])
+    if isinstance(inputs, Mapping):
+        with (folder / INPUTS).open() as stream:
+            inputs = [json.loads(line) for line in stream]
     lines = [
         (escaped(entry["name"]), entry["bytes"], f"<code>{escaped(entry['sha256'][:16])}</code>") for entry in inputs
     ]

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from data_prep.arrays.ranges import ranges
 from data_prep.config import PackingConfig
 from data_prep.rows.random_streams import stream_keys
 
@@ -281,6 +282,20 @@ def _best_fit(sizes: np.ndarray, capacity: int) -> tuple[np.ndarray, np.ndarray]
             put_back(room - rest * size, group[full:])
             first += taken
     return rows, columns
+
+
+def reordered(plan: RowPlan, order: np.ndarray) -> RowPlan:
+    """The same rows in another order: row ``order[i]`` of the plan becomes row i."""
+    counts = np.diff(plan.segment_offsets)[order]
+    segments = ranges(plan.segment_offsets[order], counts)
+    return dataclasses.replace(
+        plan,
+        lengths=plan.lengths[order],
+        segment_offsets=np.concatenate([[0], np.cumsum(counts)]),
+        segment_columns=plan.segment_columns[segments],
+        segment_starts=plan.segment_starts[segments],
+        segment_lengths=plan.segment_lengths[segments],
+    )
 
 
 def fill_rows(plan: RowPlan, first: int, last: int, tokens: np.ndarray, *, pad: int, cls: int, sep: int) -> Rows:

@@ -2,7 +2,7 @@
 
 Work is done in OUTPUT.partial, which bears the plan: hashes of configuration, tokenizer and every input. A run
 that was killed is resumed where it stood. A plan of anything else is never mixed with it. ``build_shards`` runs
-all tasks in worker processes, ``run_tasks`` some of a stage's, so that a cluster can spread them over machines.
+all tasks in worker processes, ``run_task`` one of them, so that a cluster can spread them over machines.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -15,31 +15,36 @@ from data_prep.contract.shard_format import MANIFEST
 from data_prep.contract.shards import open_shards
 from data_prep.filters.registry import filter_notes
 from data_prep.report.progress import Progress
-from data_prep.stages.duplicates import run_duplicates
-from data_prep.stages.finish import Summary, check_counts, finish, summary
+from data_prep.stages.duplicates import run_duplicates, run_survivors
+from data_prep.stages.finish import Summary, check_counts, clear_away, finish, summary
 from data_prep.stages.map import run_map
 from data_prep.stages.order import run_order
 from data_prep.stages.pack import run_pack
 from data_prep.stages.records import (
     STAGES,
+    DamagedTask,
     number_of_tasks,
     require_record,
     require_stage_before,
     task_record,
 )
 from data_prep.stages.reduce import run_reduce
-from data_prep.stages.work_folder import read_plan, work_folder
-from data_prep.stages.work_plan import WorkPlan, as_json, difference, make_plan
+from data_prep.stages.work_folder import locked_work_folder, prepare_work_folder, read_plan
+from data_prep.stages.work_plan import WorkPlan, as_json, difference, inputs_identity, make_plan, map_task, work_path
 from data_prep.stages.workers import Workers
 
 _RUN: dict[str, Callable[[WorkPlan, int], dict[str, Any]]] = {
     "map": run_map,
-    "duplicates": lambda plan, _: run_duplicates(plan),
+    "duplicates": run_duplicates,
+    "survivors": lambda plan, _: run_survivors(plan),
     "pack": run_pack,
     "order": lambda plan, _: run_order(plan),
     "reduce": run_reduce,
 }
 """Stage -> what runs its task of that number and returns the record."""
+
+MAX_REPAIRS = 100
+"""Damaged results that one command makes again; more than that is a file system that loses what it is given."""
 
 
 def build_shards(config: PrepConfig, progress: Progress) -> Summary:
@@ -47,16 +52,19 @@ def build_shards(config: PrepConfig, progress: Progress) -> Summary:
 
     Raises:
         UserError: wrong input, too little text, a folder of another configuration at ``output``, or another run
-            at work on it.
+            at work on it. Nothing that is finished is deleted: the command goes on from there when it is mended.
     """
     output = Path(config.output)
     with Workers(config.num_workers) as workers:
-        plan, identity = make_plan(config, workers, progress)
+        plan, identity, files = make_plan(config, workers, progress)
         if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-            return _already_there(output, identity)
+            return _already_there(plan, identity)
         try:
-            with work_folder(plan, identity, progress, exclusive=True):
-                return _run_all(plan, identity, workers, progress)
+            with locked_work_folder(plan.work, progress, exclusive=True):
+                prepare_work_folder(plan, identity, files, progress)
+                for stage in STAGES[1:-1]:
+                    _run_stage(plan, stage, None, workers, progress)
+                return finish(plan, identity)
         except OSError as error:
             raise UserError(f"cannot write the shards {output}: {error}; the same command goes on from here") from error
 
@@ -67,21 +75,20 @@ def run_task(config: PrepConfig, task: str, index: int | None, progress: Progres
     Raises:
         UserError: no plan, a plan of something else, a stage before it that is not complete, or no such number.
     """
-    with Workers(config.num_workers) as workers:
+    if task not in ("plan", "finish"):
+        return run_tasks(config, task, None if index is None else [index], progress)
+    with Workers(config.num_workers) as workers, locked_work_folder(work_path(config), progress, exclusive=True):
         if task == "plan":
-            plan, identity = make_plan(config, workers, progress)
-            with work_folder(plan, identity, progress, exclusive=True):
-                return f"{plan.work}: map and pack tasks 0 to {len(plan.tasks) - 1}"
+            plan, identity, files = make_plan(config, workers, progress)
+            prepare_work_folder(plan, identity, files, progress)
+            return f"{plan.work}: map and pack tasks 0 to {plan.num_tasks - 1}"
         plan, identity = read_plan(config)
-        with work_folder(plan, identity, progress, exclusive=False):
-            if task == "finish":
-                summary = finish(plan, identity)
-                return f"{config.output}: root hash {summary.root_hash}"
-            return _run_stage(plan, task, None if index is None else [index], workers, progress)
+        done = _already_there(plan, identity) if Path(config.output).exists() else finish(plan, identity)
+        return f"{config.output}: root hash {done.root_hash}"
 
 
-def run_tasks(config: PrepConfig, stage: str, indices: Sequence[int], progress: Progress) -> str:
-    """Run some tasks of a stage between plan and finish, in ``config.num_workers`` processes; a line on what was done.
+def run_tasks(config: PrepConfig, stage: str, indices: Sequence[int] | None, progress: Progress) -> str:
+    """Run some tasks of a stage between plan and finish, or all, in ``config.num_workers`` processes; what was done.
 
     Those that are done already are left as they are.
 
@@ -89,8 +96,8 @@ def run_tasks(config: PrepConfig, stage: str, indices: Sequence[int], progress: 
         UserError: no plan, a plan of something else, a stage before it that is not complete, or no such number.
     """
     with Workers(config.num_workers) as workers:
-        plan, identity = read_plan(config)
-        with work_folder(plan, identity, progress, exclusive=False):
+        plan, _ = read_plan(config)
+        with locked_work_folder(plan.work, progress, exclusive=False):
             return _run_stage(plan, stage, indices, workers, progress)
 
 
@@ -98,7 +105,7 @@ def count_tasks(config: PrepConfig, stage: str) -> int:
     """How many tasks a stage has, by the plan that ``--task plan`` wrote.
 
     Raises:
-        UserError: no plan, a plan of something else, or for ``reduce`` no order yet.
+        UserError: no plan, a plan of something else, or the stage that decides their number is not complete.
     """
     return number_of_tasks(read_plan(config)[0], stage)
 
@@ -107,7 +114,7 @@ def unfinished_tasks(config: PrepConfig, task: str) -> list[int]:
     """Numbers of the tasks of a stage that are not done yet, by the plan that ``--task plan`` wrote.
 
     Raises:
-        UserError: no plan, a plan of something else, or for ``reduce`` no order yet.
+        UserError: no plan, a plan of something else, or the stage that decides their number is not complete.
     """
     plan, _ = read_plan(config)
     if task in ("plan", "finish"):
@@ -115,34 +122,47 @@ def unfinished_tasks(config: PrepConfig, task: str) -> list[int]:
     return [index for index in range(number_of_tasks(plan, task)) if task_record(plan, task, index) is None]
 
 
-def _run_all(plan: WorkPlan, identity: dict[str, Any], workers: Workers, progress: Progress) -> Summary:
-    for stage in STAGES[1:-1]:
-        _run_stage(plan, stage, None, workers, progress)
-    return finish(plan, identity)
-
-
 def _run_stage(plan: WorkPlan, stage: str, indices: Sequence[int] | None, workers: Workers, progress: Progress) -> str:
-    """Run the tasks of a stage that are not done yet, of all or of those numbered ``indices``."""
+    """Run the tasks of a stage that are not done yet, of all or of those numbered ``indices``.
+
+    What an earlier stage left and is found damaged is made again first.
+    """
+    for _ in range(MAX_REPAIRS):
+        try:
+            return _run_once(plan, stage, indices, workers, progress)
+        except DamagedTask as damage:
+            progress.note(f"{damage.stage} task {damage.index}: {damage}")
+            if damage.stage != stage:
+                _run_task((plan, damage.stage, damage.index))
+    return _run_once(plan, stage, indices, workers, progress)
+
+
+def _run_once(plan: WorkPlan, stage: str, indices: Sequence[int] | None, workers: Workers, progress: Progress) -> str:
+    require_stage_before(plan, stage)
     total = number_of_tasks(plan, stage)
     chosen = range(total) if indices is None else indices
     for index in chosen:
         if not 0 <= index < total:
             raise UserError(f"--index {index}: the {stage} tasks are numbered 0 to {total - 1}")
-    require_stage_before(plan, stage)
     todo = [number for number in chosen if task_record(plan, stage, number) is None]
-    progress.start(stage, *_work_of(plan, stage, chosen))
-    for number in set(chosen) - set(todo):
-        progress.advance(_work_of(plan, stage, [number])[0])
+    work = _Work(plan, stage)
+    progress.start(stage, *work.of(chosen))
+    done = set(chosen) - set(todo)
+    if done:
+        progress.advance(work.of(done)[0])
     for number, record in zip(todo, workers.run(_run_task, [(plan, stage, n) for n in todo]), strict=True):
-        progress.advance(_work_of(plan, stage, [number])[0], record.get("documents", 0) if stage == "map" else 0)
+        progress.advance(work.of([number])[0], record.get("documents", 0) if stage == "map" else 0)
     if stage == "map" and chosen:
         record = require_record(plan, "map", chosen[0])
         for note in filter_notes(plan.config, record):
             progress.note(note)
     if stage == "pack" and indices is None:
         check_counts(plan)
-    done = f"{stage}: {len(todo)} of {len(chosen)} tasks run, {len(chosen) - len(todo)} done before"
-    return f"{done}; reduce tasks 0 to {number_of_tasks(plan, 'reduce') - 1}" if stage == "order" else done
+    line = f"{stage}: {len(todo)} of {len(chosen)} tasks run, {len(chosen) - len(todo)} done before"
+    following = {"map": "duplicates", "order": "reduce"}.get(stage)
+    if following is None or any(task_record(plan, stage, index) is None for index in (0, total - 1)) or indices:
+        return line
+    return f"{line}; {following} tasks 0 to {number_of_tasks(plan, following) - 1}"
 
 
 def _run_task(task: tuple[WorkPlan, str, int]) -> dict[str, Any]:
@@ -150,22 +170,39 @@ def _run_task(task: tuple[WorkPlan, str, int]) -> dict[str, Any]:
     return _RUN[stage](plan, index)
 
 
-def _work_of(plan: WorkPlan, stage: str, numbers: Iterable[int]) -> tuple[int, str]:
-    """How much work tasks are, and its unit: bytes of text for map, tasks for the others."""
-    if stage == "map":
-        return sum(plan.task_bytes[number] for number in numbers), "B"
-    return len(list(numbers)), "tasks"
+class _Work:
+    """How much work the tasks of a stage are, and its unit: bytes of text for map, tasks for the others."""
+
+    def __init__(self, plan: WorkPlan, stage: str) -> None:
+        self._plan = plan
+        self._in_bytes = stage == "map"
+
+    def of(self, numbers: Iterable[int]) -> tuple[int, str]:
+        if not self._in_bytes:
+            return len(list(numbers)), "tasks"
+        numbers = list(numbers)
+        if len(numbers) == self._plan.num_tasks:
+            return self._plan.total_bytes, "B"
+        return sum(map_task(self._plan, number).bytes for number in numbers), "B"
 
 
-def _already_there(output: Path, identity: dict[str, Any]) -> Summary:
-    """The summary of a complete folder with the same identity; UserError for any other."""
+def _already_there(plan: WorkPlan, identity: dict[str, Any]) -> Summary:
+    """The summary of a complete folder with the same identity; UserError for any other.
+
+    What a kill in its clean-up left beside it is cleared away.
+    """
+    output = Path(plan.config.output)
     if not (output / MANIFEST).is_file():
         raise UserError(f"{output} exists and is no shard folder: delete it or name another --output")
     manifest = open_shards(output).manifest
     for part, wanted in identity.items():
-        if as_json(wanted) != manifest[part]:
+        found = manifest[part]
+        if part == "inputs":
+            wanted = wanted["sha256"]
+            found = inputs_identity(found)["sha256"] if isinstance(found, list) else found["sha256"]
+        if as_json(wanted) != found:
             raise UserError(
-                f"{output} holds shards made with {difference(part, wanted, manifest[part])}: "
-                "delete it or name another --output"
+                f"{output} holds shards made with {difference(part, wanted, found)}: delete it or name another --output"
             )
+    clear_away(plan.work)
     return summary(manifest["root_hash"], manifest["splits"], manifest["statistics"]["rejects"], already_there=True)

@@ -1,63 +1,222 @@
-"""Duplicates: decide, over the tables of all map tasks, which documents survive."""
+"""Duplicates: decide, over the tables of all map tasks, which documents do not survive.
 
-import json
+The tasks share out the values of a hash: equal texts, and texts that share a band, fall to one task whatever part of
+the corpus they come from. Each reads one range of every map task's sorted table. ``survivors`` then goes
+through the pairs of near-duplicates that the tasks found.
+
+A task leaves a table of dropped documents: their numbers, rising, the number of the document that survives, and its
+id. A pack task reads of every table the range that concerns its part.
+"""
+
+import itertools
+from bisect import bisect_left
 from collections.abc import Iterator
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
+from data_prep.arrays.ranges import cut, hash_limits
+from data_prep.arrays.spill import Spill
 from data_prep.corpus.documents import Reject
-from data_prep.filters.exact_duplicates import exact_survivors
-from data_prep.filters.near_duplicates import near_survivors
-from data_prep.stages.records import committed, map_folder
+from data_prep.filters.exact_duplicates import KEY, equal_keys
+from data_prep.filters.near_duplicates import BAND_KEY, NUM_PERMUTATIONS, near_pairs, near_survivors
+from data_prep.stages.map import BANDS, KEYS, SIGNATURES, DocumentTable, document_ids
+from data_prep.stages.records import (
+    checked_folder,
+    committed,
+    damaged,
+    document_starts,
+    require_record,
+    summary_of,
+    task_folder,
+    unique_name,
+)
 from data_prep.stages.work_plan import WorkPlan
 
+BUCKET_ENTRIES = 1 << 20
+"""Entries of the tables that are sorted at once."""
 
-def run_duplicates(plan: WorkPlan) -> dict[str, Any]:
-    """Decide which documents survive: of equal texts the first; the record counts the others."""
-    folders = [map_folder(plan, index) for index in range(len(plan.tasks))]
-    keys = [np.load(folder / "keys.npy", mmap_mode="r") for folder in folders]
-    duplicates = plan.config.duplicates
-    record: dict[str, Any] = {"rejects": {}}
-    with (
-        committed(plan.work / "duplicates", plan, record) as folder,
-        (folder / "rejects.jsonl").open("w") as rejects,
-    ):
-        none = [np.full(len(part), -1, dtype=np.int64) for part in keys]
-        exact = exact_survivors(keys) if duplicates.exact else none
-        alive = [part < 0 for part in exact]
-        near = none
-        if duplicates.near_threshold is not None:
-            signatures = [
-                np.load(f / "signatures.npy") if len(k) else np.empty((0, 128))
-                for f, k in zip(folders, keys, strict=True)
-            ]
-            near = near_survivors(signatures, alive, duplicates.near_threshold)
-        starts = np.cumsum([0, *map(len, keys)])
-        for index, (first, second) in enumerate(zip(exact, near, strict=True)):
-            np.save(folder / f"{index:06d}.npy", (first < 0) & (second < 0))
-            for reason, survivors in (("duplicate", first), ("near_duplicate", second)):
-                for reject in _duplicate_rejects(plan, index, survivors, starts, reason):
-                    record["rejects"][reason] = record["rejects"].get(reason, 0) + 1
-                    rejects.write(json.dumps(vars(reject)) + "\n")
+DROPPED, PAIRS = "dropped.safetensors", "pairs.bin"
+
+
+def run_duplicates(plan: WorkPlan, index: int) -> dict[str, Any]:
+    """Find the duplicates in one range of the hashes; the first tasks look at exact ones, the others at near ones."""
+    exact, near = summary_of(plan, "map")["duplicates_tasks"]
+    record: dict[str, Any] = {}
+    with committed(plan, "duplicates", index, record) as folder:
+        if index < exact:
+            documents, survivors = _exact(plan, index, exact)
+            record["dropped"] = _write_dropped(plan, folder, documents, survivors)
+        else:
+            pairs = _near(plan, index - exact, near)
+            pairs.tofile(folder / PAIRS)
+            record["pairs"] = len(pairs)
     return record
 
 
-def _duplicate_rejects(
-    plan: WorkPlan, index: int, survivors: np.ndarray, starts: np.ndarray, reason: str
-) -> Iterator[Reject]:
-    dead = np.flatnonzero(survivors >= 0)
-    if not len(dead):
-        return
-    ids = _document_ids(map_folder(plan, index))
-    for row in dead.tolist():
-        part = int(np.searchsorted(starts, survivors[row], side="right")) - 1
-        first = _document_ids(map_folder(plan, part))[int(survivors[row] - starts[part])]
-        yield Reject(id=ids[row], reason=reason, detail=f"of {first}", sample="")
+def run_survivors(plan: WorkPlan) -> dict[str, Any]:
+    """Decide, over all pairs of near-duplicates, which documents survive; check what the duplicates tasks left."""
+    exact, near = summary_of(plan, "map")["duplicates_tasks"]
+    record: dict[str, Any] = {}
+    with committed(plan, "survivors", 0, record) as folder:
+        pairs = [np.empty((0, 2), dtype="<i8")]
+        for index in range(exact + near):  # all are checked here, once: pack tasks read a small part of each
+            found = checked_folder(plan, "duplicates", index)
+            if index >= exact:
+                pairs.append(np.fromfile(found / PAIRS, dtype="<i8").reshape(-1, 2))
+        documents, survivors = near_survivors(np.concatenate(pairs))
+        record["dropped"] = _write_dropped(plan, folder, documents, survivors)
+    return record
 
 
-@lru_cache(maxsize=64)
-def _document_ids(folder: Path) -> list[str]:
-    return json.loads((folder / "ids.json").read_text())
+def dropped_documents(plan: WorkPlan, part: int, table: DocumentTable) -> tuple[np.ndarray, Iterator[Reject]]:
+    """The documents of a map task that do not survive: their rows, and their rejects."""
+    exact, _ = summary_of(plan, "map")["duplicates_tasks"]
+    starts = document_starts(plan)
+    low, high = int(starts[part]), int(starts[part + 1])
+    found: dict[int, tuple[str, str]] = {}  # row -> reason, id of the document that survives
+    for stage, index, reason in [
+        ("survivors", 0, "near_duplicate"),
+        *(("duplicates", index, "duplicate") for index in range(exact)),
+    ]:
+        rows, names = _read_dropped(task_folder(plan, stage, index), low, high)
+        found.update((row, (reason, name)) for row, name in zip(rows, names, strict=True))
+    repeats = table.repeats.tolist()
+    firsts = table.ids(table.repeats[:, 1])
+    for (row, first), name in zip(repeats, firsts, strict=True):
+        found[row] = ("duplicate", found[first][1] if first in found else name)
+    rows = np.array(sorted(found), dtype=np.int64)
+    ids = table.ids(rows)
+    rejects = (
+        Reject(id=name, reason=found[row][0], detail=f"of {found[row][1]}", sample="")
+        for row, name in zip(rows.tolist(), ids, strict=True)
+    )
+    return rows, rejects
+
+
+def _exact(plan: WorkPlan, number: int, of: int) -> tuple[np.ndarray, np.ndarray]:
+    """[d] documents whose text an earlier one has, rising, and that one."""
+    dtypes = {"high": np.dtype("<u8"), "low": np.dtype("<u8"), "documents": np.dtype("<i8")}
+    found = [equal_keys(**columns) for columns in _buckets(plan, KEYS, KEY, "high", number, of, dtypes)]
+    documents, survivors = (np.concatenate(column) for column in zip(*found, strict=True))
+    order = np.argsort(documents)
+    return documents[order], survivors[order]
+
+
+def _near(plan: WorkPlan, number: int, of: int) -> np.ndarray:
+    """[pairs, 2] i64, near-duplicates that share a band."""
+    threshold = plan.config.duplicates.near_threshold
+    assert threshold is not None  # otherwise there is no such task
+    pairs = [np.empty((0, 2), dtype=np.int64)]
+    dtypes = {"key": np.dtype("<u8"), "documents": np.dtype("<i8")}
+    signatures = _Signatures(plan)
+    for columns in _buckets(plan, BANDS, BAND_KEY, "key", number, of, dtypes):
+        order = np.lexsort((columns["documents"], columns["key"]))
+        pairs.append(near_pairs(columns["key"][order], columns["documents"][order], signatures.of, threshold))
+    return np.unique(np.concatenate(pairs), axis=0)
+
+
+def _buckets(
+    plan: WorkPlan, name: str, dtype: np.dtype, key: str, number: int, of: int, dtypes: dict[str, np.dtype]
+) -> Iterator[dict[str, np.ndarray]]:
+    """The entries of range ``number`` of all map tasks' tables, in buckets that fit into memory."""
+    starts = document_starts(plan)
+    low, high = _limits(number, of)
+    wanted = int(starts[-1]) * (1 if dtype == KEY else 1 << 5) // of  # at most 32 bands, about
+    shares = max(1, -(-wanted // BUCKET_ENTRIES))
+    limits = np.array([low + share * (high - low) // shares for share in range(shares)], dtype=np.uint64)
+    with Spill(plan.work / "duplicates" / unique_name(f"scratch-{number}"), dtypes) as spill:
+        for part in range(plan.num_tasks):
+            entries = _range_of(plan, part, name, dtype, key, low, high)
+            ends = cut(entries[key], limits)
+            columns = {field: entries[field] for field in dtypes if field != "documents"}
+            columns["documents"] = entries["row"] + starts[part]
+            for bucket in np.flatnonzero(np.diff(ends)).tolist():
+                here = slice(ends[bucket], ends[bucket + 1])
+                spill.add(bucket, **{field: column[here] for field, column in columns.items()})
+        for bucket in range(shares):
+            yield spill.take(bucket)
+
+
+def _limits(number: int, of: int) -> tuple[int, int]:
+    """First value of range ``number`` and the one behind it."""
+    limits = [*hash_limits(of).tolist(), 2**64]
+    return limits[number], limits[number + 1]
+
+
+def _range_of(plan: WorkPlan, part: int, name: str, dtype: np.dtype, key: str, low: int, high: int) -> np.ndarray:
+    """The entries of one map task's table with low <= key < high."""
+    record = require_record(plan, "map", part)
+    if not record["files"][name]["size"]:
+        return np.empty(0, dtype=dtype)
+    table = np.memmap(task_folder(plan, "map", part) / name, dtype=dtype, mode="r")
+    keys = table[key]
+    entries = np.array(table[_first_at_least(keys, low) : _first_at_least(keys, high)])
+    found = entries[key]
+    if len(found) and (found[0] < low or found[-1] >= high or (found[1:] < found[:-1]).any()):
+        damaged(plan, "map", part, f"{name} is not sorted")
+    return entries
+
+
+def _first_at_least(keys: np.ndarray, value: int) -> int:
+    """The place of the first of rising keys that is not below a value; few pages of a map are touched."""
+    return bisect_left(range(len(keys)), value, key=lambda row: int(keys[row]))
+
+
+class _Signatures:
+    """Signatures of documents of all map tasks."""
+
+    def __init__(self, plan: WorkPlan) -> None:
+        self._plan = plan
+        self._starts = document_starts(plan)
+
+    def of(self, documents: np.ndarray) -> np.ndarray:
+        """[n, 128] u32 of [n] rising documents."""
+        found = np.empty((len(documents), NUM_PERMUTATIONS), dtype=np.uint32)
+        parts = np.searchsorted(self._starts, documents, side="right") - 1
+        for part in np.unique(parts).tolist():
+            here = parts == part
+            path = task_folder(self._plan, "map", part) / SIGNATURES
+            table = np.memmap(path, dtype="<u4", mode="r").reshape(-1, NUM_PERMUTATIONS)
+            found[here] = table[documents[here] - self._starts[part]]
+        return found
+
+
+def _write_dropped(plan: WorkPlan, folder: Path, documents: np.ndarray, survivors: np.ndarray) -> int:
+    """Write a table of dropped documents, rising, with the ids of those that survive; how many they are."""
+    starts = document_starts(plan)
+    parts = np.searchsorted(starts, survivors, side="right") - 1
+    names = np.empty(len(survivors), dtype=object)
+    order = np.argsort(parts, kind="stable")
+    for some in np.split(order, np.flatnonzero(np.diff(parts[order])) + 1):
+        if len(some):
+            part = int(parts[some[0]])
+            names[some] = document_ids(task_folder(plan, "map", part), survivors[some] - starts[part])
+    encoded = [name.encode() for name in names]
+    columns = {
+        "documents": documents,
+        "survivors": survivors,
+        "name_offsets": np.cumsum([0, *map(len, encoded)], dtype=np.int64),
+        "names": np.frombuffer(b"".join(encoded), dtype=np.uint8),
+    }
+    save_file({name: np.ascontiguousarray(column) for name, column in columns.items()}, folder / DROPPED)
+    return len(documents)
+
+
+def _read_dropped(folder: Path, low: int, high: int) -> tuple[list[int], list[str]]:
+    """Rows, from ``low`` on, of the dropped documents below ``high``, and the ids of those that survive."""
+    with safe_open(folder / DROPPED, framework="np") as file:
+        documents, offsets = file.get_slice("documents"), file.get_slice("name_offsets")
+        total = documents.get_shape()[0]
+        begin = bisect_left(range(total), low, key=lambda row: int(documents[row : row + 1][0]))
+        end = bisect_left(range(total), high, key=lambda row: int(documents[row : row + 1][0]))
+        if begin == end:
+            return [], []
+        places = offsets[begin : end + 1]
+        text = bytes(file.get_slice("names")[int(places[0]) : int(places[-1])])
+        ends = (places - places[0]).tolist()
+        names = [text[first:last].decode() for first, last in itertools.pairwise(ends)]
+        return (documents[begin:end] - low).tolist(), names

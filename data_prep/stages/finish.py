@@ -11,20 +11,16 @@ from typing import Any
 import numpy as np
 
 from data_prep.contract.command_line import UserError
-from data_prep.contract.shard_format import REJECTS, SPLITS
+from data_prep.contract.files import flush_to_disk
+from data_prep.contract.shard_format import INPUTS, REJECTS, SPLITS
 from data_prep.contract.shard_writing import file_entry, write_manifest
 from data_prep.contract.shards import open_shards
 from data_prep.report.page import write_report
 from data_prep.report.rows_as_text import rows_as_text
 from data_prep.report.statistics import merge
-from data_prep.stages.records import (
-    map_folder,
-    number_of_tasks,
-    require_record,
-    require_stage_before,
-)
-from data_prep.stages.work_folder import PLAN
-from data_prep.stages.work_plan import WorkPlan
+from data_prep.stages.map import REJECTS_PART
+from data_prep.stages.records import records_of, require_stage_before, summary_of, task_folder
+from data_prep.stages.work_plan import WorkPlan, input_line, planned_files
 
 MIN_ROWS = 16
 """Rows either split needs at least: fewer give no meaningful loss."""
@@ -57,10 +53,8 @@ class Summary:
 def check_counts(plan: WorkPlan) -> None:
     """Raise UserError where a split has too few rows to be of use, with what would fix it."""
     config = plan.config
-    maps = [require_record(plan, "map", index) for index in range(len(plan.tasks))]
-    packs = [require_record(plan, "pack", index) for index in range(len(plan.tasks))]
-    documents = sum(record["documents"] for record in maps)
-    rejects = merge(record["rejects"] for record in maps)
+    mapped, packed = summary_of(plan, "map"), summary_of(plan, "pack")
+    documents, rejects, smallest = sum(mapped["documents"]), mapped["rejects"], mapped["smallest_left"]
     if not documents:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(rejects.items()))
         example = _first_reject(plan)
@@ -68,15 +62,13 @@ def check_counts(plan: WorkPlan) -> None:
             f"the corpus holds no text: {f'all was rejected ({reasons}); {example}' if reasons else 'no document'}; "
             "check --corpus.paths and --corpus.text_field"
         )
-    smallest = min(record["smallest_left"] for record in maps)
     for name in SPLITS:
-        rows = sum(record["rows"][name] for record in packs)
+        rows = sum(packed["rows"][name])
         if rows >= MIN_ROWS:
             continue
-        here = sum(record["documents"][name] for record in packs)
         where = (
-            f"the {name} split gets {rows} rows of {config.seq_length} tokens from {here} of {documents} documents, "
-            f"and needs {MIN_ROWS}"
+            f"the {name} split gets {rows} rows of {config.seq_length} tokens from {packed['documents'][name]} of "
+            f"{documents} documents, and needs {MIN_ROWS}"
         )
         if name == "train" or documents == 1 or smallest > 0.5:
             raise UserError(f"{where}: give more text, in more documents, or lower --seq_length")
@@ -93,39 +85,47 @@ def _first_reject(plan: WorkPlan) -> str:
     return ""
 
 
+def _reject_files(plan: WorkPlan) -> Iterator[Path]:
+    for stage in ("map", "pack"):
+        for index in range(plan.num_tasks):
+            yield task_folder(plan, stage, index) / REJECTS_PART
+
+
 def _all_rejects(plan: WorkPlan) -> Iterator[dict[str, Any]]:
-    paths = [map_folder(plan, index) / "rejects.jsonl" for index in range(len(plan.tasks))]
-    for path in [*paths, plan.work / "duplicates" / "rejects.jsonl"]:
-        if path.is_file():
-            with path.open() as stream:
-                yield from map(json.loads, stream)
+    for path in _reject_files(plan):
+        with gzip.open(path, "rt") as stream:
+            yield from map(json.loads, stream)
 
 
 def finish(plan: WorkPlan, identity: dict[str, Any]) -> Summary:
-    """Write rejects, manifest and report, clear the intermediate results away, and rename the folder."""
+    """Write rejects, inputs, manifest and report, put the folder in its place, and clear the rest away.
+
+    The folder is complete when it gets its name. A kill after that leaves only the intermediate results, which the
+    same command clears away.
+    """
     require_stage_before(plan, "finish")
     check_counts(plan)
-    maps = [require_record(plan, "map", index) for index in range(len(plan.tasks))]
-    packs = [require_record(plan, "pack", index) for index in range(len(plan.tasks))]
-    reduces = [require_record(plan, "reduce", index) for index in range(number_of_tasks(plan, "reduce"))]
-    duplicates = require_record(plan, "duplicates", 0)
-    rejects = merge([*(record["rejects"] for record in maps), duplicates["rejects"]])
+    mapped, packed = summary_of(plan, "map"), summary_of(plan, "pack")
+    rejects = merge([mapped["rejects"], packed["rejects"]])
     splits = {
         split: {
-            "documents": sum(record["documents"][split] for record in packs),
-            "tokens": sum(record["tokens"][split] for record in packs),
-            "rows": sum(record["rows"][split] for record in packs),
+            "documents": packed["documents"][split],
+            "tokens": packed["tokens"][split],
+            "rows": sum(packed["rows"][split]),
         }
         for split in SPLITS
     }
-    samples = _write_rejects(plan)
+    samples = _write_rejects(plan, rejects)
+    inputs = plan.shards / INPUTS
+    with inputs.open("wb") as stream:
+        stream.writelines(map(input_line, planned_files(plan)))
     statistics = {
-        "read": sum(record["read"] for record in maps),
-        "not_sampled": sum(record["not_sampled"] for record in maps),
+        "read": mapped["read"],
+        "not_sampled": mapped["not_sampled"],
         "rejects": rejects,
-        "dropped_tokens": sum(record["dropped_tokens"] for record in packs),
-        "documents": merge(record["statistics"] for record in packs),
-        "rows": merge(record["statistics"] for record in reduces),
+        "dropped_tokens": packed["dropped_tokens"],
+        "documents": packed["statistics"],
+        "rows": merge(record["statistics"] for record in records_of(plan, "reduce")),
     }
     manifest = {
         **identity,
@@ -133,34 +133,49 @@ def finish(plan: WorkPlan, identity: dict[str, Any]) -> Summary:
         "special_ids": plan.special_ids,
         "splits": splits,
         "statistics": statistics,
-        "files": {"rejects": file_entry(plan.work / REJECTS)},
+        "files": {"rejects": file_entry(plan.shards / REJECTS), "inputs": file_entry(inputs)},
     }
-    entries = {split: [record["entry"] for record in reduces if record["split"] == split] for split in SPLITS}
-    root_hash = write_manifest(plan.work, manifest, entries)
-    folder = open_shards(plan.work)
-    write_report(plan.work, folder.manifest, folder.indexes, samples, rows_as_text(folder, "train", REPORT_ROWS, 0))
-    for name in ("map", "duplicates", "pack", "order", "reduce"):
-        shutil.rmtree(plan.work / name)
-    for torn in plan.work.glob("*.partial"):  # what a killed task left
+    root_hash = write_manifest(plan.shards, manifest, {split: _entries(plan, split) for split in SPLITS})
+    folder = open_shards(plan.shards)
+    write_report(plan.shards, folder.manifest, folder.indexes, samples, rows_as_text(folder, "train", REPORT_ROWS, 0))
+    for torn in plan.shards.glob("*.partial"):  # what a killed task left
         torn.unlink()
-    (plan.work / PLAN).unlink()
-    plan.work.rename(Path(plan.config.output))
+    for path in [*plan.shards.iterdir(), plan.shards]:
+        flush_to_disk(path)
+    plan.shards.rename(Path(plan.config.output))
+    flush_to_disk(plan.work.parent)
+    clear_away(plan.work)
     return summary(root_hash, folder.manifest["splits"], rejects, already_there=False)
 
 
-def _write_rejects(plan: WorkPlan) -> list[dict[str, Any]]:
+def _entries(plan: WorkPlan, split: str) -> Iterator[dict[str, Any]]:
+    """What ``write_shard`` said of each shard of a split."""
+    for record in records_of(plan, "reduce"):
+        if record["split"] == split:
+            yield from record["entries"]
+
+
+def clear_away(work: Path) -> None:
+    """Delete the intermediate results of a folder that is in its place; what cannot be deleted stays."""
+    shutil.rmtree(work, ignore_errors=True)
+
+
+def _write_rejects(plan: WorkPlan, counts: dict[str, int]) -> list[dict[str, Any]]:
     """rejects.jsonl.gz with every reject; the first few of each reason."""
-    shown: dict[str, list[dict[str, Any]]] = {}
-    with (
-        (plan.work / REJECTS).open("wb") as file,
-        gzip.GzipFile(filename="", fileobj=file, mode="wb", mtime=0) as stream,
-    ):
-        for reject in _all_rejects(plan):
-            stream.write((json.dumps(reject) + "\n").encode())
-            samples = shown.setdefault(reject["reason"], [])
-            if len(samples) < REPORT_REJECTS:
-                samples.append(reject)
-    return [reject for reason in sorted(shown) for reject in shown[reason]]
+    with (plan.shards / REJECTS).open("wb") as file:
+        for path in _reject_files(plan):
+            with path.open("rb") as part:
+                shutil.copyfileobj(part, file)
+    shown: dict[str, list[dict[str, Any]]] = {reason: [] for reason in sorted(counts)}
+    missing = {reason: min(REPORT_REJECTS, count) for reason, count in counts.items()}
+    for reject in _all_rejects(plan) if missing else ():
+        reason = reject["reason"]
+        if missing.get(reason):
+            shown[reason].append(reject)
+            missing[reason] -= 1
+            if not any(missing.values()):
+                break
+    return [reject for found in shown.values() for reject in found]
 
 
 def summary(root_hash: str, splits: dict[str, Any], rejects: dict[str, int], *, already_there: bool) -> Summary:

@@ -1,26 +1,32 @@
 """Map: clean and tokenize one part of the corpus into a stream of tokens and a table of its documents."""
 
+import gzip
 import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
-from data_prep.config import PrepConfig
+from data_prep.config import CorpusConfig, PrepConfig
+from data_prep.contract.command_line import UserError
 from data_prep.contract.shard_format import TOKENIZER
 from data_prep.contract.tokenizer import load_tokenizer
-from data_prep.corpus.documents import Document, Partition, Reject
+from data_prep.corpus.documents import CorpusFile, Document, Partition, Reject
 from data_prep.corpus.reading import read_partition
+from data_prep.corpus.surveys import survey
 from data_prep.filters.document_filter import DocumentFilter
-from data_prep.filters.exact_duplicates import text_key
-from data_prep.filters.near_duplicates import near_signature
+from data_prep.filters.evaluation_ngrams import evaluation_files
+from data_prep.filters.exact_duplicates import key_table, text_key
+from data_prep.filters.near_duplicates import NUM_PERMUTATIONS, band_table, near_signature
 from data_prep.filters.registry import open_filters
-from data_prep.stages.records import committed, map_folder
-from data_prep.stages.work_plan import WorkPlan
+from data_prep.stages.records import committed
+from data_prep.stages.work_plan import PLAN, SurveyedFile, WorkPlan, as_json, map_task, stamp_of
 from data_prep.tokens.word_table import TextEncoder
 
 BATCH_CHARACTERS = 1 << 19
@@ -33,70 +39,160 @@ def document_draw(document_id: str, purpose: str = "") -> float:
     return (int.from_bytes(digest[:8], "big") >> 11) / 2**53
 
 
-class _DocumentTable:
-    """The kept documents of one map task, column by column."""
+COLUMNS = ("length", "characters", "words", "unknown", "validation", "copies")
+
+DOCUMENTS, KEYS, SIGNATURES, BANDS = "documents.safetensors", "keys.bin", "signatures.bin", "bands.bin"
+
+REJECTS_PART = "rejects.jsonl.gz"
+
+
+class RejectFile:
+    """The rejects of one task, as a gzip member: members one behind the other are a gzip file too."""
+
+    def __init__(self, folder: Path) -> None:
+        self.counts: dict[str, int] = {}
+        """Reason -> rejects."""
+        self._file = (folder / REJECTS_PART).open("wb")
+        self._stream = gzip.GzipFile(filename="", fileobj=self._file, mode="wb", mtime=0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stream.close()
+        self._file.close()
+
+    def write(self, item: Reject) -> None:
+        """Append one, and count it."""
+        self.counts[item.reason] = self.counts.get(item.reason, 0) + 1
+        self._stream.write((json.dumps(vars(item)) + "\n").encode())
+
+
+class DocumentTable:
+    """The kept documents of one map task, as they are read back."""
+
+    def __init__(self, columns: dict[str, np.ndarray]) -> None:
+        self._columns = columns
+
+    def column(self, name: str) -> np.ndarray:
+        """[documents] i64, one of ``COLUMNS``."""
+        return self._columns[name]
+
+    @property
+    def repeats(self) -> np.ndarray:
+        """[n, 2] u32, documents that repeat an earlier one of the same task, and that one."""
+        return self._columns["repeats"]
+
+    def ids(self, rows: np.ndarray) -> list[str]:
+        """The ids of documents."""
+        offsets, text = self._columns["id_offsets"], self._columns["ids"]
+        return [bytes(text[offsets[row] : offsets[row + 1]]).decode() for row in rows.tolist()]
+
+
+def read_documents(folder: Path) -> DocumentTable:
+    """The documents of a map task's folder."""
+    return DocumentTable(load_file(folder / DOCUMENTS))
+
+
+def document_ids(folder: Path, rows: np.ndarray) -> list[str]:
+    """The ids of some documents of a map task, without reading the others."""
+    with safe_open(folder / DOCUMENTS, framework="np") as file:
+        offsets, text = file.get_slice("id_offsets"), file.get_slice("ids")
+        places = [offsets[row : row + 2] for row in rows.tolist()]
+        return [bytes(text[int(begin) : int(end)]).decode() for begin, end in places]
+
+
+class _NewDocuments:
+    """The kept documents of one map task, while they are found."""
 
     def __init__(self) -> None:
         self.ids: list[str] = []
-        self.columns: dict[str, list[Any]] = {
-            name: [] for name in ("length", "characters", "words", "unknown", "validation", "copies")
-        }
+        self.columns: dict[str, list[int]] = {name: [] for name in COLUMNS}
         self.keys: list[bytes] = []
         self.signatures: list[np.ndarray] = []
 
-    def write(self, folder: Path) -> None:
-        np.save(folder / "table.npy", np.array(list(self.columns.values()), dtype=np.int64).reshape(6, -1))
-        np.save(folder / "keys.npy", np.frombuffer(b"".join(self.keys), dtype="<u8").reshape(-1, 2))
-        np.save(folder / "signatures.npy", np.array(self.signatures))
-        (folder / "ids.json").write_text(json.dumps(self.ids))
-
-
-def read_table(folder: Path) -> dict[str, np.ndarray]:
-    """Columns of the kept documents of a map task: [documents] i64 each."""
-    names = ("length", "characters", "words", "unknown", "validation", "copies")
-    return dict(zip(names, np.load(folder / "table.npy"), strict=True))
+    def write(self, folder: Path, config: PrepConfig) -> None:
+        repeats = np.empty((0, 2), dtype=np.uint32)
+        if config.duplicates.exact:
+            table, repeats = key_table(np.frombuffer(b"".join(self.keys), dtype="<u8").reshape(-1, 2))
+            table.tofile(folder / KEYS)
+        if config.duplicates.near_threshold is not None:
+            signatures = np.array(self.signatures, dtype=np.uint32).reshape(-1, NUM_PERMUTATIONS)
+            signatures.tofile(folder / SIGNATURES)
+            band_table(signatures, config.duplicates.near_threshold).tofile(folder / BANDS)
+        ids = [name.encode() for name in self.ids]
+        columns: dict[str, np.ndarray] = {
+            name: np.array(values, dtype=np.int64) for name, values in self.columns.items()
+        }
+        columns["repeats"] = repeats
+        columns["id_offsets"] = np.cumsum([0, *map(len, ids)], dtype=np.int64)
+        columns["ids"] = np.frombuffer(b"".join(ids), dtype=np.uint8)
+        save_file({name: np.ascontiguousarray(column) for name, column in columns.items()}, folder / DOCUMENTS)
 
 
 @lru_cache(maxsize=1)
-def _encoder(work: Path, _plan_hash: str, dtype: str) -> TextEncoder:
-    return TextEncoder(load_tokenizer(work / TOKENIZER), np.dtype(dtype))
+def _encoder(shards: Path, _plan_hash: str, dtype: str) -> TextEncoder:
+    return TextEncoder(load_tokenizer(shards / TOKENIZER), np.dtype(dtype))
 
 
 @lru_cache(maxsize=1)
-def _filters(_plan_hash: str, config: PrepConfig) -> list[DocumentFilter]:
+def _filters(work: Path, _plan_hash: str, config: PrepConfig) -> list[DocumentFilter]:
+    planned = json.loads((work / PLAN).read_text())["identity"]["evaluation_inputs"]
+    found = [survey(file, config.corpus) for file in evaluation_files(config)]
+    if as_json(found) != planned:
+        raise UserError(
+            f"the evaluation files are not what they were when {work / PLAN} was made: give them as they were"
+        )
     return open_filters(config)
 
 
 def run_map(plan: WorkPlan, index: int) -> dict[str, Any]:
     """Clean and tokenize one part of the corpus; its record."""
-    table = _DocumentTable()
-    record: dict[str, Any] = {"read": 0, "not_sampled": 0, "rejects": {}, "smallest_left": 1.0}
-    with committed(map_folder(plan, index), plan, record) as folder:
-        with (folder / "tokens.bin").open("wb") as tokens, (folder / "rejects.jsonl").open("w") as rejects:
-
-            def reject(item: Reject) -> None:
-                record["rejects"][item.reason] = record["rejects"].get(item.reason, 0) + 1
-                rejects.write(json.dumps(vars(item)) + "\n")
-
+    table = _NewDocuments()
+    record: dict[str, Any] = {"read": 0, "not_sampled": 0, "smallest_left": 1.0}
+    with committed(plan, "map", index, record) as folder:
+        with (folder / "tokens.bin").open("wb") as tokens, RejectFile(folder) as rejects:
             kept = itertools.chain.from_iterable(
-                _kept(plan, partition, record, reject) for partition in plan.tasks[index]
+                _kept(plan, partition, found, record, rejects.write)
+                for partition, found in map_task(plan, index).partitions
             )
-            tokens.writelines(_encode_batch(plan, batch, table, reject).tobytes() for batch in _batches(kept))
-        table.write(folder)
-        record["documents"] = len(table.ids)
-        for document_filter in _filters(plan.hash, plan.config):
+            tokens.writelines(_encode_batch(plan, batch, table, rejects.write).data for batch in _batches(kept))
+        table.write(folder, plan.config)
+        record["documents"], record["rejects"] = len(table.ids), rejects.counts
+        for document_filter in _filters(plan.work, plan.hash, plan.config):
             record |= document_filter.counts()
     return record
 
 
+def _check_unchanged(plan: WorkPlan, found: SurveyedFile) -> None:
+    """Raise UserError where a file is not what the plan surveyed."""
+    stamp = stamp_of(found.file)
+    planned = found.survey["sha256"]
+    if stamp != found.stamp and _sha256(found.file, plan.config.corpus, json.dumps(stamp)) != planned:
+        raise UserError(
+            f"corpus file {found.file.path or found.file.name} is not what it was when {plan.work / PLAN} was made: "
+            "put it back, or give the command without --task (or with --task plan) to plan anew"
+        )
+
+
+@lru_cache(maxsize=1024)
+def _sha256(file: CorpusFile, config: CorpusConfig, _stamp: str) -> str:
+    """Of a file that was touched or copied, read once for each of its states."""
+    return survey(file, config)["sha256"]
+
+
 def _kept(
-    plan: WorkPlan, partition: Partition, record: dict[str, Any], reject: Callable[[Reject], None]
+    plan: WorkPlan,
+    partition: Partition,
+    found: SurveyedFile,
+    record: dict[str, Any],
+    reject: Callable[[Reject], None],
 ) -> Iterator[tuple[Document, int]]:
     """(document, copies of it) of one partition; the others are counted."""
-    file = plan.files[partition.file]
-    weight = file.weight
-    filters = _filters(plan.hash, plan.config)
-    for item in read_partition(file, partition, plan.config.corpus, plan.config.cleaning):
+    weight = found.file.weight
+    filters = _filters(plan.work, plan.hash, plan.config)
+    _check_unchanged(plan, found)
+    for item in read_partition(found.file, partition, plan.config.corpus, plan.config.cleaning):
         record["read"] += 1
         if isinstance(item, Reject):
             reject(item)
@@ -115,6 +211,7 @@ def _kept(
         if draw >= plan.config.validation_fraction:
             record["smallest_left"] = min(record["smallest_left"], draw)
         yield item, copies
+    _check_unchanged(plan, found)  # what was read is what was hashed
 
 
 def _refused(document: Document, filters: list[DocumentFilter]) -> Reject | None:
@@ -140,10 +237,10 @@ def _batches(items: Iterable[tuple[Document, int]]) -> Iterator[list[tuple[Docum
 
 
 def _encode_batch(
-    plan: WorkPlan, batch: list[tuple[Document, int]], table: _DocumentTable, reject: Callable[[Reject], None]
+    plan: WorkPlan, batch: list[tuple[Document, int]], table: _NewDocuments, reject: Callable[[Reject], None]
 ) -> np.ndarray:
     """Tokens of a batch; its documents go into the table."""
-    encoder = _encoder(plan.work, plan.hash, plan.geometry.token_dtype.str)
+    encoder = _encoder(plan.shards, plan.hash, plan.geometry.token_dtype.str)
     tokens, lengths = encoder.encode([document.text for document, _ in batch])
     unknown = np.concatenate([[0], np.cumsum(tokens == plan.special_ids["unk"])])
     ends = np.cumsum(lengths)

@@ -1,76 +1,146 @@
-"""Pack: turn the surviving documents of one map task into rows."""
+"""Pack: turn the surviving documents of one map task into rows, in the order of their shuffle.
 
+Rows of a split are ordered by a hash of (seed, sequence id). Each pack task sorts its own, so that any range of the
+order is one range of its file: whoever makes a shard reads each part's rows of it in one go.
+"""
+
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xxhash
 
-from data_prep.contract.shard_format import SPLITS
+from data_prep.arrays.mapped_array import MappedArray
+from data_prep.contract.shard_format import SPLITS, Geometry
+from data_prep.corpus.documents import Reject
 from data_prep.report.statistics import document_statistics
-from data_prep.rows.mapped_array import MappedArray
-from data_prep.rows.packing import RowPlan, fill_rows, plan_rows
-from data_prep.stages.map import read_table
-from data_prep.stages.records import committed, map_folder, pack_folder
+from data_prep.rows.packing import RowPlan, Rows, fill_rows, plan_rows, reordered
+from data_prep.rows.random_streams import stream_keys
+from data_prep.stages.duplicates import dropped_documents
+from data_prep.stages.map import DocumentTable, RejectFile, read_documents
+from data_prep.stages.records import checked_folder, committed
 from data_prep.stages.work_plan import WorkPlan
 
-FILL_ROWS = 1 << 15
+FILL_ROWS = 1 << 13
 """Rows a pack task holds at once."""
+
+SCATTERED_ROWS = 1 << 7
+"""The same where the tokens are more than fit into memory: each row may bring a large page, up to 2 MB, of them."""
+
+IN_MEMORY_BYTES = 1 << 28
+"""Tokens that may all be in memory."""
+
+SHUFFLE_STREAM = 1 << 40
+"""Variant number, beyond any real one, whose stream keys order the rows."""
+
+ROWS, BOUNDARIES = "rows.bin", "boundaries.bin"
+
+
+def row_dtype(geometry: Geometry) -> np.dtype:
+    """A packed row in a file: ``check`` is a hash of the rest of it."""
+    ids = (geometry.token_dtype, (geometry.seq_length,))
+    columns = [("length", "<u2"), ("boundaries", "<u2"), ("first_boundary", "<u4"), ("input_ids", *ids)]
+    return np.dtype([("check", "<u8"), *columns])
+
+
+def row_checks(rows: np.ndarray) -> np.ndarray:
+    """[rows] u64, the hash (xxh3) that ``check`` holds for each row."""
+    whole = np.ascontiguousarray(rows).view(np.uint8).reshape(len(rows), -1)
+    return np.fromiter(map(xxhash.xxh3_64_intdigest, whole[:, 8:]), dtype=np.uint64, count=len(rows))
+
+
+def sequence_ids(part: int, rows: np.ndarray) -> np.ndarray:
+    """[n] u64, (map task << 32) + row; validation rows count on behind the train rows."""
+    return rows.astype(np.uint64) + np.uint64(part << 32)
+
+
+def shuffle_keys(seed: int, ids: np.ndarray) -> np.ndarray:
+    """[n] u64, by which rows are ordered: no two rows share one, since the hash can be inverted.
+
+    A permutation that needs no generator, and so does not depend on the version of one.
+    """
+    return stream_keys(seed, ids, SHUFFLE_STREAM)
 
 
 def run_pack(plan: WorkPlan, index: int) -> dict[str, Any]:
     """Pack the surviving documents of one map task into rows; its record."""
-    source = map_folder(plan, index)
-    table = read_table(source)
-    keep = np.load(plan.work / "duplicates" / f"{index:06d}.npy")
-    dtype = plan.geometry.token_dtype
-    tokens = MappedArray(source / "tokens.bin", dtype)
+    source = checked_folder(plan, "map", index)
+    table = read_documents(source)
+    dropped, rejects = dropped_documents(plan, index, table)
+    keep = np.ones(len(table.column("length")), dtype=bool)
+    keep[dropped] = False
+    tokens = MappedArray(source / "tokens.bin", plan.geometry.token_dtype)
     record: dict[str, Any] = {"rows": {}, "documents": {}, "tokens": {}, "dropped_tokens": 0}
-    with committed(pack_folder(plan, index), plan, record) as folder:
+    with committed(plan, "pack", index, record) as folder:
+        record["rejects"] = _write_rejects(folder, rejects)
+        first_row = first_boundary = 0
         for number, split in enumerate(SPLITS):
-            chosen = keep & (table["validation"] == number)
-            sequence = np.flatnonzero(chosen)
-            if split == "train":  # copies of a document stand apart: all of the task's text lies between them
-                copies = np.where(chosen, table["copies"], 0)
-                rounds = [np.flatnonzero(copies > number) for number in range(max(copies, default=0))]
-                sequence = np.concatenate([sequence[:0], *rounds])
+            chosen = keep & (table.column("validation") == number)
+            sequence = _sequence(chosen, table, repeat=split == "train")
             rows = plan_rows(
-                table["length"],
+                table.column("length"),
                 packing=plan.config.packing,
                 seq_length=plan.config.seq_length,
                 seed=plan.config.seed,
                 key=2 * index + number,
                 sequence=sequence,
             )
-            record["rows"][split] = _write_rows(folder, split, rows, tokens, plan)
+            ids = sequence_ids(index, first_row + np.arange(len(rows.lengths)))
+            order = np.argsort(shuffle_keys(plan.config.seed, ids))
+            first_boundary = _write_rows(folder, reordered(rows, order), tokens, plan, first_boundary)
+            first_row += len(order)
+            record["rows"][split] = len(order)
             record["documents"][split] = int(chosen.sum())
-            record["tokens"][split] = int(table["length"][sequence].sum()) - rows.dropped_tokens
+            record["tokens"][split] = int(table.column("length")[sequence].sum()) - rows.dropped_tokens
             record["dropped_tokens"] += rows.dropped_tokens
         record["statistics"] = document_statistics(
-            characters=table["characters"][keep],
-            words=table["words"][keep],
-            tokens=table["length"][keep],
-            unknown=int(table["unknown"][keep].sum()),
+            characters=table.column("characters")[keep],
+            words=table.column("words")[keep],
+            tokens=table.column("length")[keep],
+            unknown=int(table.column("unknown")[keep].sum()),
         )
     return record
 
 
-def _write_rows(folder: Path, split: str, rows: RowPlan, tokens: MappedArray, plan: WorkPlan) -> int:
-    special = plan.special_ids
-    lengths, counts, positions = [], [], []
+def _write_rejects(folder: Path, rejects: Iterator[Reject]) -> dict[str, int]:
+    with RejectFile(folder) as file:
+        for reject in rejects:
+            file.write(reject)
+    return file.counts
+
+
+def _sequence(chosen: np.ndarray, table: DocumentTable, *, repeat: bool) -> np.ndarray:
+    """The chosen documents in their order; copies of a document stand apart: all of the task's text lies between."""
+    if not repeat:
+        return np.flatnonzero(chosen)
+    copies = np.where(chosen, table.column("copies"), 0)
+    rounds = [np.flatnonzero(copies > number) for number in range(max(copies, default=0))]
+    return np.concatenate([np.empty(0, dtype=np.int64), *rounds])
+
+
+def _write_rows(folder: Path, rows: RowPlan, tokens: MappedArray, plan: WorkPlan, first_boundary: int) -> int:
+    """Append the rows of a split, [number of boundaries written so far] in and out."""
+    special, dtype = plan.special_ids, row_dtype(plan.geometry)
+    step = FILL_ROWS if tokens.array.nbytes <= IN_MEMORY_BYTES else SCATTERED_ROWS
     total = len(rows.lengths)
-    with (folder / f"{split}.bin").open("wb") as stream:
-        for first in range(0, total, FILL_ROWS):
-            last = min(first + FILL_ROWS, total)
+    with (folder / ROWS).open("ab") as row_file, (folder / BOUNDARIES).open("ab") as boundary_file:
+        for first in range(0, total, step):
+            last = min(first + step, total)
             block = fill_rows(
                 rows, first, last, tokens.array, pad=special["pad"], cls=special["cls"], sep=special["sep"]
             )
             tokens.forget_pages()
-            stream.write(block.input_ids.tobytes())
-            lengths.append(block.lengths)
-            counts.append(np.diff(block.boundary_offsets.astype(np.int64)))
-            positions.append(block.boundary_positions)
-    empty = np.empty(0, dtype=np.int64)
-    np.save(folder / f"{split}-lengths.npy", np.concatenate([empty, *lengths]).astype(np.uint16))
-    np.save(folder / f"{split}-offsets.npy", np.concatenate([[0], np.cumsum(np.concatenate([empty, *counts]))]))
-    np.save(folder / f"{split}-positions.npy", np.concatenate([empty, *positions]).astype(np.uint16))
-    return total
+            row_file.write(_packed(block, dtype, first_boundary).data)
+            boundary_file.write(block.boundary_positions.tobytes())
+            first_boundary += len(block.boundary_positions)
+    return first_boundary
+
+
+def _packed(block: Rows, dtype: np.dtype, first_boundary: int) -> np.ndarray:
+    packed = np.empty(len(block.lengths), dtype=dtype)
+    offsets = block.boundary_offsets.astype(np.int64)
+    packed["length"], packed["input_ids"] = block.lengths, block.input_ids
+    packed["boundaries"], packed["first_boundary"] = np.diff(offsets), first_boundary + offsets[:-1]
+    packed["check"] = row_checks(packed)
+    return packed

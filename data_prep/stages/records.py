@@ -1,117 +1,269 @@
 """What the tasks commit, where, and which of them are done.
 
 A task reads what earlier ones committed and commits its own result by a rename. It can therefore be killed at any
-point, run twice, and run on any machine that sees the work folder:
+point, run twice, and run on any machine that sees the work folder, OUTPUT.partial:
 
-    map/000003/         a part of the corpus, cleaned and tokenized: tokens.bin and a table of documents
-    duplicates/         which documents of every part survive
-    pack/000003/        the part's surviving documents as rows
-    order/              the rows of a split in their global order
-    reduce/00002.json   the manifest's entry of one shard, which stands in the work folder itself
+    map/000003/                 a part of the corpus, cleaned and tokenized: tokens, documents, keys, rejects
+    duplicates/000000/          which documents of a range of the keys' hash do not survive
+    survivors/000000/           which near-duplicates do not
+    pack/000003/                the part's surviving documents as rows, in the order of their shuffle
+    order/000000/               where in that order each shard begins
+    reduce/000002/              the entries of the shards of a range of the order
+    shards/                     the folder that becomes OUTPUT
 
 What a task makes follows from the plan and its number alone: workers, machines and order do not matter.
+Everything is on disk before it is committed, and its record holds size and hash of each file. A result that is found
+damaged, as after a power cut, is set aside and made again.
 """
 
 import contextlib
 import json
 import os
+import secrets
 import shutil
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import xxhash
+
 from data_prep.contract.command_line import UserError
+from data_prep.contract.files import flush_to_disk, write_atomically
+from data_prep.contract.shard_format import SPLITS
+from data_prep.filters.exact_duplicates import KEY
+from data_prep.filters.near_duplicates import BAND_KEY, band_count
+from data_prep.report.statistics import merge
 from data_prep.stages.work_plan import WorkPlan
 
-STAGES = ("plan", "map", "duplicates", "pack", "order", "reduce", "finish")
+STAGES = ("plan", "map", "duplicates", "survivors", "pack", "order", "reduce", "finish")
 """The stages in order; each needs all of the one before it."""
 
-ARRAY_STAGES = ("map", "pack", "reduce")
-"""Those of many tasks; the others have one."""
+ARRAY_STAGES = ("map", "duplicates", "pack", "reduce")
+"""Those of many tasks."""
 
 RECORD = "record.json"
 
+MIN_RANGE_BYTES = 1 << 16
+"""Bytes that a task reads of one file at once on average, so that opening files never costs more than reading."""
+
+MAX_RANGES = 512
+"""Tasks that share out a range of hashes: each of them opens a file of every part of the corpus."""
+
+
+class DamagedTask(UserError):
+    """The result of a finished task is not what it was. It has been set aside, so that the task can run again."""
+
+    def __init__(self, plan: WorkPlan, stage: str, index: int, problem: str) -> None:
+        super().__init__(f"{stage} task {index} of {plan.work} is damaged ({problem}): the same command makes it again")
+        self.stage = stage
+        self.index = index
+
+
+def task_folder(plan: WorkPlan, stage: str, index: int) -> Path:
+    """Where a task commits."""
+    return plan.work / stage / f"{index:06d}"
+
+
+def unique_name(name: str) -> str:
+    """A name that no other process uses, on any machine: process ids alone repeat between machines and containers."""
+    return f"{name}.{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}.partial"
+
 
 @contextlib.contextmanager
-def committed(folder: Path, plan: WorkPlan, record: dict[str, Any]) -> Iterator[Path]:
-    """A temporary folder that becomes ``folder``, with its record, when the body ends well."""
-    temporary = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
+def committed(plan: WorkPlan, stage: str, index: int, record: dict[str, Any]) -> Iterator[Path]:
+    """A temporary folder that becomes the task's, with its record, when the body ends well."""
+    folder = task_folder(plan, stage, index)
+    temporary = folder.with_name(unique_name(folder.name))
     temporary.mkdir(parents=True)
-    yield temporary
-    (temporary / RECORD).write_text(json.dumps({"plan": plan.hash, **record}, sort_keys=True))
     try:
-        temporary.rename(folder)
-    except OSError:
-        if not (folder / RECORD).is_file():
-            raise
-        shutil.rmtree(temporary)  # another process has committed the same result meanwhile
+        yield temporary
+        files = {path.name: _size_and_hash(path) for path in sorted(temporary.iterdir())}
+        (temporary / RECORD).write_text(json.dumps({"plan": plan.hash, **record, "files": files}, sort_keys=True))
+        for path in [*temporary.iterdir(), temporary]:
+            flush_to_disk(path)
+        _put_in_place(plan, stage, index, temporary)
+        flush_to_disk(folder.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
-def read_record(path: Path, plan: WorkPlan) -> dict[str, Any] | None:
-    """The record of a committed task of this plan, or None."""
-    try:
-        record = json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):
-        return None
-    return record if record.get("plan") == plan.hash else None
+def _put_in_place(plan: WorkPlan, stage: str, index: int, temporary: Path) -> None:
+    folder = task_folder(plan, stage, index)
+    for _ in range(2):
+        try:
+            temporary.rename(folder)
+            return
+        except OSError:
+            if not folder.exists():
+                raise
+        if task_record(plan, stage, index) is not None:
+            return  # another process has committed the same result meanwhile
+        set_aside(plan, stage, index)
+    raise OSError(f"{folder} cannot be replaced")
 
 
-def map_folder(plan: WorkPlan, index: int) -> Path:
-    """Where map task ``index`` commits."""
-    return plan.work / "map" / f"{index:06d}"
+def set_aside(plan: WorkPlan, stage: str, index: int) -> None:
+    """Take away what a task committed, so that it counts as not done."""
+    folder = task_folder(plan, stage, index)
+    away = folder.with_name(unique_name(f"{folder.name}.damaged"))
+    with contextlib.suppress(FileNotFoundError):  # another process has done so
+        folder.rename(away)
+        shutil.rmtree(away, ignore_errors=True)
 
 
-def pack_folder(plan: WorkPlan, index: int) -> Path:
-    """Where pack task ``index`` commits."""
-    return plan.work / "pack" / f"{index:06d}"
-
-
-def reduce_record(plan: WorkPlan, index: int) -> Path:
-    """The record of reduce task ``index``."""
-    return plan.work / "reduce" / f"{index:05d}.json"
-
-
-def number_of_tasks(plan: WorkPlan, stage: str) -> int:
-    """How many tasks a stage has; those of ``reduce`` are known when ``order`` is done."""
-    if stage in ("map", "pack"):
-        return len(plan.tasks)
-    if stage == "reduce":
-        return len(require_record(plan, "order", 0)["tasks"])
-    return 1
+def _size_and_hash(path: Path) -> dict[str, Any]:
+    digest = xxhash.xxh3_64()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return {"size": path.stat().st_size, "xxh3": digest.hexdigest()}
 
 
 def task_record(plan: WorkPlan, stage: str, index: int) -> dict[str, Any] | None:
-    """The record of a task that is done, or None; a reduce task is done where its shard is there too."""
-    if stage == "reduce":
-        record = read_record(reduce_record(plan, index), plan)
-        if record is None:
-            return None
-        path = plan.work / record["entry"]["name"]
-        return record if path.is_file() and path.stat().st_size == record["entry"]["size"] else None
-    if stage in ("map", "pack"):
-        folder = (map_folder if stage == "map" else pack_folder)(plan, index)
-    else:
-        folder = plan.work / stage
-    return read_record(folder / RECORD, plan)
+    """The record of a task of this plan that is done, or None; its files are there in their sizes."""
+    folder = task_folder(plan, stage, index)
+    try:
+        record = json.loads((folder / RECORD).read_text())
+        sizes = {name: (folder / name).stat().st_size for name in record["files"]}
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+        return None
+    if record.get("plan") != plan.hash:
+        return None
+    if sizes != {name: file["size"] for name, file in record["files"].items()}:
+        return None
+    if stage == "reduce" and not all(_is_there(plan, entry) for entry in record["entries"]):
+        return None
+    return record
+
+
+def _is_there(plan: WorkPlan, entry: dict[str, Any]) -> bool:
+    path = plan.shards / entry["name"]
+    return path.is_file() and path.stat().st_size == entry["size"]
 
 
 def require_record(plan: WorkPlan, stage: str, index: int) -> dict[str, Any]:
     """The record of a task.
 
     Raises:
-        UserError: the task is not done.
+        DamagedTask: it is done, and a file of it is gone or cut short.
+        UserError: it is not done.
     """
     record = task_record(plan, stage, index)
     if record is None:
+        if task_folder(plan, stage, index).exists():
+            damaged(plan, stage, index, "a file is missing or has another size")
         raise UserError(f"{stage} task {index} of {plan.work} is not done: run it with --task {stage} --index {index}")
     return record
+
+
+def damaged(plan: WorkPlan, stage: str, index: int, problem: str) -> None:
+    """Set a task's result aside and raise DamagedTask."""
+    set_aside(plan, stage, index)
+    raise DamagedTask(plan, stage, index, problem)
+
+
+def checked_folder(plan: WorkPlan, stage: str, index: int) -> Path:
+    """The folder of a task whose files are to the byte what was committed.
+
+    Raises:
+        DamagedTask: they are not.
+    """
+    record, folder = require_record(plan, stage, index), task_folder(plan, stage, index)
+    for name, wanted in record["files"].items():
+        if _size_and_hash(folder / name) != wanted:
+            damaged(plan, stage, index, f"{name} has another hash")
+    return folder
+
+
+def number_of_tasks(plan: WorkPlan, stage: str) -> int:
+    """How many tasks a stage has; those of ``duplicates`` are known after ``map``, of ``reduce`` after ``order``."""
+    if stage in ("map", "pack"):
+        return plan.num_tasks
+    if stage == "duplicates":
+        return sum(summary_of(plan, "map")["duplicates_tasks"])
+    if stage == "reduce":
+        return len(require_record(plan, "order", 0)["tasks"])
+    return 1
+
+
+def records_of(plan: WorkPlan, stage: str) -> Iterator[dict[str, Any]]:
+    """The records of all tasks of a stage.
+
+    Raises:
+        UserError: one is not done, or damaged.
+    """
+    return (require_record(plan, stage, index) for index in range(number_of_tasks(plan, stage)))
 
 
 def require_stage_before(plan: WorkPlan, stage: str) -> None:
     """Raise UserError where a task of the stage before is not done."""
     before = STAGES[STAGES.index(stage) - 1]
-    if before == "plan":
-        return
-    for index in range(number_of_tasks(plan, before)):
-        require_record(plan, before, index)
+    if before != "plan":
+        summary_of(plan, before)
+
+
+def _map_summary(plan: WorkPlan, records: Iterator[dict[str, Any]]) -> dict[str, Any]:
+    documents: list[int] = []
+    total: dict[str, Any] = {}
+    smallest = 1.0
+    for record in records:
+        documents.append(record["documents"])
+        smallest = min(smallest, record["smallest_left"])
+        total = merge([total, {key: record[key] for key in ("read", "not_sampled", "rejects")}])
+    keys, bands = sum(documents), sum(documents) * band_count(plan.config.duplicates.near_threshold)
+    tasks = [
+        _range_tasks(keys * KEY.itemsize, plan) if plan.config.duplicates.exact else 0,
+        _range_tasks(bands * BAND_KEY.itemsize, plan),
+    ]
+    return {**total, "documents": documents, "smallest_left": smallest, "duplicates_tasks": tasks}
+
+
+def _range_tasks(size: int, plan: WorkPlan) -> int:
+    """How many tasks share out tables of so many bytes: what a task reads of a map task stays worth opening it."""
+    return min(MAX_RANGES, max(1, size // (plan.num_tasks * MIN_RANGE_BYTES))) if size else 0
+
+
+def _pack_summary(_: WorkPlan, records: Iterator[dict[str, Any]]) -> dict[str, Any]:
+    rows: dict[str, list[int]] = {split: [] for split in SPLITS}
+    total: dict[str, Any] = {}
+    for record in records:
+        for split in SPLITS:
+            rows[split].append(record["rows"][split])
+        names = ("documents", "tokens", "dropped_tokens", "rejects", "statistics")
+        total = merge([total, {key: record[key] for key in names}])
+    return {**total, "rows": rows}
+
+
+def _other_summary(_: WorkPlan, records: Iterator[dict[str, Any]]) -> dict[str, Any]:
+    return {"tasks": sum(1 for _ in records)}
+
+
+_SUMMARIES = {"map": _map_summary, "pack": _pack_summary}
+
+
+def summary_of(plan: WorkPlan, stage: str) -> dict[str, Any]:
+    """What later stages need of all records of a finished stage together.
+
+    The first to ask reads every record and leaves the sum beside them; a task that starts later reads one file.
+
+    Raises:
+        UserError: a task of the stage is not done.
+    """
+    path = plan.work / stage / "summary.json"
+    try:
+        found = json.loads(path.read_text())
+        if found["plan"] == plan.hash:
+            return found
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        pass
+    summary = {"plan": plan.hash, **_SUMMARIES.get(stage, _other_summary)(plan, records_of(plan, stage))}
+    path.parent.mkdir(exist_ok=True)
+    write_atomically(path, json.dumps(summary))
+    return summary
+
+
+def document_starts(plan: WorkPlan) -> np.ndarray:
+    """[map tasks + 1] i64, the number in the whole corpus of the first document of each map task, and their sum."""
+    return np.cumsum([0, *summary_of(plan, "map")["documents"]], dtype=np.int64)

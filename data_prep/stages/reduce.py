@@ -1,6 +1,5 @@
-"""Reduce: gather, mask and write the rows of one shard."""
+"""Reduce: gather, mask and write the rows of consecutive shards."""
 
-import json
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -8,102 +7,120 @@ from typing import Any
 
 import numpy as np
 
+from data_prep.arrays.ranges import cut, ranges
+from data_prep.arrays.spill import Spill
 from data_prep.config import chunk_rows
-from data_prep.contract.files import write_atomically
 from data_prep.contract.shard_format import SPLITS, TOKENIZER
 from data_prep.contract.shard_writing import write_shard
 from data_prep.contract.tokenizer import continues_word, load_tokenizer, ordinary_ids
 from data_prep.report.statistics import mask_statistics, merge
-from data_prep.rows.mapped_array import MappedArray
 from data_prep.rows.masking import mask_rows
-from data_prep.rows.packing import Rows
-from data_prep.stages.records import pack_folder, reduce_record, require_record
+from data_prep.stages.order import read_limits
+from data_prep.stages.pack import BOUNDARIES, ROWS, row_checks, row_dtype, sequence_ids, shuffle_keys
+from data_prep.stages.records import committed, damaged, require_record, summary_of, task_folder, unique_name
 from data_prep.stages.work_plan import WorkPlan
 
-GATHER_ROWS = 1 << 7
-"""Rows a reduce task reads of one file at once: each may bring a large page, up to 2 MB, of the file into memory."""
+_NO_BOUNDARIES = np.empty(0, dtype="<u2")
 
 
 def run_reduce(plan: WorkPlan, index: int) -> dict[str, Any]:
-    """Gather, mask and write the rows of one shard; its record holds its entry in the manifest."""
-    split, shard = require_record(plan, "order", 0)["tasks"][index]
-    size = plan.config.rows_per_shard
-    order = np.memmap(plan.work / "order" / f"{split}.bin", dtype="<u8", mode="r")
-    sequence_ids = np.array(order[shard * size : (shard + 1) * size])
-    statistics: list[dict[str, Any]] = []
-    chunks = _chunks(plan, sequence_ids, _gather(plan, split, sequence_ids), statistics)
-    entry = write_shard(plan.work, split, shard, chunks)
-    record = {"plan": plan.hash, "split": split, "entry": entry, "statistics": merge(statistics)}
-    path = reduce_record(plan, index)
-    path.parent.mkdir(exist_ok=True)
-    write_atomically(path, json.dumps(record, sort_keys=True))
+    """Gather, mask and write the rows of consecutive shards; the record holds their entries in the index.
+
+    Every part of the corpus is read once, in one piece. Its rows go to the shards of the task: a shuffle in two
+    levels, whose cost grows with the rows and with parts x tasks, and not with parts x shards.
+    """
+    split, first, behind = require_record(plan, "order", 0)["tasks"][index]
+    limits = read_limits(task_folder(plan, "order", 0), split, first, behind)
+    record: dict[str, Any] = {"split": split, "entries": [], "statistics": {}}
+    dtypes = {"ids": np.dtype("<u8"), "rows": row_dtype(plan.geometry), "boundaries": _NO_BOUNDARIES.dtype}
+    with (
+        committed(plan, "reduce", index, record),
+        Spill(plan.work / "reduce" / unique_name(f"scratch-{index}"), dtypes) as spill,
+    ):
+        _gather(plan, split, limits, spill)
+        for shard in range(first, behind):
+            statistics: list[dict[str, Any]] = []
+            chunks = _chunks(plan, spill.take(shard - first), statistics)
+            record["entries"].append(write_shard(plan.shards, split, shard, chunks))
+            record["statistics"] = merge([record["statistics"], *statistics])
     return record
 
 
-def _gather(plan: WorkPlan, split: str, sequence_ids: np.ndarray) -> Rows:
-    """The rows of a shard from the packed parts, in the shard's order."""
-    groups = (sequence_ids >> np.uint64(32)).astype(np.int64)
-    within = (sequence_ids & np.uint64(0xFFFFFFFF)).astype(np.int64)
-    count, seq_length = len(within), plan.config.seq_length
-    input_ids = np.empty((count, seq_length), dtype=plan.geometry.token_dtype)
-    lengths = np.empty(count, dtype=np.uint16)
-    boundary_counts = np.zeros(count, dtype=np.int64)
-    found: list[tuple[np.ndarray, np.ndarray]] = []
-    for group in np.unique(groups):
-        folder = pack_folder(plan, int(group))
-        here = np.flatnonzero(groups == group)
-        there = within[here]
-        if split != SPLITS[0]:
-            there = there - len(np.load(folder / f"{SPLITS[0]}-lengths.npy", mmap_mode="r"))
-        rows = MappedArray(folder / f"{split}.bin", input_ids.dtype)
-        for start in range(0, len(here), GATHER_ROWS):
-            some = slice(start, start + GATHER_ROWS)
-            input_ids[here[some]] = rows.array.reshape(-1, seq_length)[there[some]]
-            rows.forget_pages()
-        lengths[here] = np.load(folder / f"{split}-lengths.npy")[there]
-        offsets = np.load(folder / f"{split}-offsets.npy")
-        positions = np.load(folder / f"{split}-positions.npy")
-        boundary_counts[here] = offsets[there + 1] - offsets[there]
-        found.append((here, positions[_ranges(offsets[there], boundary_counts[here])]))
-    offsets = np.concatenate([[0], np.cumsum(boundary_counts)])
-    positions = np.empty(offsets[-1], dtype=np.uint16)
-    for here, values in found:
-        positions[_ranges(offsets[here], boundary_counts[here])] = values
-    return Rows(
-        input_ids=input_ids,
-        lengths=lengths,
-        boundary_offsets=offsets.astype(np.uint32),
-        boundary_positions=positions,
-    )
+def _gather(plan: WorkPlan, split: str, limits: list[int], spill: Spill) -> None:
+    """Put the rows of every part whose keys lie within the limits into the bucket of their shard."""
+    counts = summary_of(plan, "pack")["rows"]
+    starts = np.array(limits[:-1], dtype=np.uint64)
+    for part in range(plan.num_tasks):
+        before = counts[SPLITS[0]][part] if split != SPLITS[0] else 0
+        ids = sequence_ids(part, before + np.arange(counts[split][part]))
+        keys = shuffle_keys(plan.config.seed, ids)
+        below = int(np.count_nonzero(keys < starts[0])) if limits[0] else 0
+        inside = np.flatnonzero((keys >= starts[0]) & (keys <= np.uint64(limits[-1] - 1)))
+        if not len(inside):
+            continue
+        inside = inside[np.argsort(keys[inside])]
+        rows, boundaries = _read_rows(plan, part, before + below, len(inside))
+        ends = cut(keys[inside], starts)
+        edges = np.cumsum(np.append(0, rows["boundaries"].astype(np.int64)))
+        for bucket in np.flatnonzero(np.diff(ends)).tolist():
+            here = slice(ends[bucket], ends[bucket + 1])
+            there = slice(edges[here.start], edges[here.stop])
+            spill.add(bucket, ids=ids[inside[here]], rows=rows[here], boundaries=boundaries[there])
 
 
-def _ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """The numbers start, start + 1, ... of every range, one range after the other."""
-    ends = np.cumsum(counts)
-    return np.repeat(starts - ends + counts, counts) + np.arange(ends[-1] if len(ends) else 0)
+def _read_rows(plan: WorkPlan, part: int, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """``count`` rows of a part's file from row ``first`` on, and their boundaries.
+
+    Raises:
+        DamagedTask: they are not what was written.
+    """
+    folder = task_folder(plan, "pack", part)
+    dtype = row_dtype(plan.geometry)
+    try:
+        rows = np.fromfile(folder / ROWS, dtype=dtype, count=count, offset=first * dtype.itemsize)
+    except FileNotFoundError:
+        rows = np.empty(0, dtype=dtype)
+    if len(rows) < count or (row_checks(rows) != rows["check"]).any():
+        damaged(plan, "pack", part, f"{ROWS} has rows of another hash")
+    number = int(rows["boundaries"].sum(dtype=np.int64))
+    if not number:
+        return rows, _NO_BOUNDARIES
+    offset = int(rows["first_boundary"][0]) * _NO_BOUNDARIES.itemsize
+    boundaries = np.fromfile(folder / BOUNDARIES, dtype=_NO_BOUNDARIES.dtype, count=number, offset=offset)
+    # A document that begins inside a row has a [SEP] before it: damage would not put it there.
+    row = np.repeat(np.arange(count), rows["boundaries"])
+    sep = plan.special_ids["sep"]
+    if len(boundaries) < number or (rows["input_ids"][row, boundaries.astype(np.int64) - 1] != sep).any():
+        damaged(plan, "pack", part, f"{BOUNDARIES} is not what was written")
+    return rows, boundaries
 
 
 @lru_cache(maxsize=1)
-def _token_classes(work: Path, _plan_hash: str, unit: str) -> tuple[np.ndarray, np.ndarray | None]:
+def _token_classes(shards: Path, _plan_hash: str, unit: str) -> tuple[np.ndarray, np.ndarray | None]:
     """Ids that may replace a token; whether a token continues the word before it, which single tokens need not know."""
-    tokenizer = load_tokenizer(work / TOKENIZER)
+    tokenizer = load_tokenizer(shards / TOKENIZER)
     words = None if unit == "token" else continues_word(tokenizer)
     return np.array(ordinary_ids(tokenizer), dtype=np.int64), words
 
 
 def _chunks(
-    plan: WorkPlan, sequence_ids: np.ndarray, rows: Rows, statistics: list[dict[str, Any]]
+    plan: WorkPlan, bucket: dict[str, np.ndarray], statistics: list[dict[str, Any]]
 ) -> Iterator[dict[str, np.ndarray]]:
+    """The chunks of a shard, in its order, of rows that come in any order."""
     special = plan.special_ids
-    ordinary, continues = _token_classes(plan.work, plan.hash, plan.config.mask.unit)
+    ordinary, continues = _token_classes(plan.shards, plan.hash, plan.config.mask.unit)
+    order = np.argsort(shuffle_keys(plan.config.seed, bucket["ids"]))
+    counts = bucket["rows"]["boundaries"].astype(np.int64)
+    begins = np.cumsum(counts) - counts
     size = chunk_rows(plan.config)
-    for start in range(0, len(rows.lengths), size):
-        stop = min(start + size, len(rows.lengths))
-        offsets = rows.boundary_offsets[start : stop + 1]
+    for start in range(0, len(order), size):
+        some = order[start : start + size]
+        rows = bucket["rows"][some]
+        input_ids, lengths, sequence_ids = np.array(rows["input_ids"]), np.array(rows["length"]), bucket["ids"][some]
         masks = mask_rows(
-            rows.input_ids[start:stop],
-            rows.lengths[start:stop],
-            sequence_ids[start:stop],
+            input_ids,
+            lengths,
+            sequence_ids,
             mask=plan.config.mask,
             masked_per_row=plan.geometry.masked_per_row,
             seed=plan.config.seed,
@@ -113,13 +130,13 @@ def _chunks(
             continues_word=continues,
         )
         arrays = {
-            "input_ids": rows.input_ids[start:stop],
-            "lengths": rows.lengths[start:stop],
+            "input_ids": input_ids,
+            "lengths": lengths,
             **vars(masks),
-            "sequence_ids": sequence_ids[start:stop],
-            "boundary_offsets": offsets - offsets[0],
-            "boundary_positions": rows.boundary_positions[offsets[0] : offsets[-1]],
+            "sequence_ids": sequence_ids,
+            "boundary_offsets": np.cumsum(np.append(0, counts[some])).astype(np.uint32),
+            "boundary_positions": bucket["boundaries"][ranges(begins[some], counts[some])],
         }
-        plan.geometry.check(arrays, stop - start)
+        plan.geometry.check(arrays, len(some))
         statistics.append(mask_statistics(arrays, special["mask"]))
         yield arrays

@@ -6,43 +6,54 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from data_prep.config import PrepConfig
 from data_prep.contract.command_line import UserError
-from data_prep.contract.files import write_atomically
-from data_prep.contract.shard_format import TOKENIZER
-from data_prep.corpus.documents import CorpusFile
-from data_prep.corpus.files import find_corpus_files
-from data_prep.corpus.surveys import survey
+from data_prep.contract.shard_format import TOKENIZER, Geometry
 from data_prep.report.progress import Progress
 from data_prep.stages.work_plan import (
+    PLAN,
+    SurveyedFile,
     WorkPlan,
     as_json,
-    build_plan,
     difference,
     identity_hash,
     libraries,
     pinned_configuration,
     tokenizer_bytes,
+    work_path,
+    write_plan,
 )
-
-PLAN = "plan.json"
 
 
 def read_plan(config: PrepConfig) -> tuple[WorkPlan, dict[str, Any]]:
-    """The plan that ``--task plan`` wrote, if it is of this configuration and of these files."""
-    path = Path(f"{config.output.rstrip('/')}.partial", PLAN)
+    """The plan that ``--task plan`` wrote, if it is of this configuration. The corpus is not looked at: each map task
+    compares the files that it reads with the plan.
+
+    Raises:
+        UserError: no plan, a damaged one, or one of something else.
+    """
+    work = work_path(config)
+    path = work / PLAN
     try:
         content = json.loads(path.read_text())
+        identity = content["identity"]
+        plan = WorkPlan(
+            work=work,
+            hash=identity_hash(identity),
+            config=config,
+            num_tasks=content["num_tasks"],
+            total_bytes=content["total_bytes"],
+            geometry=Geometry(**content["geometry"]),
+            special_ids=content["special_ids"],
+        )
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"there is no plan {path}: run the same command with --task plan first") from error
-    except ValueError as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"the plan {path} is damaged: run the same command with --task plan again") from error
-    identity = content["identity"]
-    files = find_corpus_files(config.corpus)
     wanted = {
         "configuration": pinned_configuration(config),
         "tokenizer": {"sha256": hashlib.sha256(tokenizer_bytes(config)).hexdigest()},
@@ -54,29 +65,12 @@ def read_plan(config: PrepConfig) -> tuple[WorkPlan, dict[str, Any]]:
                 f"{path} is the plan of {difference(part, value, identity[part])}: give the configuration it was "
                 "made with, or run --task plan again"
             )
-    for file, found, stamp in zip(files, identity["inputs"], content["stamps"], strict=False):
-        changed = file.name != found["name"] or (
-            _stamp(file) != stamp and as_json(survey(file, config.corpus)) != found
-        )
-        if changed:
-            raise UserError(f"corpus file {file.path or file.name} is not what it was when {path} was made")
-    if len(files) != len(identity["inputs"]):
-        raise UserError(f"the corpus has {len(files)} files instead of the {len(identity['inputs'])} of {path}")
-    return build_plan(config, files, identity), identity
-
-
-def _stamp(file: CorpusFile) -> list[int] | None:
-    """Size and time of change of a local file: where they are as planned, its content need not be read again."""
-    if file.path is None or "://" in file.path:
-        return None
-    status = Path(file.path).stat()
-    return [status.st_size, status.st_mtime_ns]
+    return plan, identity
 
 
 @contextlib.contextmanager
-def work_folder(plan: WorkPlan, identity: dict[str, Any], progress: Progress, *, exclusive: bool) -> Iterator[None]:
-    """OUTPUT.partial of this plan, held against other runs while the body runs."""
-    work = plan.work
+def locked_work_folder(work: Path, progress: Progress, *, exclusive: bool) -> Iterator[None]:
+    """OUTPUT.partial, made if need be and held against other runs while the body runs. Nothing in it is deleted."""
     try:
         work.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -89,29 +83,56 @@ def work_folder(plan: WorkPlan, identity: dict[str, Any], progress: Progress, *,
             raise UserError(f"another narrowbert-prep is at work on {work}: wait for it or stop it") from error
         except OSError:  # a file system without locks: the commits by rename still keep results whole
             progress.note(f"{work} cannot be locked here: let no other run work on it")
-        _prepare_work_folder(plan, identity, progress)
-        try:
-            yield
-        except UserError:
-            if exclusive:
-                shutil.rmtree(work, ignore_errors=True)
-            raise
+        yield
     finally:
         os.close(handle)
 
 
-def _prepare_work_folder(plan: WorkPlan, identity: dict[str, Any], progress: Progress) -> None:
-    path = plan.work / PLAN
-    try:
-        found = identity_hash(json.loads(path.read_text())["identity"])
-    except (FileNotFoundError, ValueError, KeyError):
-        found = None
+def prepare_work_folder(
+    plan: WorkPlan, identity: dict[str, Any], files: Sequence[SurveyedFile], progress: Progress
+) -> None:
+    """Write the plan into its folder, unless it is there. Work of another plan is set aside, never mixed or lost."""
+    found = _hash_of_plan(plan.work)
     if found == plan.hash:
         return
-    if any(plan.work.iterdir()):
-        progress.note(f"{plan.work} is of another configuration or corpus, or damaged: starting anew")
-        for entry in list(plan.work.iterdir()):
+    _set_aside(plan, found, progress)
+    aside = _aside(plan.work, plan.hash)
+    if _hash_of_plan(aside) == plan.hash:
+        for entry in list(aside.iterdir()):
+            entry.rename(plan.work / entry.name)
+        aside.rmdir()
+        progress.note(f"{aside} is of this configuration and corpus: going on from there")
+        return
+    plan.shards.mkdir(exist_ok=True)
+    (plan.shards / TOKENIZER).write_bytes(tokenizer_bytes(plan.config))
+    write_plan(plan, identity, files)
+
+
+def _hash_of_plan(work: Path) -> str | None:
+    try:
+        return identity_hash(json.loads((work / PLAN).read_text())["identity"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _aside(work: Path, plan_hash: str) -> Path:
+    return work.with_name(f"{work.name}.{plan_hash[:8]}")
+
+
+def _set_aside(plan: WorkPlan, found: str | None, progress: Progress) -> None:
+    """Clear the folder for a new plan: work of another one moves to a folder of its own."""
+    entries = list(plan.work.iterdir())
+    if not entries:
+        return
+    if not any(path.is_dir() and path.name != plan.shards.name for path in entries):  # a plan that nothing came of
+        for entry in entries:
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-    (plan.work / TOKENIZER).write_bytes(tokenizer_bytes(plan.config))
-    content = {"identity": identity, "stamps": [_stamp(file) for file in plan.files]}
-    write_atomically(path, json.dumps(content, sort_keys=True))
+        return
+    aside = _aside(plan.work, found or "damaged!")
+    aside.mkdir(exist_ok=True)
+    for entry in entries:
+        entry.rename(aside / entry.name)
+    progress.note(
+        f"{plan.work} is of another configuration or corpus, or damaged: starting anew. What was there is in {aside}: "
+        "delete it, or give that configuration again to go on from there"
+    )

@@ -4,83 +4,189 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from data_prep.config import PrepConfig, chunk_rows, masked_per_row, tokenizer_path
 from data_prep.contract.command_line import config_as_dict
+from data_prep.contract.files import write_atomically
 from data_prep.contract.shard_format import Geometry
 from data_prep.contract.tokenizer import continues_word, load_tokenizer, special_ids, vocabulary_size
 from data_prep.corpus.documents import CorpusFile, Partition
 from data_prep.corpus.files import find_corpus_files
 from data_prep.corpus.partitions import partition_bytes, plan_partitions
+from data_prep.corpus.streams import user_errors
 from data_prep.corpus.surveys import survey
 from data_prep.filters.evaluation_ngrams import evaluation_files
 from data_prep.filters.near_duplicates import near_signature
 from data_prep.report.progress import Progress
 from data_prep.stages.workers import Workers
 
+PLAN = "plan.json"
+FILES = "files.jsonl"
+TASKS = "tasks.jsonl"
+TASK_OFFSETS = "tasks.npy"
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WorkPlan:
-    """What every task needs to know; it follows from configuration and corpus alone."""
+    """What every task needs to know; its size does not grow with the corpus. ``map_task`` reads the rest."""
 
     work: Path
-    """Folder the shards are made in."""
+    """OUTPUT.partial, where the tasks commit."""
     hash: str
     """Of everything below, of the tokenizer and of the inputs; every record bears it."""
     config: PrepConfig
     """The whole configuration."""
-    files: tuple[CorpusFile, ...]
-    """The files of the corpus."""
-    tasks: tuple[tuple[Partition, ...], ...]
-    """The map tasks: partitions of one file, or several small files."""
-    task_bytes: tuple[int, ...]
-    """Text in each, decompressed."""
+    num_tasks: int
+    """Map tasks."""
+    total_bytes: int
+    """Text of the corpus, decompressed."""
     geometry: Geometry
     """Shapes of the chunks."""
     special_ids: dict[str, int]
     """Role -> id."""
 
+    @property
+    def shards(self) -> Path:
+        """The folder that becomes OUTPUT."""
+        return self.work / "shards"
 
-def make_plan(config: PrepConfig, workers: Workers, progress: Progress) -> tuple[WorkPlan, dict[str, Any]]:
-    """The plan and what it follows from: configuration, tokenizer and inputs."""
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SurveyedFile:
+    """A corpus file as the plan found it."""
+
+    file: CorpusFile
+    """Where it is and how it is read."""
+    survey: dict[str, Any]
+    """What ``corpus.surveys.survey`` says of it."""
+    stamp: list[int] | None
+    """Size and time of change of a local file: where they are as planned, so is its content."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MapTask:
+    """What one map task reads: partitions of one file, or several small files."""
+
+    partitions: tuple[tuple[Partition, SurveyedFile], ...]
+    """In the order of the corpus."""
+    bytes: int
+    """Text in them, decompressed."""
+
+
+def make_plan(
+    config: PrepConfig, workers: Workers, progress: Progress
+) -> tuple[WorkPlan, dict[str, Any], list[SurveyedFile]]:
+    """The plan, what it follows from (configuration, tokenizer and inputs), and the files of the corpus.
+
+    A file that an earlier plan in the same place has surveyed, and that has not changed since, is not read again.
+    """
     tokenizer = hashlib.sha256(tokenizer_bytes(config)).hexdigest()  # first: it is missing more often than a file
     files = find_corpus_files(config.corpus)
     evaluation = evaluation_files(config)
+    known = _known_surveys(config)
+    surveyed: list[SurveyedFile] = []
     progress.start("read", len(files) + len(evaluation), "files")
-    surveys = []
-    for found in workers.run(_survey, [(file, config) for file in [*files, *evaluation]]):
-        surveys.append(found)
+    tasks = [(file, config, known.get(_known_key(file))) for file in [*files, *evaluation]]
+    for found in workers.run(_survey, tasks):
+        surveyed.append(found)
         progress.advance(1)
+    inputs = surveyed[: len(files)]
     identity = {
         "configuration": pinned_configuration(config),
-        "inputs": surveys[: len(files)],
-        "evaluation_inputs": surveys[len(files) :],
+        "inputs": inputs_identity(found.survey for found in inputs),
+        "evaluation_inputs": [found.survey for found in surveyed[len(files) :]],
         "tokenizer": {"sha256": tokenizer},
         "libraries": libraries(config),
     }
-    return build_plan(config, files, identity), identity
+    return build_plan(config, inputs, identity), identity, inputs
 
 
-def _survey(task: tuple[CorpusFile, PrepConfig]) -> dict[str, Any]:
-    return survey(task[0], task[1].corpus)
+def inputs_identity(surveys: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """Number and hash of the lines of inputs.jsonl."""
+    digest, files = hashlib.sha256(), 0
+    for found in surveys:
+        digest.update(input_line(found))
+        files += 1
+    return {"files": files, "sha256": digest.hexdigest()}
 
 
-def build_plan(config: PrepConfig, files: Sequence[CorpusFile], identity: dict[str, Any]) -> WorkPlan:
+def input_line(found: dict[str, Any]) -> bytes:
+    """One corpus file's line of inputs.jsonl."""
+    return (json.dumps(found, sort_keys=True) + "\n").encode()
+
+
+def _survey(task: tuple[CorpusFile, PrepConfig, tuple[dict[str, Any], list[int]] | None]) -> SurveyedFile:
+    file, config, known = task
+    stamp = stamp_of(file)
+    found = known[0] if known is not None and known[1] == stamp else survey(file, config.corpus)
+    return SurveyedFile(file=file, survey=found, stamp=stamp)
+
+
+def stamp_of(file: CorpusFile) -> list[int] | None:
+    """Size and time of change of a local file.
+
+    Raises:
+        UserError: it is gone.
+    """
+    if file.path is None or "://" in file.path:
+        return None
+    with user_errors(file.path):
+        status = Path(file.path).stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _known_key(file: CorpusFile) -> tuple[str, str | None]:
+    return file.name, file.path
+
+
+def _known_surveys(config: PrepConfig) -> dict[tuple[str, str | None], tuple[dict[str, Any], list[int]]]:
+    """(name, path) -> survey and stamp of the local files of the plan that is there, if it read them so."""
+    work = work_path(config)
+    try:
+        reading = json.loads((work / PLAN).read_text())["reading"]
+        lines = (work / FILES).read_text().splitlines()
+        if reading != as_json(_reading(config)):
+            return {}
+        entries = map(json.loads, lines)
+        return {
+            (entry["file"]["name"], entry["file"]["path"]): (entry["survey"], entry["stamp"])
+            for entry in entries
+            if entry["stamp"] is not None
+        }
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _reading(config: PrepConfig) -> dict[str, Any]:
+    """What decides a survey besides the file."""
+    return {
+        "text_field": config.corpus.text_field,
+        "txt_documents": config.corpus.txt_documents,
+        "narrowbert": importlib.metadata.version("narrowbert"),
+    }
+
+
+def work_path(config: PrepConfig) -> Path:
+    """OUTPUT.partial."""
+    output = Path(config.output)
+    return output.with_name(output.name + ".partial").absolute()
+
+
+def build_plan(config: PrepConfig, files: Sequence[SurveyedFile], identity: dict[str, Any]) -> WorkPlan:
     tokenizer = load_tokenizer(tokenizer_path(config), config.vocabulary)
     if config.mask.unit != "token":
         continues_word(tokenizer)  # refuses, before any work, a tokenizer that does not tell words
-    output = Path(config.output)
-    tasks = _map_tasks(plan_partitions(files, identity["inputs"]), identity["inputs"])
     return WorkPlan(
-        work=output.with_name(output.name + ".partial").absolute(),
+        work=work_path(config),
         hash=identity_hash(identity),
         config=config,
-        files=tuple(files),
-        tasks=tuple(tuple(partition for partition, _ in task) for task in tasks),
-        task_bytes=tuple(sum(size for _, size in task) for task in tasks),
+        num_tasks=len(map_tasks(files)),
+        total_bytes=sum(found.survey["bytes"] for found in files),
         geometry=Geometry(
             seq_length=config.seq_length,
             masked_per_row=masked_per_row(config),
@@ -91,20 +197,78 @@ def build_plan(config: PrepConfig, files: Sequence[CorpusFile], identity: dict[s
     )
 
 
-def _map_tasks(partitions: Sequence[Partition], inputs: Sequence[dict[str, Any]]) -> list[list[tuple[Partition, int]]]:
-    """Partitions with their bytes, task by task: consecutive small files go into one task."""
-    limit = partition_bytes(sum(found["bytes"] for found in inputs))
-    tasks: list[list[tuple[Partition, int]]] = []
-    filled = 0
-    for partition in partitions:
-        found = inputs[partition.file]
+def map_tasks(files: Sequence[SurveyedFile]) -> list[MapTask]:
+    """The corpus cut into tasks: partitions of one file; consecutive small files go into one task."""
+    surveys = [found.survey for found in files]
+    limit = partition_bytes(sum(found["bytes"] for found in surveys))
+    tasks: list[list[tuple[Partition, SurveyedFile]]] = []
+    sizes: list[int] = []
+    for partition in plan_partitions([found.file for found in files], surveys):
+        found = surveys[partition.file]
         size = round(found["bytes"] * (partition.end - partition.begin) / max(found["units"], 1))
-        if not tasks or filled + size > limit:
+        if not tasks or sizes[-1] + size > limit:
             tasks.append([])
-            filled = 0
-        tasks[-1].append((partition, size))
-        filled += size
-    return tasks
+            sizes.append(0)
+        tasks[-1].append((partition, files[partition.file]))
+        sizes[-1] += size
+    return [MapTask(partitions=tuple(task), bytes=size) for task, size in zip(tasks, sizes, strict=True)]
+
+
+def write_plan(plan: WorkPlan, identity: dict[str, Any], files: Sequence[SurveyedFile]) -> None:
+    """Write the plan into its work folder: what every task reads whole, and one line for each map task and file.
+
+    A task's line is found by its number alone, so a task starts as fast on a hundred thousand files as on one.
+    """
+    (plan.work / FILES).write_bytes(b"".join(_as_line(dataclasses.asdict(found)) for found in files))
+    lines = [_as_line(_task_content(task)) for task in map_tasks(files)]
+    (plan.work / TASKS).write_bytes(b"".join(lines))
+    np.save(plan.work / TASK_OFFSETS, np.cumsum([0, *map(len, lines)]))
+    content = {
+        "identity": identity,
+        "reading": _reading(plan.config),
+        "num_tasks": plan.num_tasks,
+        "total_bytes": plan.total_bytes,
+        "geometry": dataclasses.asdict(plan.geometry),
+        "special_ids": plan.special_ids,
+    }
+    write_atomically(plan.work / PLAN, json.dumps(content, sort_keys=True), durable=True)
+
+
+def _as_line(content: dict[str, Any]) -> bytes:
+    return (json.dumps(content) + "\n").encode()
+
+
+def _task_content(task: MapTask) -> dict[str, Any]:
+    """A task as JSON. Files of one task may be many, their tables of lines are not needed to read them."""
+    partitions = [
+        (dataclasses.asdict(partition), dataclasses.asdict(found.file), _without_lines(found.survey), found.stamp)
+        for partition, found in task.partitions
+    ]
+    return {"bytes": task.bytes, "partitions": partitions}
+
+
+def _without_lines(found: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in found.items() if key != "lines"}
+
+
+def map_task(plan: WorkPlan, index: int) -> MapTask:
+    """What map task ``index`` reads, by the plan on disk."""
+    begin, end = np.load(plan.work / TASK_OFFSETS, mmap_mode="r")[index : index + 2].tolist()
+    with (plan.work / TASKS).open("rb") as stream:
+        stream.seek(begin)
+        content = json.loads(stream.read(end - begin))
+    partitions = tuple(
+        (Partition(**partition), SurveyedFile(file=CorpusFile(**file), survey=found, stamp=stamp))
+        for partition, file, found, stamp in content["partitions"]
+    )
+    return MapTask(partitions=partitions, bytes=content["bytes"])
+
+
+def planned_files(plan: WorkPlan) -> Iterator[dict[str, Any]]:
+    """The surveys of the corpus files, by the plan on disk."""
+    with (plan.work / FILES).open() as stream:
+        for line in stream:
+            yield json.loads(line)["survey"]
 
 
 def identity_hash(identity: dict[str, Any]) -> str:

@@ -29,8 +29,10 @@ def test_kills_at_random_moments_then_other_numbers_of_ranks(tmp_path: Path, sha
     run_dir = tmp_path / "run"
     chance = random.Random(7)
     kills = 0
+    # However fast the machine is, two seconds between kills are ten steps, so the kills end before the half does.
+    paced = [*record, {"do": "slow", "seconds": 0.2}]
     while kills < KILLS:
-        ranks = Ranks(2, *argv(run_dir, shard_folder, *options, *steps), faults=record)
+        ranks = Ranks(2, *argv(run_dir, shard_folder, *options, *steps), faults=paced)
         before = len(events(run_dir, "start")) if (run_dir / "events.jsonl").exists() else 0
         # From the start on, which falls into reading the checkpoint, as well as from the first step on.
         if chance.random() < 0.7:

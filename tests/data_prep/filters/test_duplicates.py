@@ -11,18 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.contract.command_line import UserError
-from data_prep.filters import exact_duplicates, near_duplicates, word_ngrams
+from data_prep.filters import near_duplicates, word_ngrams
 from data_prep.filters.evaluation_ngrams import EvaluationNgrams
-from data_prep.filters.exact_duplicates import exact_survivors, text_key
-from data_prep.filters.near_duplicates import near_signature, near_survivors
+from data_prep.filters.exact_duplicates import equal_keys, key_table, text_key
+from data_prep.filters.near_duplicates import band_table, near_pairs, near_signature, near_survivors
 
 WORDS = [f"word{number}" for number in range(400)]
-
-
-def partitioned(items, sizes):
-    """`items` cut into consecutive groups; the last one takes what is left."""
-    ends = list(itertools.accumulate(sizes))
-    return [items[start:end] for start, end in itertools.pairwise([0, *ends, len(items)])]
 
 
 def test_keys_fold_white_space_and_nothing_else():
@@ -43,31 +37,29 @@ def first_occurrences(keys):
 halves = st.sampled_from([0, 1, 2**63 - 1, 2**63, 2**64 - 1])
 
 
-@settings(deadline=None)
 @given(
     keys=st.lists(st.tuples(halves, st.integers(0, 2)), max_size=60),
-    sizes=st.lists(st.integers(0, 20), max_size=4),
-    keys_a_pass=st.sampled_from([1, 2, 7, 1 << 23]),
+    cuts=st.lists(st.integers(0, 60), max_size=4),
+    limits=st.lists(halves, max_size=3),
 )
-def test_the_first_of_equal_keys_survives(keys, sizes, keys_a_pass):
-    parts = partitioned(np.array(keys, dtype=np.uint64).reshape(-1, 2), sizes)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(exact_duplicates, "KEYS_A_PASS", keys_a_pass)
-        found = exact_survivors(parts)
-    assert [len(part) for part in found] == [len(part) for part in parts]
-    assert all(part.dtype == np.int64 for part in found)
-    assert np.concatenate(found).tolist() == first_occurrences(keys)
-
-
-def test_exact_survivors_of_texts_in_memory_maps(tmp_path):
-    texts = ["one two", "three", "one  two", "four", "three ", "one two\n"]
-    keys = np.frombuffer(b"".join(map(text_key, texts)), dtype="<u8").reshape(-1, 2)
-    parts = []
-    for number, part in enumerate(partitioned(keys, [2, 0, 3])):
-        np.save(tmp_path / f"{number}.npy", part)
-        parts.append(np.load(tmp_path / f"{number}.npy", mmap_mode="r"))
-    assert [part.tolist() for part in exact_survivors(parts)] == [[-1, -1], [], [0, -1, 1], [0]]
-    assert exact_survivors([]) == []
+def test_the_first_of_equal_keys_survives(keys, cuts, limits):
+    """Parts make tables, ranges of the keys are looked at one by one: the same as over one list of keys."""
+    all_keys = np.array(keys, dtype=np.uint64).reshape(-1, 2)
+    tables, found = [], {}
+    edges = [0, *sorted(min(cut, len(keys)) for cut in cuts), len(keys)]
+    for start, end in itertools.pairwise(edges):
+        table, repeats = key_table(all_keys[start:end])
+        assert table.tolist() == sorted(table.tolist())
+        tables.append((start, table))
+        found |= {start + row: start + first for row, first in repeats.tolist()}
+    later = {}
+    for low, high in itertools.pairwise(sorted({0, *limits, 2**64})):
+        parts = [(s, t[(t["high"] >= low) & (t["high"] <= high - 1)]) for s, t in tables]
+        documents = np.concatenate([start + table["row"].astype(np.int64) for start, table in reversed(parts)])
+        high_halves, low_halves = (np.concatenate([t[half] for _, t in reversed(parts)]) for half in ("high", "low"))
+        later |= dict(zip(*(column.tolist() for column in equal_keys(high_halves, low_halves, documents)), strict=True))
+    found = {row: later.get(first, first) for row, first in found.items()} | later
+    assert [found.get(row, -1) for row in range(len(keys))] == first_occurrences(keys)
 
 
 def plain_shared(evaluation, text, n):
@@ -197,35 +189,59 @@ def library_survivors(signatures, alive, threshold):
     return survivors
 
 
+def survivors_of(signatures, threshold, ranges=((0, 2**64),)):
+    """[documents] -1 or the survivor, by bands, ranges of their keys, pairs and survivors."""
+    table = band_table(signatures, threshold)
+    pairs = [np.empty((0, 2), dtype=np.int64)]
+    for low, high in ranges:
+        inside = table[(table["key"] >= np.uint64(low)) & (table["key"] <= np.uint64(high - 1))]
+        pairs.append(near_pairs(inside["key"], inside["row"].astype(np.int64), lambda d: signatures[d], threshold))
+    found = np.full(len(signatures), -1)
+    documents, survivors = near_survivors(np.concatenate(pairs))
+    found[documents] = survivors
+    return found.tolist()
+
+
 @pytest.mark.parametrize("threshold", [0.5, 0.8, 0.95])
 @pytest.mark.parametrize("seed", [4, 5])
-def test_survivors_are_those_of_the_librarys_own_index(threshold, seed):
+def test_survivors_are_those_of_the_librarys_own_index(threshold, seed, monkeypatch):
     signatures = corpus_of_near_copies(seed)
-    alive = np.random.default_rng(seed).random(len(signatures)) < 0.9
-    expected = library_survivors(signatures, alive, threshold)
+    expected = library_survivors(signatures, np.ones(len(signatures), dtype=bool), threshold)
     assert 10 < sum(survivor >= 0 for survivor in expected) < 110
-    for sizes in ([], [40, 0, 30], [1] * 50):
-        found = near_survivors(partitioned(signatures, sizes), partitioned(alive, sizes), threshold)
-        assert np.concatenate(found).tolist() == expected
-        assert [len(part) for part in found] == [len(part) for part in partitioned(signatures, sizes)]
+    assert survivors_of(signatures, threshold) == expected
+    assert survivors_of(signatures, threshold, ((0, 2**62), (2**62, 2**63 + 5), (2**63 + 5, 2**64))) == expected
+    monkeypatch.setattr(near_duplicates, "DOCUMENTS_AT_ONCE", 3)
+    assert survivors_of(signatures, threshold) == expected
 
 
-def test_only_survivors_drop_others_and_the_dead_neither_drop_nor_are_dropped():
+def test_only_survivors_drop_others():
     """a - b - c, where a and c are not near each other: b goes, so c stays."""
     a = np.arange(128, dtype=np.uint32)
     b, c = a.copy(), a.copy()
     b[:16] += 1000
     c[:32] += 1000
-    signatures = [np.array([a, b]), np.array([c, b, a])]
-    everyone = [np.ones(2, dtype=bool), np.ones(3, dtype=bool)]
-    assert [part.tolist() for part in near_survivors(signatures, everyone, 0.8)] == [[-1, 0], [-1, 0, 0]]
-    without_a = [np.array([False, True]), np.array([True, True, True])]
-    assert [part.tolist() for part in near_survivors(signatures, without_a, 0.8)] == [[-1, -1], [1, 1, 1]]
-    nobody = [np.zeros(2, dtype=bool), np.zeros(3, dtype=bool)]
-    assert [part.tolist() for part in near_survivors(signatures, nobody, 0.8)] == [[-1, -1], [-1, -1, -1]]
-    empty = [np.empty((0, 128)), *signatures]
-    assert [len(part) for part in near_survivors(empty, [np.empty(0, dtype=bool), *everyone], 0.8)] == [0, 2, 3]
-    assert near_survivors([], [], 0.8) == []
+    assert survivors_of(np.array([a, b, c, b, a]), 0.8) == [-1, 0, -1, 0, 0]
+    assert survivors_of(np.array([b, c, b, a]), 0.8) == [-1, 0, 0, 0]
+    assert survivors_of(np.empty((0, 128), dtype=np.uint32), 0.8) == []
+
+
+def test_documents_of_one_template_are_compared_with_few_others(monkeypatch):
+    """Documents that share a band and are not near each other, the worst case: entries compared grow linearly."""
+    draw = np.random.default_rng(1)
+    compared, count_nonzero = [], np.count_nonzero
+    monkeypatch.setattr(
+        np, "count_nonzero", lambda equal, **axis: compared.append(equal.size) or count_nonzero(equal, **axis)
+    )
+    totals = []
+    for count in (500, 2_000):
+        signatures = draw.integers(0, 2**32, (count, 128), dtype=np.uint32)
+        signatures[:, :64] = 7
+        compared.clear()
+        table = band_table(signatures, 0.8)
+        assert len(near_pairs(table["key"], table["row"].astype(np.int64), lambda d, s=signatures: s[d], 0.8)) == 0
+        totals.append(sum(compared))
+    assert totals[0] > 0
+    assert totals[1] <= 4.3 * totals[0]
 
 
 @settings(deadline=None)

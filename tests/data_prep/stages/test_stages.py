@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from data_prep.config import CleaningConfig, CorpusConfig, DuplicatesConfig, MaskConfig, PackingConfig
 from data_prep.contract.command_line import UserError, config_as_dict
@@ -21,11 +23,12 @@ from data_prep.contract.tokenizer import load_tokenizer
 from data_prep.contract.verification import verify
 from data_prep.corpus import partitions as corpus_partitions
 from data_prep.corpus.files import find_corpus_files
-from data_prep.corpus.reading import read_texts
-from data_prep.stages.build import build_shards, run_task
+from data_prep.corpus.reading import read_partition, read_texts
+from data_prep.stages import order
+from data_prep.stages.build import build_shards, count_tasks, run_task
 from data_prep.stages.map import document_draw
-from data_prep.stages.work_plan import make_plan
-from data_prep.stages.workers import Workers
+from data_prep.stages.pack import shuffle_keys
+from data_prep.stages.records import STAGES
 from tests.data_prep.conftest import NoProgress, no_progress
 
 
@@ -83,18 +86,16 @@ def test_tasks_one_by_one_in_shuffled_order_change_no_byte(many_tasks, tmp_path)
     build_shards(replace(many_tasks, output=str(whole)), no_progress)
     config = replace(many_tasks, output=str(single))
     run_task(config, "plan", None, no_progress)
-    with Workers(1) as workers:
-        parts = len(make_plan(config, workers, no_progress)[0].tasks)
-    assert parts == 8
     draw = random.Random(3)
-    for stage in ("map", "duplicates", "pack", "order", "reduce"):
-        numbers = list(range(parts if stage in ("map", "pack") else 1))
-        if stage == "reduce":
-            numbers = list(range(len(json.loads((tmp_path / "single.partial/order/record.json").read_text())["tasks"])))
-            assert len(numbers) > 2
+    counts = {}
+    for stage in STAGES[1:-1]:
+        counts[stage] = count_tasks(config, stage)
+        numbers = list(range(counts[stage]))
         draw.shuffle(numbers)
         for number in [*numbers, numbers[0]]:  # once more: nothing changes
             run_task(config, stage, number, no_progress)
+    assert counts["map"] == counts["pack"] == 8
+    assert counts["reduce"] > 2
     run_task(config, "finish", None, no_progress)
     assert bytes_of(whole) == bytes_of(single)
 
@@ -113,7 +114,17 @@ def test_a_task_says_what_it_waits_for(tiny_config, tmp_path):
     assert (tmp_path / "shards.partial" / "plan.json").is_file(), "a mistake in one task spoils nothing"
 
 
-def test_a_changed_input_is_noticed_and_never_mixed(tiny_config, tmp_path):
+def rewriting(file):
+    """``read_partition`` of a corpus that somebody writes to meanwhile."""
+
+    def read(*arguments):
+        yield from read_partition(*arguments)
+        file.write_text(file.read_text() + json.dumps({"text": "late"}) + "\n")
+
+    return read
+
+
+def test_a_changed_input_is_noticed_and_never_mixed(tiny_config, tmp_path, monkeypatch):
     corpus = corpus_of(tmp_path / "corpus", sentences(300, 1))
     config = replace(tiny_config, output=str(tmp_path / "shards"), corpus=corpus)
     run_task(config, "plan", None, no_progress)
@@ -121,10 +132,19 @@ def test_a_changed_input_is_noticed_and_never_mixed(tiny_config, tmp_path):
     file = tmp_path / "corpus" / "texts.jsonl"
     os.utime(file)  # only touched: the same content
     run_task(config, "map", None, no_progress)
-    corpus_of(tmp_path / "corpus", sentences(300, 2))
-    with pytest.raises(UserError, match=r"texts\.jsonl is not what it was"):
-        run_task(config, "duplicates", None, no_progress)
+    for touched in (False, True):  # changed after the plan, and while a task read it
+        single = replace(config, output=str(tmp_path / f"single{touched}"))
+        corpus_of(tmp_path / "corpus", sentences(300, 1))
+        run_task(single, "plan", None, no_progress)
+        if touched:
+            monkeypatch.setattr("data_prep.stages.map.read_partition", rewriting(file))
+        else:
+            corpus_of(tmp_path / "corpus", sentences(300, 2))
+        with pytest.raises(UserError, match=r"texts\.jsonl is not what it was"):
+            run_task(single, "map", None, no_progress)
+    monkeypatch.undo()
     progress = NoProgress()
+    corpus_of(tmp_path / "corpus", sentences(300, 2))
     build_shards(config, progress)
     assert any("starting anew" in note for note in progress.notes)
     fresh = replace(config, output=str(tmp_path / "fresh"))
@@ -189,10 +209,40 @@ def test_rows_are_shuffled_across_shards_and_by_the_seed(tiny_config, tiny_shard
     assert [number for _, number in rows_of(other, "train")] != order
 
 
-def test_the_order_does_not_depend_on_how_many_rows_are_sorted_at_once(tiny_config, tiny_shards, tmp_path, monkeypatch):
-    monkeypatch.setattr("data_prep.stages.order.ORDER_ROWS", 50)
-    build_shards(replace(tiny_config, output=str(tmp_path / "shards")), no_progress)
-    assert bytes_of(tmp_path / "shards") == bytes_of(tiny_shards)
+def test_nothing_depends_on_how_much_is_held_at_once(many_tasks, tmp_path, monkeypatch):
+    config = replace(many_tasks, duplicates=DuplicatesConfig(near_threshold=0.7))
+    build_shards(replace(config, output=str(tmp_path / "whole")), no_progress)
+    for name in ("order.HASHED_ROWS", "order.BIN_ROWS", "pack.FILL_ROWS", "duplicates.BUCKET_ENTRIES"):
+        monkeypatch.setattr(f"data_prep.stages.{name}", 7)
+    monkeypatch.setattr("data_prep.stages.pack.IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr("data_prep.stages.pack.SCATTERED_ROWS", 5)
+    monkeypatch.setattr("data_prep.stages.order.MIN_TASKS", 2)  # several shards a task
+    monkeypatch.setattr("data_prep.stages.records.MIN_RANGE_BYTES", 1 << 12)
+    monkeypatch.setattr("data_prep.arrays.spill.Spill.__init__.__defaults__", (1_000,))
+    build_shards(replace(config, output=str(tmp_path / "pieces")), no_progress)
+    assert bytes_of(tmp_path / "pieces") == bytes_of(tmp_path / "whole")
+
+
+@given(
+    seed=st.integers(0, 9),
+    counts=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 40)), min_size=1, max_size=12),
+    rows_per_shard=st.integers(1, 50),
+    bin_rows=st.sampled_from([1, 8, 256]),
+)
+def test_shards_begin_where_a_plain_sort_has_them(seed, counts, rows_per_shard, bin_rows):
+    first, counts = zip(*counts, strict=True)
+    ids = [
+        (part << 32) + start + row
+        for part, (start, n) in enumerate(zip(first, counts, strict=True))
+        for row in range(n)
+    ]
+    keys = np.sort(shuffle_keys(seed, np.array(ids, dtype=np.uint64)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(order, "BIN_ROWS", bin_rows)
+        starts = order.shard_starts(seed, first, counts, rows_per_shard)
+    assert len(starts) == -(-len(keys) // rows_per_shard)
+    assert starts[1:].tolist() == keys[rows_per_shard::rows_per_shard].tolist()
+    assert starts[:1].tolist() == [0] * (len(keys) > 0)
 
 
 def test_duplicates_are_dropped_and_listed(tiny_config, tmp_path, monkeypatch):
@@ -311,8 +361,8 @@ def test_what_a_killed_run_left_is_taken_up_or_redone(tiny_config, tiny_shards, 
     done = (work / "map" / "000000" / "record.json").stat().st_mtime_ns
     (work / "map" / "000000.77.partial").mkdir()
     (work / "map" / "000000.77.partial" / "tokens.bin").write_bytes(b"half")
-    (work / "train-00000.tar").write_bytes(b"half")
-    for stage in ("map", "duplicates", "pack", "order"):
+    (work / "shards" / "train-00000.tar").write_bytes(b"half")
+    for stage in STAGES[1:-2]:
         run_task(config, stage, None, no_progress)
     assert (work / "map" / "000000" / "record.json").stat().st_mtime_ns == done, "not run again"
     build_shards(config, no_progress)
@@ -367,7 +417,8 @@ def test_too_little_text_says_how_to_mend_it(tiny_config, corpus_folder, tmp_pat
     empty = CorpusConfig(paths=(str(tmp_path / "empty.txt"),))
     with pytest.raises(UserError, match="holds no text"):
         build_shards(replace(tiny_config, output=output, corpus=empty), no_progress)
-    assert not list(tmp_path.glob("shards*")), "nothing half made is left"
+    assert not Path(output).exists()
+    assert build_shards(replace(tiny_config, output=output), no_progress).splits["validation"]["rows"] >= 16
 
 
 def test_a_wrong_text_field_is_named(tiny_config, tmp_path):
