@@ -58,7 +58,9 @@ def test_stages_as_jobs_give_the_same_shards(
     assert run_command("narrowbert-submit", _dispatch, argv) == 0
     submission = submission_of_shards(place / "shards")
     jobs = {job.stage: job.job_id for job in submission.jobs()}
-    assert list(jobs) == ["plan", "map", "duplicates", "pack", "order", "reduce", "finish"], capsys.readouterr().err
+    assert list(jobs) == ["plan", "map", "duplicates", "survivors", "pack", "order", "reduce", "finish"], (
+        capsys.readouterr().err
+    )
 
     # The same command while they wait or run is refused; a task whose job is lost is done by another one.
     assert run_command("narrowbert-submit", _dispatch, argv) == 2
@@ -75,8 +77,8 @@ def test_stages_as_jobs_give_the_same_shards(
     assert not (place / "shards").exists()
 
     assert run_command("narrowbert-submit", _dispatch, argv) == 0
-    again = [job.stage for job in submission.jobs()][7:]
-    assert again == ["duplicates", "pack", "order", "reduce", "finish"], "what was done is not done again"
+    again = [job.stage for job in submission.jobs()][8:]
+    assert again == ["duplicates", "survivors", "pack", "order", "reduce", "finish"], "what was done is not done again"
     last = submission.jobs()[-1].job_id
     slurm.wait_for_state(last, "COMPLETED|FAILED|CANCELLED", 90)
     output = "".join(path.read_text() for path in sorted(submission.logs.glob("*.out")))
