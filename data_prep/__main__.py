@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from data_prep.commands import inspect, shards, verify, vocab
 from data_prep.commands.arguments import PROGRAM
 from data_prep.contract.command_line import USER_ERROR_EXIT_CODE, choose_command, run_command
+from data_prep.contract.files import raise_descriptor_limit
 
 COMMANDS = {
     "vocab": "Train a tokenizer on a corpus and write tokenizer.json.",
@@ -22,6 +23,7 @@ Your own text, with the same options for both commands:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the process's exit code (0 done, 2 a mistake that the user can fix)."""
+    raise_descriptor_limit()
     return run_command(PROGRAM, _main, sys.argv[1:] if argv is None else argv)
 
 

@@ -1,7 +1,12 @@
-"""Small files that are there whole or not at all."""
+"""Small files that are there whole or not at all, and how many files a process may open."""
 
+import contextlib
 import os
+import resource
 from pathlib import Path
+
+MOST_DESCRIPTORS = 65_536
+"""More would serve nobody: the kernel maps no more files into a process, and some programs walk through all of them."""
 
 
 def write_atomically(path: Path, content: str | bytes, *, durable: bool = False) -> None:
@@ -42,3 +47,12 @@ def flush_to_disk(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def raise_descriptor_limit() -> None:
+    """Let this process and its children open as many files as the system allows; shells start with 1,024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MOST_DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(ValueError, OSError):  # some systems allow less than they say
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

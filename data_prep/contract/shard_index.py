@@ -1,4 +1,6 @@
-"""The index of a split: its shards and chunks as columns of one safetensors file, ``train.index.safetensors``.
+"""The index of a split, and the chunks that it leads to.
+
+The index has shards and chunks as columns of one safetensors file, ``train.index.safetensors``.
 
 With n shards and c chunks, in order:
 
@@ -15,16 +17,21 @@ The names of shards follow from split and number (``shard_format.shard_name``). 
 object in memory stands for a shard or chunk.
 """
 
+import contextlib
 import json
 import mmap
+import resource
+import tarfile
 from array import array
-from collections.abc import Callable, Iterable, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
-from data_prep.contract.shard_format import decode_arrays, shard_name
+from data_prep.contract.command_line import UserError
+from data_prep.contract.shard_format import BLOCK, Geometry, chunk_hash, decode_arrays, member_header, shard_name
 
 _U64, _U32, _U8 = np.dtype("<u8"), np.dtype("<u4"), np.dtype("u1")
 # Wide types first, so that each column is aligned in the file.
@@ -178,3 +185,81 @@ def map_index(split: str, path: Path) -> ShardIndex:
         if name not in columns or (columns[name].dtype, columns[name].shape) != (dtype, (count, *behind)):
             raise ValueError(f"its column {name} is missing, or not of the type or length that it should be")
     return ShardIndex(split, columns, path)
+
+
+class RecentChunks:
+    """The chunks that this process has read last, of all splits.
+
+    Each keeps its shard mapped, and a map takes a file descriptor: so the number of chunks bounds the descriptors. The
+    lanes of ``pipeline.data.order`` need about 1,100 chunks at a time where a chunk has 256 rows.
+    """
+
+    MOST = 2048
+    """Chunks, of about 5 kB of memory each: arrays are views of the mapped files."""
+
+    def __init__(self) -> None:
+        # Threads use it without a lock: each operation is one step, and to read a chunk twice does no harm.
+        self._chunks: OrderedDict[Hashable, dict[str, np.ndarray]] = OrderedDict()
+
+    def get(self, key: Hashable) -> dict[str, np.ndarray] | None:
+        """The arrays of a chunk, if it is among them."""
+        arrays = self._chunks.get(key)
+        if arrays is not None:
+            with contextlib.suppress(KeyError):  # another thread has just dropped it
+                self._chunks.move_to_end(key)
+        return arrays
+
+    def add(self, key: Hashable, arrays: dict[str, np.ndarray]) -> None:
+        """Take a chunk in, and drop those that were used longest ago."""
+        self._chunks[key] = arrays
+        allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        # A quarter of the descriptors; the rest is for everything else in the process.
+        most = self.MOST if allowed == resource.RLIM_INFINITY else min(self.MOST, 1 + allowed // 4)
+        while len(self._chunks) > most:
+            self._chunks.popitem(last=False)
+
+
+RECENT_CHUNKS = RecentChunks()
+
+
+def map_file(path: Path) -> mmap.mmap:
+    """A shard, mapped into memory.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as stream:
+            return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read the shard {path}: {error}") from error
+
+
+def read_chunk(
+    data: mmap.mmap, index: ShardIndex, shard: int, chunk: int, geometry: Geometry, *, is_sound: bool = False
+) -> dict[str, np.ndarray]:
+    """The arrays of a chunk, as views of its mapped shard.
+
+    Args:
+        data: the shard.
+        index: of its split.
+        shard: its number.
+        chunk: the chunk's number in the split.
+        geometry: what shapes follow from.
+        is_sound: its hash and its tar header have been checked before.
+
+    Raises:
+        ValueError: hash, tar header or schema do not match.
+    """
+    offset, length = index.place(chunk)
+    view = memoryview(data)[offset : offset + length]
+    if not is_sound:
+        if chunk_hash(view) != index.chunk_hash(chunk):
+            raise ValueError("its bytes are not those that were written (hash mismatch)")
+        number = chunk - index.chunks(shard).start
+        header = member_header(index.name(shard), number, length).tobuf(tarfile.USTAR_FORMAT)
+        if data[offset - BLOCK : offset] != header:
+            raise ValueError("its tar header is damaged")
+    arrays = decode_arrays(view)
+    geometry.check(arrays, int(index.chunk_rows[chunk]))
+    return arrays

@@ -8,7 +8,7 @@ import dataclasses
 import mmap
 import os
 import stat
-import tarfile
+import weakref
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,17 +19,13 @@ from data_prep.contract.command_line import UserError
 from data_prep.contract.manifest import parse_manifest, read_manifest, without_shards
 from data_prep.contract.remote import RemoteFolder, is_url
 from data_prep.contract.shard_format import (
-    BLOCK,
     MANIFEST,
     SPLITS,
     TOKENIZER,
     Geometry,
-    chunk_hash,
-    decode_arrays,
     file_sha256,
-    member_header,
 )
-from data_prep.contract.shard_index import ShardIndex, map_index
+from data_prep.contract.shard_index import RECENT_CHUNKS, ShardIndex, map_file, map_index, read_chunk
 
 _RESTORE = "restore the file from a copy or prepare again"
 
@@ -92,34 +88,40 @@ class ShardSplit:
         """[chunks] rows of each chunk."""
         self._files = files
         self._geometry = geometry
-        self._maps: dict[int, mmap.mmap] = {}
-        self._arrays: dict[int, dict[str, np.ndarray]] = {}
+        self._maps: weakref.WeakValueDictionary[int, mmap.mmap] = weakref.WeakValueDictionary()
+        self._sound = bytearray(index.num_chunks)  # 1 where a chunk's hash has been checked
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Without the maps, so that a spawned process gets a split that opens its own."""
-        return {**self.__dict__, "_maps": {}, "_arrays": {}}
+    def __reduce__(self) -> tuple[type["ShardSplit"], tuple[Any, ...]]:
+        """Without the maps, so that another process opens its own."""
+        return ShardSplit, (self._files, self.index, self._geometry)
 
     def chunk(self, index: int) -> dict[str, np.ndarray]:
         """The fields of a chunk (see ``shard_format``): read-only views of the mapped file.
 
         The chunk's hash is checked at the first touch. A remote shard is fetched at the first touch of a chunk of it.
+        A shard stays mapped while one of its chunks is among those that this process has read last, or is in use.
 
         Raises:
             UserError: the bytes are not those that were written; names shard and chunk.
         """
-        if index not in self._arrays:
-            shard = self.index.shard_of(index)
-            try:
-                self._arrays[index] = read_chunk(self._map(shard), self.index, shard, index, self._geometry)
-            except ValueError as error:
-                number = index - self.index.chunks(shard).start
-                raise self._files.refuse(self.index.name(shard), f"chunk {number}: {error}") from error
-        return self._arrays[index]
+        arrays = RECENT_CHUNKS.get((self, index))
+        if arrays is None:
+            arrays = self._read(index)
+            RECENT_CHUNKS.add((self, index), arrays)
+        return arrays
 
-    def _map(self, shard: int) -> mmap.mmap:
-        if shard not in self._maps:
-            self._maps[shard] = map_file(self._files.local(self.index.file(shard)))
-        return self._maps[shard]
+    def _read(self, chunk: int) -> dict[str, np.ndarray]:
+        shard = self.index.shard_of(chunk)
+        data = self._maps.get(shard)
+        if data is None:
+            data = self._maps[shard] = map_file(self._files.local(self.index.file(shard)))
+        try:
+            arrays = read_chunk(data, self.index, shard, chunk, self._geometry, is_sound=bool(self._sound[chunk]))
+        except ValueError as error:
+            number = chunk - self.index.chunks(shard).start
+            raise self._files.refuse(self.index.name(shard), f"chunk {number}: {error}") from error
+        self._sound[chunk] = 1
+        return arrays
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -304,31 +306,3 @@ def count_problems(folder: ShardFolder) -> Iterator[str]:
         index = folder.indexes[name]
         if not index.adds_up() or any(split[key] != count for key, count in index.counts.items()):
             yield f"{folder.files.name(MANIFEST)}: the row counts of split {name} do not add up"
-
-
-def map_file(path: Path) -> mmap.mmap:
-    """A shard, mapped into memory.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    try:
-        with path.open("rb") as stream:
-            return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read the shard {path}: {error}") from error
-
-
-def read_chunk(data: mmap.mmap, index: ShardIndex, shard: int, chunk: int, geometry: Geometry) -> dict[str, np.ndarray]:
-    """The arrays of a chunk, numbered in its split. Raises ValueError where tar header, hash or schema do not match."""
-    offset, length = index.place(chunk)
-    view = memoryview(data)[offset : offset + length]
-    if chunk_hash(view) != index.chunk_hash(chunk):
-        raise ValueError("its bytes are not those that were written (hash mismatch)")
-    number = chunk - index.chunks(shard).start
-    header = member_header(index.name(shard), number, length).tobuf(tarfile.USTAR_FORMAT)
-    if data[offset - BLOCK : offset] != header:
-        raise ValueError("its tar header is damaged")
-    arrays = decode_arrays(view)
-    geometry.check(arrays, int(index.chunk_rows[chunk]))
-    return arrays

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.contract.shard_format import BLOCK, CHUNK_EXTENSION, chunk_key, file_sha256, member_header
-from data_prep.contract.shard_index import ShardIndex
-from data_prep.contract.shards import ShardFolder, count_problems, map_file, open_folder, read_chunk, tokenizer_problems
+from data_prep.contract.shard_index import ShardIndex, map_file, read_chunk
+from data_prep.contract.shards import ShardFolder, count_problems, open_folder, tokenizer_problems
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

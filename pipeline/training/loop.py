@@ -10,7 +10,7 @@ import torch
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from data_prep.contract.command_line import UserError
-from data_prep.contract.files import write_atomically
+from data_prep.contract.files import raise_descriptor_limit, write_atomically
 from pipeline.config import RunConfig
 from pipeline.data.mixture import Mixture
 from pipeline.engine.deepspeed_engine import destroy_engine, initialise_process_group
@@ -68,6 +68,7 @@ def train(config: RunConfig, world: World, shards: Mixture, objective: Objective
         UserError: the run cannot continue: no intact checkpoint, a full disk, divergence. Among several processes the
             caller must end this one then, since its watch and its group stay until the others have noticed.
     """
+    raise_descriptor_limit()  # a mapped shard takes one
     device = initialise_process_group(world, config.training.tensor_model_parallel_size, config.training.hang_timeout)
     watchdog = None
     try:
