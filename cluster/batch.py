@@ -64,11 +64,12 @@ def train_script(
     )
 
 
-def prep_script(config: ClusterConfig, *, work_dir: Path, arguments: Sequence[str]) -> str:
+def prep_script(config: ClusterConfig, *, submission: Path, work_dir: Path, arguments: Sequence[str]) -> str:
     """The batch script of every stage of preparation; ``sbatch prep.sh STAGE PARTS`` says which.
 
     Args:
         config: checked by ``check_cluster``.
+        submission: folder of the preparation's jobs; absolute.
         work_dir: folder in which it runs; absolute.
         arguments: the configuration's, as ``narrowbert-prep shards`` takes them.
     """
@@ -88,6 +89,8 @@ def prep_script(config: ClusterConfig, *, work_dir: Path, arguments: Sequence[st
         DIRECTIVES=_directives(directives, config.sbatch_options),
         WORK_DIR=shlex.quote(str(work_dir)),
         COMMAND=shlex.join([*start, *prefix, *_python(config), "-P", "-m", "cluster.prep_stage", *arguments]),
+        SUBMISSION=shlex.quote(str(submission)),
+        MAX_CRASHES=str(config.max_crashes),
         MAX_REQUEUES=str(config.max_requeues),
         SETUP=_setup(config),
     )

@@ -21,6 +21,12 @@ class PrepJobsConfig:
     """Memory an element, such as 16G; default: what the partition gives."""
     time_limit: str = "12:00:00"
     """Time of an element, as --time takes it."""
+    time_limits: tuple[str, ...] = ()
+    """Other times for some stages, one STAGE=TIME an entry: [plan=1-00, finish=24:00:00]."""
+
+    def time_limit_of(self, stage: str) -> str:
+        """Time of an element of a stage."""
+        return dict(entry.split("=", 1) for entry in self.time_limits).get(stage, self.time_limit)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,7 +60,8 @@ class ClusterConfig:
     signal_lead_seconds: int = 300
     """How long before the time limit the job is told to save and end."""
     max_crashes: int = 3
-    """Crashes in a row without a new checkpoint after which a job gives up; each is tried again in the same job."""
+    """Crashes in a row without a new checkpoint after which a training job gives up; each is tried again in the same
+    job. Of preparation: crashes and time limits of an element with no task done between; each goes to the queue."""
     max_requeues: int = 100
     """How often a job is put back into the queue."""
     continue_by: Literal["requeue", "resubmit"] = "requeue"
@@ -156,7 +163,13 @@ def _check_names(config: ClusterConfig) -> None:
     for name, value in [("memory_per_node", config.memory_per_node), ("prep.memory", config.prep.memory)]:
         if value is not None and not _MEMORY.fullmatch(value):
             raise UserError(f"cluster.{name} is {value!r}: give a number with K, M, G or T, such as 64G")
-    for name, value in [("time_limit", config.time_limit), ("prep.time_limit", config.prep.time_limit)]:
+    for entry in config.prep.time_limits:
+        if "=" not in entry:
+            raise UserError(f"cluster.prep.time_limits has {entry!r}: give STAGE=TIME, such as map=24:00:00")
+    stages = [(f"prep.time_limits {entry.split('=')[0]}", entry.split("=", 1)[1]) for entry in config.prep.time_limits]
+    for name, value in [
+        ("time_limit", config.time_limit), ("prep.time_limit", config.prep.time_limit), *stages,
+    ]:  # fmt: skip
         try:
             seconds = seconds_of(value)
         except ValueError:

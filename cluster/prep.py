@@ -10,15 +10,19 @@ from pathlib import Path
 
 from cluster import slurm
 from cluster.batch import file_pattern, job_name_of, prep_script
-from cluster.config import ClusterConfig, check_cluster, check_path
+from cluster.config import ClusterConfig, check_cluster, check_path, seconds_of
 from cluster.elements import element_of_task
 from cluster.submission import check_no_active_job, remove_if_empty, submission_of_shards
 from cluster.submit import check_no_secrets, check_partition, check_shared, check_writable, stated_options
 from data_prep.config import PrepConfig, check_config, tokenizer_path
-from data_prep.contract.command_line import UserError, config_as_dict
+from data_prep.contract.command_line import UserError, config_as_dict, did_you_mean
 from data_prep.corpus.files import find_corpus_files
 from data_prep.stages.build import count_tasks, unfinished_tasks
 from data_prep.stages.records import ARRAY_STAGES, STAGES
+from data_prep.stages.work_plan import work_path
+
+_SIGNAL_LEAD_S = 120
+"""How long before its time limit an element goes back to the queue: the controller may be slow to answer."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,9 +45,11 @@ def submit_prep(config: PrepConfig, cluster: ClusterConfig, *, dry_run: bool) ->
     """
     check_cluster(cluster)
     check_config(config)
+    _check_stages(cluster)
     check_path("output", config.output)
     output = Path(config.output).absolute()
-    if (output / "manifest.json").exists():
+    is_there = (output / "manifest.json").exists()
+    if is_there and not work_path(config).exists():
         return f"{config.output} is there already: nothing to do (narrowbert-prep verify checks it)"
     if not Path(tokenizer_path(config)).is_file():
         raise UserError(f"there is no tokenizer {tokenizer_path(config)}: make it with narrowbert-prep vocab")
@@ -53,12 +59,16 @@ def submit_prep(config: PrepConfig, cluster: ClusterConfig, *, dry_run: bool) ->
     check_writable("output", output)
     check_shared(cluster, [("output", output), *(("corpus.paths", Path(path)) for path in local[:1])])
     submission = submission_of_shards(output)
-    script = prep_script(cluster, work_dir=Path.cwd(), arguments=["--config", str(submission.config_file)])
+    script = prep_script(
+        cluster, submission=submission.folder, work_dir=Path.cwd(), arguments=["--config", str(submission.config_file)]
+    )
     if dry_run:
         return script.rstrip("\n")
-    check_partition(cluster, 1, cluster.prep.time_limit)
+    for time_limit in {cluster.prep.time_limit_of(stage) for stage in STAGES}:
+        check_partition(cluster, 1, time_limit)
     check_no_active_job(submission)
-    jobs = jobs_to_send(config, cluster)
+    # A finish that was ended in its clean-up has left no more than that to do.
+    jobs = [StageJob(stage="finish", elements=())] if is_there else jobs_to_send(config, cluster)
     snapshot = dataclasses.replace(config, output=str(output), num_workers=cluster.prep.cpus)
     submission.write(script, config_as_dict(snapshot))
     name = job_name_of(cluster, output)
@@ -77,6 +87,16 @@ def submit_prep(config: PrepConfig, cluster: ClusterConfig, *, dry_run: bool) ->
         raise
     stages = ", ".join(f"{job.stage} {job_id}" for job, job_id in zip(jobs, sent, strict=True))
     return f"jobs: {stages}; narrowbert-submit status {config.output} (or logs, cancel)"
+
+
+def _check_stages(cluster: ClusterConfig) -> None:
+    for entry in cluster.prep.time_limits:
+        stage = entry.split("=")[0]
+        if stage not in STAGES:
+            raise UserError(
+                f"cluster.prep.time_limits has {entry!r}: the stages are {', '.join(STAGES)}"
+                f"{did_you_mean(stage, set(STAGES))}"
+            )
 
 
 def jobs_to_send(config: PrepConfig, cluster: ClusterConfig) -> list[StageJob]:
@@ -105,6 +125,9 @@ def jobs_to_send(config: PrepConfig, cluster: ClusterConfig) -> list[StageJob]:
 def _options(job: StageJob, cluster: ClusterConfig, name: str, sent: Sequence[str], logs: Path) -> list[str]:
     log = "%A_%a" if job.elements else "%j"
     options = [f"--job-name={name}-{job.stage}", f"--output={file_pattern('output', logs)}/{job.stage}-{log}.out"]
+    limit = cluster.prep.time_limit_of(job.stage)
+    lead = min(_SIGNAL_LEAD_S, seconds_of(limit) // 4)
+    options += [f"--time={limit}", f"--signal=B:USR1@{lead}"]
     if job.elements:
         numbers = ",".join(map(str, job.elements))
         if job.elements == tuple(range(len(job.elements))):

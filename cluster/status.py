@@ -13,6 +13,7 @@ from pipeline.runs.records import read_metrics
 
 _POLL_S = 0.5
 _ASK_SLURM_S = 10.0
+_MOST_FAILURES = 10
 _RANK_LOG = re.compile(r"rank-(\d+)\.log")
 
 
@@ -30,6 +31,8 @@ def status(folder: Path) -> str:
         lines += _run_lines(folder)
     elif (folder / "manifest.json").exists():
         lines.append(("state", "done: the shards are there"))
+    else:
+        lines += _failure_lines(submission)
     width = max(len(name) for name, _ in lines)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
 
@@ -53,6 +56,16 @@ def _job_lines(submission: Submission) -> list[tuple[str, str]]:
         lines.append((f"{stage} {job.job_id}".strip() if stage else f"job {job.job_id}", ", ".join(parts)))
     if not lines:
         lines.append((f"job {sent[-1].job_id}", "ended; Slurm keeps no record of it any more"))
+    return lines
+
+
+def _failure_lines(submission: Submission) -> list[tuple[str, str]]:
+    failures = submission.failures()
+    lines = [("failed", line) for line in failures[:_MOST_FAILURES]]
+    if len(failures) > _MOST_FAILURES:
+        lines.append(("failed", f"and {len(failures) - _MOST_FAILURES} more, in {submission.folder / 'failed'}"))
+    if lines:
+        lines.append(("to go on", "mend it and give the same narrowbert-submit prep again: what is done stays done"))
     return lines
 
 

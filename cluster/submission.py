@@ -3,7 +3,8 @@
 ``job.sh`` the script, ``config.yaml`` the resolved configuration, ``packages.txt`` the versions of everything
 installed, ``submission.json`` when, from where and by which command, ``jobs`` one line a job (its id, and for
 preparation the stage), ``logs/`` the output of the jobs, ``codes/`` each rank's exit code, ``cancelled`` while nothing
-is to go on.
+is to go on. Of preparation, a file an element: ``crashes/STAGE-PART`` how often it crashed since a task of it was done,
+``failed/STAGE-PART`` which of its tasks failed, and why.
 """
 
 import dataclasses
@@ -61,6 +62,28 @@ class Submission:
         """While this file is there, a job of this folder neither starts nor goes on."""
         return self.folder / "cancelled"
 
+    def crashes(self, stage: str, part: int) -> Path:
+        """Number of crashes of an element of preparation since one of its tasks was done."""
+        return self.folder / "crashes" / f"{stage}-{part}"
+
+    def failed(self, stage: str, part: int) -> Path:
+        """What failed in an element, a line each; gone when it has ended well."""
+        return self.folder / "failed" / f"{stage}-{part}"
+
+    def failures(self) -> list[str]:
+        """Everything that has failed and is not done since, a line each.
+
+        Raises:
+            UserError: a file cannot be read.
+        """
+        lines: list[str] = []
+        try:
+            for path in sorted((self.folder / "failed").glob("*-*")):
+                lines += path.read_text(encoding="utf-8", errors="replace").splitlines()
+        except OSError as error:
+            raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
+        return lines
+
     def jobs(self) -> list[SentJob]:
         """Every job so far, oldest first.
 
@@ -101,6 +124,9 @@ class Submission:
             }
             (self.folder / "submission.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
             self.cancelled.unlink(missing_ok=True)
+            for name in ("crashes", "failed"):
+                shutil.rmtree(self.folder / name, ignore_errors=True)
+                (self.folder / name).mkdir()
         except OSError as error:
             raise UserError(f"cannot write {error.filename or self.folder}: {error.strerror}") from error
 

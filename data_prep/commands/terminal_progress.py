@@ -5,40 +5,48 @@ import time
 from typing import Any, Self
 
 from data_prep.commands.arguments import PROGRAM
+from data_prep.report.log_progress import LogProgress
 
 
 class TerminalProgress:
-    """How far the work is: a bar on a terminal, a line for each finished stage in a log file."""
+    """How far the work is: a bar on a terminal, lines in a log file."""
 
     def __enter__(self) -> Self:
         self._bar: Any = None
-        self._stage = ""
+        self._log: LogProgress | None = None
+        if not sys.stderr.isatty():
+            self._log = LogProgress(lambda line: print(line, flush=True)).__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *error: object) -> None:
+        if self._log is not None:
+            self._log.__exit__(*error)
         self._end()
 
-    def start(self, stage: str, total: int, unit: str) -> None:
-        """A stage of ``total`` units (0: unknown) begins."""
+    def start(self, stage: str, total: int, unit: str, done: int = 0) -> None:
+        """A stage of ``total`` units (0: unknown) begins, ``done`` of them by an earlier start."""
+        if self._log is not None:
+            self._log.start(stage, total, unit, done)
+            return
         from tqdm import tqdm
 
         self._end()
-        self._stage, self._documents, self._began = stage, 0, time.monotonic()
-        self._done, self._unit = 0, unit
-        if sys.stderr.isatty():
-            self._bar = tqdm(
-                desc=stage, total=total or None, unit=unit, unit_scale=unit == "B", leave=False, dynamic_ncols=True
-            )
+        self._documents, self._began = 0, time.monotonic()
+        self._bar = tqdm(
+            desc=stage, total=total or None, initial=done, unit=unit, unit_scale=unit == "B", leave=False,
+            dynamic_ncols=True,
+        )  # fmt: skip
 
     def advance(self, count: int, documents: int = 0) -> None:
         """So many units are done, and with them so many documents."""
-        self._done += count
+        if self._log is not None:
+            self._log.advance(count, documents)
+            return
         self._documents += documents
-        if self._bar is not None:
-            if self._documents:
-                rate = self._documents / max(time.monotonic() - self._began, 1e-3)
-                self._bar.set_postfix_str(f"{rate:,.0f} documents/s", refresh=False)
-            self._bar.update(count)
+        if self._documents:
+            rate = self._documents / max(time.monotonic() - self._began, 1e-3)
+            self._bar.set_postfix_str(f"{rate:,.0f} documents/s", refresh=False)
+        self._bar.update(count)
 
     def note(self, message: str) -> None:
         """A line on stderr."""
@@ -48,10 +56,3 @@ class TerminalProgress:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
-        elif self._stage:
-            seconds = time.monotonic() - self._began
-            size = f"{self._done / 1e6:,.1f} MB" if self._unit == "B" else f"{self._done:,} {self._unit}"
-            documents = f", {self._documents:,} documents" if self._documents else ""
-            rate = f", {self._done / 1e6 / max(seconds, 1e-3):.1f} MB/s" if self._unit == "B" else ""
-            print(f"{self._stage}: {size}{documents} in {seconds:.1f} s{rate}", flush=True)
-        self._stage = ""

@@ -13,6 +13,7 @@ import importlib.metadata
 import inspect
 import itertools
 import os
+import re
 import sys
 import textwrap
 import types
@@ -22,6 +23,8 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_type_hints
 
 import yaml
+
+from data_prep.contract.redaction import redact_urls
 
 Config = TypeVar("Config")
 Part = TypeVar("Part")
@@ -57,7 +60,7 @@ def run_command(program: str, main: Callable[[Sequence[str]], int | None], argv:
 
 def report_user_error(program: str, error: UserError) -> int:
     """Print the one line and return the exit code that goes with it."""
-    print(f"{program}: error: {one_line(str(error))}", file=sys.stderr, flush=True)
+    print(f"{program}: error: {redact_urls(one_line(str(error)))}", file=sys.stderr, flush=True)
     return USER_ERROR_EXIT_CODE
 
 
@@ -152,9 +155,19 @@ def read_config(
     except UserError:
         raise
     except Exception as error:  # jsonargparse raises several types, all about the user's input
-        raise UserError(one_line(str(error)).replace("Parser key ", "option ")) from error
+        message = one_line(str(error)).replace("Parser key ", "option ")
+        raise UserError(_NUMBER_FOR_TEXT.sub(_ask_for_quotes, message)) from error
     assert isinstance(parsed, Namespace)
     return part_of(cls, parsed)
+
+
+def _ask_for_quotes(found: re.Match[str]) -> str:
+    minutes, seconds = divmod(int(found["number"]), 60)
+    text = f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
+    return (
+        f"expected text and got the number {found['number']}: put the value in quotes in the file (without them YAML "
+        f'reads a time such as "{text}" as a number of seconds)'
+    )
 
 
 def _describe_options(parser: argparse.ArgumentParser, cls: type[Any]) -> None:
@@ -210,6 +223,8 @@ def _dotted_keys(cls: type[Any], prefix: str = "") -> Iterator[str]:
         if dataclasses.is_dataclass(hints[field.name]):
             yield from _dotted_keys(hints[field.name], f"{prefix}{field.name}.")  # type: ignore[arg-type]
 
+
+_NUMBER_FOR_TEXT = re.compile(r"Expected a <class 'str'>\. Got value: (?P<number>\d+)$")
 
 _PARSER_OPTIONS = {"config", "print_config", "help", "debug"}
 

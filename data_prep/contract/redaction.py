@@ -61,10 +61,17 @@ def redact_text(text: str, environment: Mapping[str, str] | None = None) -> str:
     """``text`` without user names and passwords in URLs, secret ``key=value``, and the environment's secrets."""
     for secret in sorted(secret_values(os.environ if environment is None else environment), key=len, reverse=True):
         text = text.replace(secret, REDACTED)
+    return _without_assigned_secrets(redact_urls(text))
+
+
+def redact_urls(text: str) -> str:
+    """``text`` without user names, passwords and signatures in URLs, and without ``Bearer ...``.
+
+    Other text stays as it is, so that a line for the user says what it means: the token [MASK] is no secret.
+    """
     text = _USER_INFO.sub(rf"\g<scheme>{REDACTED}@", text)
     text = _AUTHORIZATION.sub(rf"\g<scheme> {REDACTED}", text)
-    text = _QUERY.sub(_without_secret_value, text)
-    return _without_assigned_secrets(text)
+    return _QUERY.sub(_without_secret_value, text)
 
 
 def _without_secret_value(match: re.Match[str]) -> str:

@@ -2,10 +2,11 @@
 
 Work is done in OUTPUT.partial, which bears the plan: hashes of configuration, tokenizer and every input. A run
 that was killed is resumed where it stood. A plan of anything else is never mixed with it. ``build_shards`` runs
-all tasks in worker processes, ``run_task`` one of them, so that a cluster can spread them over machines.
+all tasks in worker processes, ``run_tasks`` some of a stage's, so that a cluster can spread them over machines.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+import collections
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from data_prep.contract.command_line import UserError
 from data_prep.contract.shard_format import MANIFEST
 from data_prep.contract.shards import open_shards
 from data_prep.filters.registry import filter_notes
+from data_prep.report.failures import MOST_IN_A_ROW, TaskFailure, failure_of, killed, tasks_failed
 from data_prep.report.progress import Progress
 from data_prep.stages.duplicates import run_duplicates, run_survivors
 from data_prep.stages.finish import Summary, check_counts, clear_away, finish, summary
@@ -30,8 +32,17 @@ from data_prep.stages.records import (
 )
 from data_prep.stages.reduce import run_reduce
 from data_prep.stages.work_folder import locked_work_folder, prepare_work_folder, read_plan
-from data_prep.stages.work_plan import WorkPlan, as_json, difference, inputs_identity, make_plan, map_task, work_path
-from data_prep.stages.workers import Workers
+from data_prep.stages.work_plan import (
+    PLAN,
+    WorkPlan,
+    as_json,
+    difference,
+    inputs_identity,
+    make_plan,
+    map_task,
+    work_path,
+)
+from data_prep.stages.workers import WorkerKilled, Workers
 
 _RUN: dict[str, Callable[[WorkPlan, int], dict[str, Any]]] = {
     "map": run_map,
@@ -77,7 +88,11 @@ def run_task(config: PrepConfig, task: str, index: int | None, progress: Progres
     """
     if task not in ("plan", "finish"):
         return run_tasks(config, task, None if index is None else [index], progress)
-    with Workers(config.num_workers) as workers, locked_work_folder(work_path(config), progress, exclusive=True):
+    work = work_path(config)
+    if task == "finish" and (Path(config.output) / MANIFEST).is_file() and not (work / PLAN).is_file():
+        clear_away(work)  # a start before this one was ended in its clean-up
+        return f"{config.output} is there already"
+    with Workers(config.num_workers) as workers, locked_work_folder(work, progress, exclusive=True):
         if task == "plan":
             plan, identity, files = make_plan(config, workers, progress)
             prepare_work_folder(plan, identity, files, progress)
@@ -87,18 +102,29 @@ def run_task(config: PrepConfig, task: str, index: int | None, progress: Progres
         return f"{config.output}: root hash {done.root_hash}"
 
 
-def run_tasks(config: PrepConfig, stage: str, indices: Sequence[int] | None, progress: Progress) -> str:
+def run_tasks(
+    config: PrepConfig, stage: str, indices: Sequence[int] | None, progress: Progress, *, keep_going: bool = False
+) -> str:
     """Run some tasks of a stage between plan and finish, or all, in ``config.num_workers`` processes; what was done.
 
     Those that are done already are left as they are.
 
+    Args:
+        config: the whole configuration.
+        stage: its name.
+        indices: the tasks' numbers; None: all.
+        progress: told how far they are.
+        keep_going: a task that fails, even one whose process is killed, does not keep the others from being done. No
+            task runs in this process then.
+
     Raises:
         UserError: no plan, a plan of something else, a stage before it that is not complete, or no such number.
+        TasksFailed: with ``keep_going``, some tasks failed (``TasksRefused``: for a mistake of the user's, each).
     """
-    with Workers(config.num_workers) as workers:
+    with Workers(config.num_workers, apart=keep_going) as workers:
         plan, _ = read_plan(config)
         with locked_work_folder(plan.work, progress, exclusive=False):
-            return _run_stage(plan, stage, indices, workers, progress)
+            return _run_stage(plan, stage, indices, workers, progress, keep_going=keep_going)
 
 
 def count_tasks(config: PrepConfig, stage: str) -> int:
@@ -122,22 +148,28 @@ def unfinished_tasks(config: PrepConfig, task: str) -> list[int]:
     return [index for index in range(number_of_tasks(plan, task)) if task_record(plan, task, index) is None]
 
 
-def _run_stage(plan: WorkPlan, stage: str, indices: Sequence[int] | None, workers: Workers, progress: Progress) -> str:
+def _run_stage(
+    plan: WorkPlan, stage: str, indices: Sequence[int] | None, workers: Workers, progress: Progress,
+    *, keep_going: bool = False,
+) -> str:  # fmt: skip
     """Run the tasks of a stage that are not done yet, of all or of those numbered ``indices``.
 
     What an earlier stage left and is found damaged is made again first.
     """
     for _ in range(MAX_REPAIRS):
         try:
-            return _run_once(plan, stage, indices, workers, progress)
+            return _run_once(plan, stage, indices, workers, progress, keep_going=keep_going)
         except DamagedTask as damage:
             progress.note(f"{damage.stage} task {damage.index}: {damage}")
             if damage.stage != stage:
                 _run_task((plan, damage.stage, damage.index))
-    return _run_once(plan, stage, indices, workers, progress)
+    return _run_once(plan, stage, indices, workers, progress, keep_going=keep_going)
 
 
-def _run_once(plan: WorkPlan, stage: str, indices: Sequence[int] | None, workers: Workers, progress: Progress) -> str:
+def _run_once(
+    plan: WorkPlan, stage: str, indices: Sequence[int] | None, workers: Workers, progress: Progress,
+    *, keep_going: bool = False,
+) -> str:  # fmt: skip
     require_stage_before(plan, stage)
     total = number_of_tasks(plan, stage)
     chosen = range(total) if indices is None else indices
@@ -146,11 +178,8 @@ def _run_once(plan: WorkPlan, stage: str, indices: Sequence[int] | None, workers
             raise UserError(f"--index {index}: the {stage} tasks are numbered 0 to {total - 1}")
     todo = [number for number in chosen if task_record(plan, stage, number) is None]
     work = _Work(plan, stage)
-    progress.start(stage, *work.of(chosen))
-    done = set(chosen) - set(todo)
-    if done:
-        progress.advance(work.of(done)[0])
-    for number, record in zip(todo, workers.run(_run_task, [(plan, stage, n) for n in todo]), strict=True):
+    progress.start(stage, *work.of(chosen), work.of(set(chosen) - set(todo))[0])
+    for number, record in _results(plan, stage, todo, workers, progress, keep_going=keep_going):
         progress.advance(work.of([number])[0], record.get("documents", 0) if stage == "map" else 0)
     if stage == "map" and chosen:
         record = require_record(plan, "map", chosen[0])
@@ -168,6 +197,60 @@ def _run_once(plan: WorkPlan, stage: str, indices: Sequence[int] | None, workers
 def _run_task(task: tuple[WorkPlan, str, int]) -> dict[str, Any]:
     plan, stage, index = task
     return _RUN[stage](plan, index)
+
+
+def _results(
+    plan: WorkPlan, stage: str, todo: Sequence[int], workers: Workers, progress: Progress, *, keep_going: bool
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Run tasks; each number with its record. With ``keep_going`` failures are raised when every other one is done."""
+    if not keep_going:
+        yield from zip(todo, workers.run(_run_task, [(plan, stage, number) for number in todo]), strict=True)
+        return
+    failures: list[TaskFailure] = []
+    in_a_row = 0
+    for tried, (number, record) in enumerate(_attempts(plan, stage, todo, workers), 1):
+        if not isinstance(record, TaskFailure):
+            in_a_row = 0
+            yield number, record
+            continue
+        progress.note(f"{stage} task {number} failed: {record.traceback or record.error}")
+        failures.append(record)
+        in_a_row += 1
+        if in_a_row == MOST_IN_A_ROW and tried < len(todo):
+            raise tasks_failed(stage, failures, len(todo) - tried)
+    if failures:
+        raise tasks_failed(stage, failures, 0)
+
+
+def _attempts(
+    plan: WorkPlan, stage: str, todo: Sequence[int], workers: Workers
+) -> Iterator[tuple[int, dict[str, Any] | TaskFailure]]:
+    left = collections.deque(todo)
+    while left:
+        try:
+            for result in workers.run(_try_task, [(plan, stage, number) for number in left]):
+                yield left.popleft(), result
+        except WorkerKilled:  # which task did it is not known: each that was under way runs alone
+            for _ in range(min(workers.most_under_way, len(left))):
+                yield _run_alone(plan, stage, left.popleft(), workers)
+
+
+def _run_alone(plan: WorkPlan, stage: str, number: int, workers: Workers) -> tuple[int, dict[str, Any] | TaskFailure]:
+    if (record := task_record(plan, stage, number)) is not None:
+        return number, record
+    try:
+        return number, workers.run_alone(_try_task, (plan, stage, number))
+    except WorkerKilled:
+        return number, killed(number)
+
+
+def _try_task(task: tuple[WorkPlan, str, int]) -> dict[str, Any] | TaskFailure:
+    try:
+        return _run_task(task)
+    except DamagedTask:  # what it read is made again, and then this task
+        raise
+    except Exception as error:  # whatever it is, it is this task's alone
+        return failure_of(task[2], error)
 
 
 class _Work:

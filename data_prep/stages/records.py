@@ -55,10 +55,14 @@ MAX_RANGES = 512
 class DamagedTask(UserError):
     """The result of a finished task is not what it was. It has been set aside, so that the task can run again."""
 
-    def __init__(self, plan: WorkPlan, stage: str, index: int, problem: str) -> None:
-        super().__init__(f"{stage} task {index} of {plan.work} is damaged ({problem}): the same command makes it again")
+    def __init__(self, message: str, stage: str, index: int) -> None:
+        super().__init__(message)
         self.stage = stage
         self.index = index
+
+    def __reduce__(self) -> tuple[type["DamagedTask"], tuple[str, str, int]]:
+        """It passes from a worker process to the one that makes the task again."""
+        return DamagedTask, (str(self), self.stage, self.index)
 
 
 def task_folder(plan: WorkPlan, stage: str, index: int) -> Path:
@@ -161,7 +165,8 @@ def require_record(plan: WorkPlan, stage: str, index: int) -> dict[str, Any]:
 def damaged(plan: WorkPlan, stage: str, index: int, problem: str) -> None:
     """Set a task's result aside and raise DamagedTask."""
     set_aside(plan, stage, index)
-    raise DamagedTask(plan, stage, index, problem)
+    message = f"{stage} task {index} of {plan.work} is damaged ({problem}): the same command makes it again"
+    raise DamagedTask(message, stage, index)
 
 
 def checked_folder(plan: WorkPlan, stage: str, index: int) -> Path:

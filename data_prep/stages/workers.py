@@ -19,12 +19,30 @@ Result = TypeVar("Result")
 _PR_SET_PDEATHSIG = 1  # Linux, prctl(2)
 
 
-class Workers:
-    """Runs tasks in order in ``num_workers`` processes; one worker is this process itself."""
+class WorkerKilled(UserError):
+    """A worker process has died. What was under way in it and its pool is lost, what had ended is not."""
 
-    def __init__(self, num_workers: int) -> None:
+    def __init__(self) -> None:
+        super().__init__("a worker process was killed, most often for want of memory: try a smaller --num_workers")
+
+
+class Workers:
+    """Runs tasks in order in ``num_workers`` processes.
+
+    Args:
+        num_workers: how many; 0 takes the cores that this process may use.
+        apart: never run a task in this process. Without it one worker, and a task alone, are this process itself.
+    """
+
+    def __init__(self, num_workers: int, *, apart: bool = False) -> None:
         self._count = num_workers or _usable_cores()
+        self._apart = apart
         self._pool: ProcessPoolExecutor | None = None
+
+    @property
+    def most_under_way(self) -> int:
+        """Tasks that a killed worker can take along."""
+        return 2 * self._count
 
     def __enter__(self) -> "Workers":
         _one_thread()
@@ -35,31 +53,49 @@ class Workers:
             self._pool.shutdown(cancel_futures=True)
 
     def run(self, task: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
-        """``task(item)`` of every item, in their order, with at most two items a worker under way."""
-        if self._count == 1 or len(items) < 2:
+        """``task(item)`` of every item, in their order, with at most two items a worker under way.
+
+        Raises:
+            WorkerKilled: a worker process has died.
+        """
+        if not self._apart and (self._count == 1 or len(items) < 2):
             yield from map(task, items)
             return
         if self._pool is None:
-            # Spawned, not forked: threads of the tokenizer do not survive a fork.
-            context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(
-                self._count, mp_context=context, initializer=_start_worker, initargs=(os.getpid(),)
-            )
+            self._pool = _new_pool(self._count)
         waiting: list[Future[Result]] = []
         try:
             for item in items:
                 waiting.append(self._pool.submit(task, item))
                 running = [future for future in waiting if not future.done()]
-                if len(running) >= 2 * self._count:
+                if len(running) >= self.most_under_way:
                     wait(running, return_when=FIRST_COMPLETED)
                 while waiting and waiting[0].done():
                     yield waiting.pop(0).result()
             for future in waiting:
                 yield future.result()
         except BrokenProcessPool as error:
-            raise UserError(
-                "a worker process was killed, most often for want of memory: try a smaller --num_workers"
-            ) from error
+            self._pool.shutdown(cancel_futures=True)
+            self._pool = None
+            raise WorkerKilled from error
+
+    def run_alone(self, task: Callable[[Item], Result], item: Item) -> Result:
+        """``task(item)`` in a process of its own, with no other task beside it.
+
+        Raises:
+            WorkerKilled: that process has died.
+        """
+        with _new_pool(1) as pool:
+            try:
+                return pool.submit(task, item).result()
+            except BrokenProcessPool as error:
+                raise WorkerKilled from error
+
+
+def _new_pool(count: int) -> ProcessPoolExecutor:
+    # Spawned, not forked: threads of the tokenizer do not survive a fork.
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(count, mp_context=context, initializer=_start_worker, initargs=(os.getpid(),))
 
 
 def _usable_cores() -> int:

@@ -5,6 +5,7 @@ FAULTS, in the environment as JSON, has any of
 - ``"partition_bytes": N``: so small are the map tasks of a small corpus;
 - ``"record": FILE``: append a line for each task that ends: stage, number, process, begin and end in seconds;
 - ``"pace": S``: each task takes S seconds more;
+- ``"slow": {"map-3": S}``: that one alone does;
 - ``"poison": {"map-3": "raise" | "kill" | "refuse"}``: that task ends so, each time.
 
 Worker processes are spawned and import this module as their main one, so the faults hold in them as well.
@@ -39,7 +40,7 @@ def python_with_faults(path: Path, python: str, faults: Mapping[str, Any]) -> No
 
 def _run_task(stage: str, run: Callable[[Any, int], Any], faults: Mapping[str, Any], plan: Any, index: int) -> Any:
     begin = time.time()
-    time.sleep(faults.get("pace", 0))
+    time.sleep(faults.get("slow", {}).get(f"{stage}-{index}", faults.get("pace", 0)))
     match faults.get("poison", {}).get(f"{stage}-{index}"):
         case "raise":
             raise OverflowError("a poisoned\ndocument")

@@ -61,7 +61,7 @@ def test_shellcheck_has_nothing_to_say(preset: Path, kind: str, tmp_path: Path) 
             train_script(config, run_dir=tmp_path, work_dir=tmp_path, arguments=["--config", "c"], job_name="n")
         )
     else:
-        script.write_text(prep_script(config, work_dir=tmp_path, arguments=["--config", "c"]))
+        script.write_text(prep_script(config, submission=tmp_path, work_dir=tmp_path, arguments=["--config", "c"]))
     assert not re.search("@[A-Z_]+@", script.read_text())
     shellcheck(script)
 
@@ -77,7 +77,7 @@ def test_apptainer_stands_in_front_of_the_command(tmp_path: Path) -> None:
     check_cluster(config)
     for text in (
         train_script(config, run_dir=tmp_path, work_dir=tmp_path, arguments=["--config", "c"], job_name="n"),
-        prep_script(config, work_dir=tmp_path, arguments=["--config", "c"]),
+        prep_script(config, submission=tmp_path, work_dir=tmp_path, arguments=["--config", "c"]),
     ):
         (tmp_path / "job.sh").write_text(text)
         shellcheck(tmp_path / "job.sh")
@@ -151,6 +151,8 @@ def test_a_shell_reads_what_was_meant(folder: str, value: str, argument: str) ->
         ({"container_mounts": ("/a:/b",)}, "needs cluster.container"),
         ({"gpus_per_node": 8, "processes_per_node": 4}, "give the same number"),
         ({"prep": PrepJobsConfig(array_tasks=0)}, "prep.array_tasks is 0"),
+        ({"prep": PrepJobsConfig(time_limits=("map",))}, "prep.time_limits has 'map': give STAGE=TIME"),
+        ({"prep": PrepJobsConfig(time_limits=("map=soon",))}, "prep.time_limits map is 'soon'"),
     ],
 )
 def test_wrong_presets_are_one_line(values: dict[str, object], expected: str) -> None:
@@ -168,7 +170,7 @@ def test_modules_are_loaded_and_then_the_variables_set(module: str, code: int, t
     (tmp_path / "tool/1.0").write_text('#%Module\nsetenv TOOL "from the module"\nprepend-path PATH /opt/tool/bin\n')
     (tmp_path / "setup.sh").write_text("export SITE=set\n")
     config = ClusterConfig(modules=(module,), setup_script=str(tmp_path / "setup.sh"), environment=("MINE=$TOOL",))
-    script = prep_script(config, work_dir=tmp_path, arguments=[])
+    script = prep_script(config, submission=tmp_path, work_dir=tmp_path, arguments=[])
     setup = script[script.index("say() {") : script.index("set +eE")]
     ended = subprocess.run(
         ["bash", "-c", "set -uo pipefail\n" + setup + '\nprintf "%s," "$SITE" "$TOOL" "$MINE" "${PATH%%:*}"'],

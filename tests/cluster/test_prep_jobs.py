@@ -1,23 +1,18 @@
 """``narrowbert-submit prep`` on a real Slurm: the same bytes as one process makes; what fails goes on alone."""
 
 import hashlib
-import json
 import shutil
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
 from cluster.__main__ import _dispatch
 from cluster.slurm import find_jobs
-from cluster.submission import Submission, submission_of_run, submission_of_shards
+from cluster.submission import submission_of_run, submission_of_shards
 from data_prep.contract.command_line import run_command
 from data_prep.contract.shards import open_shards
 from pipeline.checkpoints.reading import newest_checkpoint
-from tests.cluster.faulty_prep import python_with_faults
 from tests.cluster.slurm_cluster import SlurmCluster
 from tests.conftest import write_corpus
 from tests.processes import TINY_RUN, losses
@@ -95,59 +90,6 @@ def test_stages_as_jobs_give_the_same_shards(
     # Its last job, lost while it verified, is started again by Slurm.
     finish = ["--config", str(submission.config_file), "--stage", "finish", "--part", "0", "--parts", "3"]
     assert "verified" in run_process("cluster.prep_stage", *finish).stdout
-
-
-PARTITION_BYTES = 5_000  # less than each of the six files below: six map tasks
-
-
-def send_faulty(
-    tmp_path: Path, shard_folder: Path, monkeypatch: pytest.MonkeyPatch, faults: Mapping[str, Any], **prep: object
-) -> Submission:
-    """Send a preparation of six map tasks in two elements, with what ``faulty_prep`` does to them."""
-    monkeypatch.setattr("data_prep.corpus.partitions.MIN_PARTITION_BYTES", PARTITION_BYTES)
-    (tmp_path / "corpus").mkdir()
-    for number in range(6):
-        write_corpus(tmp_path / f"corpus/{number}.jsonl", 20, first=20 * number)
-    shutil.copy(shard_folder / "tokenizer.json", tmp_path)
-    python_with_faults(tmp_path / "python", sys.executable, {"partition_bytes": PARTITION_BYTES, **faults})
-    asked = {"array_tasks": 2, "max_running": 2, "cpus": 1, "time_limit": "5"} | prep
-    cluster = {"python": str(tmp_path / "python"), "shared_paths": ["/"], "max_crashes": 2, "prep": asked}
-    (tmp_path / "cluster.yaml").write_text(yaml.safe_dump(cluster))
-    return send_again(tmp_path)
-
-
-def send_again(tmp_path: Path) -> Submission:
-    options = [
-        "--tokenizer", str(tmp_path / "tokenizer.json"), "--corpus.paths", str(tmp_path / "corpus"),
-        "--seq_length", "32", "--mask.variants", "3", "--chunk_rows", "32", "--rows_per_shard", "64",
-        "--validation_fraction", "0.2",
-    ]  # fmt: skip
-    argv = ["prep", *options, "--output", str(tmp_path / "shards"), "--cluster", str(tmp_path / "cluster.yaml")]
-    assert run_command("narrowbert-submit", _dispatch, argv) == 0
-    return submission_of_shards(tmp_path / "shards")
-
-
-def output(submission: Submission) -> str:
-    return "".join(path.read_text() for path in sorted(submission.logs.glob("*.out")))
-
-
-def test_an_element_uses_all_its_cores(
-    slurm: SlurmCluster, tmp_path: Path, shard_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    faults = {"pace": 0.4, "record": str(tmp_path / "tasks")}
-    submission = send_faulty(tmp_path, shard_folder, monkeypatch, faults, cpus=2)
-    map_job = next(job.job_id for job in submission.jobs() if job.stage == "map")
-    ended = slurm.wait_for_state(map_job, "COMPLETED|FAILED|CANCELLED", 60)
-    assert ended["JobState"] == "COMPLETED", output(submission)
-    slurm.wait_for(lambda: len((tmp_path / "tasks").read_text().splitlines()) >= 6, "six tasks", 60)
-    ran = [json.loads(line) for line in (tmp_path / "tasks").read_text().splitlines()]
-    tasks = {task["index"]: task for task in ran if task["stage"] == "map"}
-    assert sorted(tasks) == [0, 1, 2, 3, 4, 5]
-    for block in ([0, 1, 2], [3, 4, 5]):
-        together = [task for index in block if (task := tasks[index])]
-        assert len({task["pid"] for task in together}) == 2, together
-        first, second = sorted(together, key=lambda task: task["begin"])[:2]
-        assert second["begin"] < first["end"], "both cores are at work at one time"
 
 
 def test_training_with_a_signal_equals_the_run_by_hand(

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from cluster.__main__ import _dispatch
+from cluster.config import ClusterConfig, PrepJobsConfig
+from cluster.prep import StageJob, _options
 from cluster.slurm import Job, parse_scontrol, state_in_accounts, submission_environment
 from cluster.submission import submission_of_run
 from data_prep.contract.command_line import run_command
@@ -92,6 +94,28 @@ def test_unknown_key_of_a_preset(
     assert "nodse" in line
 
 
+def test_an_element_hears_of_its_time_limit_in_time() -> None:
+    cluster = ClusterConfig(prep=PrepJobsConfig(time_limit="12:00:00", time_limits=("map=4",)))
+    signals = [
+        [option for option in _options(job, cluster, "name", [], Path("/logs")) if "signal" in option]
+        for job in (StageJob(stage="map", elements=(0, 1)), StageJob(stage="order", elements=()))
+    ]
+    assert signals == [["--signal=B:USR1@60"], ["--signal=B:USR1@120"]]
+
+
+def test_preparation_names_a_stage_that_is_none(
+    tmp_path: Path, cluster_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["prep", "--output", str(tmp_path / "shards"), "--cluster", str(cluster_file)]
+    line = refused([*argv, "--cluster.prep.time_limits", "[maps=1:00]"], capsys)
+    assert "cluster.prep.time_limits has 'maps=1:00': the stages are plan, map, " in line
+    assert line.endswith("did you mean 'map'?\n")
+    cluster_file.write_text("prep: {time_limit: 24:00:00}\n")
+    assert 'put the value in quotes in the file (without them YAML reads a time such as "24:00:00"' in refused(
+        argv, capsys
+    )
+
+
 def test_lead_time_is_held_against_the_checkpoint(
     submit_argv: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], shard_folder: Path
 ) -> None:
@@ -106,7 +130,6 @@ def test_lead_time_is_held_against_the_checkpoint(
     (tmp_path / "run/metrics.jsonl").rename(tmp_path / "metrics.jsonl")
     (tmp_path / "run/config.yaml").write_text("{}\n")
     (tmp_path / "metrics.jsonl").rename(tmp_path / "run/metrics.jsonl")
-    from cluster.config import ClusterConfig
     from cluster.submit import check_lead_time
     from data_prep.contract.command_line import UserError
     from data_prep.contract.shards import open_shards
