@@ -3,7 +3,8 @@
     python benchmarks/preparation_memory.py --gigabytes 2 --tokenizer vocab.txt --work /some/disk
 
 Writes a .txt of one document and a .jsonl of many, each of the given size; prepares each with two workers and prints
-the largest resident memory (VmHWM) that each kind of process had. Needs about six times the size on disk.
+the largest resident memory (VmHWM) that each kind of process had, then the same of `narrowbert-prep verify`. Needs
+about six times the size on disk, four times with --variants 1.
 """
 
 import argparse
@@ -74,6 +75,7 @@ def main() -> None:
     parser.add_argument("--gigabytes", type=float, default=2.0)
     parser.add_argument("--tokenizer", required=True, help="tokenizer.json or vocab.txt")
     parser.add_argument("--files", nargs="+", default=["many.jsonl", "whole.txt"], choices=["many.jsonl", "whole.txt"])
+    parser.add_argument("--variants", type=int, default=10, help="masks stored for every row")
     parser.add_argument("--work", type=Path, required=True, help="an empty folder to be made, and removed at the end")
     options = parser.parse_args()
     options.work.mkdir(parents=True)
@@ -83,6 +85,7 @@ def main() -> None:
             write_corpus(corpus, int(options.gigabytes * 1e9))
             command = [sys.executable, "-P", "-m", "data_prep", "shards", "--corpus.paths", str(corpus)]
             command += ["--tokenizer", options.tokenizer, "--output", str(output), "--num_workers", "2"]
+            command += ["--mask.variants", str(options.variants)]
             if name == "whole.txt":  # all its pieces go to one split; another document fills the other
                 (options.work / "short.txt").write_text(words(random.Random(2), 20_000))
                 command[6] = f"[{corpus}, {options.work / 'short.txt'}]"
@@ -90,6 +93,10 @@ def main() -> None:
             own, workers, seconds = measure(command)
             print(f"{name}, {corpus.stat().st_size / 1e9:.2f} GB: main process {own / 1e6:,.0f} MB, ", end="")
             print(f"worker {workers / 1e6:,.0f} MB, {seconds:.0f} s", flush=True)
+            own, workers, seconds = measure([*command[:4], "verify", str(output), "--num_workers", "2"])
+            print(
+                f"verify: main process {own / 1e6:,.0f} MB, worker {workers / 1e6:,.0f} MB, {seconds:.0f} s", flush=True
+            )
             corpus.unlink()
             shutil.rmtree(output)
     finally:

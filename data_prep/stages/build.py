@@ -8,7 +8,7 @@ all tasks in worker processes, ``run_tasks`` some of a stage's, so that a cluste
 import collections
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from data_prep.config import PrepConfig
 from data_prep.contract.command_line import UserError
@@ -28,6 +28,7 @@ from data_prep.stages.records import (
     number_of_tasks,
     require_record,
     require_stage_before,
+    set_aside,
     task_record,
 )
 from data_prep.stages.reduce import run_reduce
@@ -43,6 +44,8 @@ from data_prep.stages.work_plan import (
     work_path,
 )
 from data_prep.stages.workers import WorkerKilled, Workers
+
+Result = TypeVar("Result")
 
 _RUN: dict[str, Callable[[WorkPlan, int], dict[str, Any]]] = {
     "map": run_map,
@@ -75,7 +78,7 @@ def build_shards(config: PrepConfig, progress: Progress) -> Summary:
                 prepare_work_folder(plan, identity, files, progress)
                 for stage in STAGES[1:-1]:
                     _run_stage(plan, stage, None, workers, progress)
-                return finish(plan, identity)
+                return _finish(plan, identity, workers, progress)
         except OSError as error:
             raise UserError(f"cannot write the shards {output}: {error}; the same command goes on from here") from error
 
@@ -98,7 +101,10 @@ def run_task(config: PrepConfig, task: str, index: int | None, progress: Progres
             prepare_work_folder(plan, identity, files, progress)
             return f"{plan.work}: map and pack tasks 0 to {plan.num_tasks - 1}"
         plan, identity = read_plan(config)
-        done = _already_there(plan, identity) if Path(config.output).exists() else finish(plan, identity)
+        if Path(config.output).exists():
+            done = _already_there(plan, identity)
+        else:
+            done = _finish(plan, identity, workers, progress)
         return f"{config.output}: root hash {done.root_hash}"
 
 
@@ -152,18 +158,37 @@ def _run_stage(
     plan: WorkPlan, stage: str, indices: Sequence[int] | None, workers: Workers, progress: Progress,
     *, keep_going: bool = False,
 ) -> str:  # fmt: skip
-    """Run the tasks of a stage that are not done yet, of all or of those numbered ``indices``.
+    """Run the tasks of a stage that are not done yet, of all or of those numbered ``indices``."""
 
-    What an earlier stage left and is found damaged is made again first.
+    def run() -> str:
+        return _run_once(plan, stage, indices, workers, progress, keep_going=keep_going)
+
+    return _repaired(plan, stage, workers, progress, run)
+
+
+def _finish(plan: WorkPlan, identity: dict[str, Any], workers: Workers, progress: Progress) -> Summary:
+    return _repaired(plan, "finish", workers, progress, lambda: finish(plan, identity))
+
+
+def _repaired(plan: WorkPlan, stage: str, workers: Workers, progress: Progress, action: Callable[[], Result]) -> Result:
+    """What ``action`` of a stage gives; what earlier stages left and it finds damaged is made again first.
+
+    The stages between map and pack have read the tables of a map task without looking at every byte of them: what
+    they made of a damaged one is made again too.
     """
     for _ in range(MAX_REPAIRS):
         try:
-            return _run_once(plan, stage, indices, workers, progress, keep_going=keep_going)
+            return action()
         except DamagedTask as damage:
-            progress.note(f"{damage.stage} task {damage.index}: {damage}")
-            if damage.stage != stage:
-                _run_task((plan, damage.stage, damage.index))
-    return _run_once(plan, stage, indices, workers, progress, keep_going=keep_going)
+            progress.note(str(damage))
+            again = ("duplicates", "survivors") if (damage.stage, stage) == ("map", "pack") else ()
+            for between in again:
+                for index in range(number_of_tasks(plan, between)):
+                    set_aside(plan, between, index)
+            for between in (damage.stage, *again):
+                if between != stage:
+                    _run_once(plan, between, None, workers, progress)
+    return action()
 
 
 def _run_once(

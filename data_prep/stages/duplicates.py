@@ -39,6 +39,9 @@ from data_prep.stages.work_plan import WorkPlan
 BUCKET_ENTRIES = 1 << 20
 """Entries of the tables that are sorted at once."""
 
+_checked: set[Path] = set()
+"""Folders whose files this process has compared with their hashes."""
+
 DROPPED, PAIRS = "dropped.safetensors", "pairs.bin"
 
 
@@ -77,6 +80,10 @@ def dropped_documents(plan: WorkPlan, part: int, table: DocumentTable) -> tuple[
     exact, _ = summary_of(plan, "map")["duplicates_tasks"]
     starts = document_starts(plan)
     low, high = int(starts[part]), int(starts[part + 1])
+    near = task_folder(plan, "survivors", 0)
+    if near not in _checked:  # once for each process: it is read by every pack task
+        checked_folder(plan, "survivors", 0)
+        _checked.add(near)
     found: dict[int, tuple[str, str]] = {}  # row -> reason, id of the document that survives
     for stage, index, reason in [
         ("survivors", 0, "near_duplicate"),

@@ -19,7 +19,7 @@ from data_prep.report.page import write_report
 from data_prep.report.rows_as_text import rows_as_text
 from data_prep.report.statistics import merge
 from data_prep.stages.map import REJECTS_PART
-from data_prep.stages.records import records_of, require_stage_before, summary_of, task_folder
+from data_prep.stages.records import checked_folder, records_of, require_stage_before, summary_of
 from data_prep.stages.work_plan import WorkPlan, input_line, planned_files
 
 MIN_ROWS = 16
@@ -88,7 +88,7 @@ def _first_reject(plan: WorkPlan) -> str:
 def _reject_files(plan: WorkPlan) -> Iterator[Path]:
     for stage in ("map", "pack"):
         for index in range(plan.num_tasks):
-            yield task_folder(plan, stage, index) / REJECTS_PART
+            yield checked_folder(plan, stage, index, REJECTS_PART) / REJECTS_PART
 
 
 def _all_rejects(plan: WorkPlan) -> Iterator[dict[str, Any]]:

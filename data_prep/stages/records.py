@@ -24,7 +24,7 @@ import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import xxhash
@@ -56,13 +56,12 @@ class DamagedTask(UserError):
     """The result of a finished task is not what it was. It has been set aside, so that the task can run again."""
 
     def __init__(self, message: str, stage: str, index: int) -> None:
-        super().__init__(message)
+        super().__init__(message, stage, index)  # all of it, so that a worker process can hand it on
         self.stage = stage
         self.index = index
 
-    def __reduce__(self) -> tuple[type["DamagedTask"], tuple[str, str, int]]:
-        """It passes from a worker process to the one that makes the task again."""
-        return DamagedTask, (str(self), self.stage, self.index)
+    def __str__(self) -> str:
+        return self.args[0]
 
 
 def task_folder(plan: WorkPlan, stage: str, index: int) -> Path:
@@ -162,22 +161,22 @@ def require_record(plan: WorkPlan, stage: str, index: int) -> dict[str, Any]:
     return record
 
 
-def damaged(plan: WorkPlan, stage: str, index: int, problem: str) -> None:
+def damaged(plan: WorkPlan, stage: str, index: int, problem: str) -> NoReturn:
     """Set a task's result aside and raise DamagedTask."""
     set_aside(plan, stage, index)
     message = f"{stage} task {index} of {plan.work} is damaged ({problem}): the same command makes it again"
     raise DamagedTask(message, stage, index)
 
 
-def checked_folder(plan: WorkPlan, stage: str, index: int) -> Path:
-    """The folder of a task whose files are to the byte what was committed.
+def checked_folder(plan: WorkPlan, stage: str, index: int, *names: str) -> Path:
+    """The folder of a task, of which these files, or all, are to the byte what was committed.
 
     Raises:
         DamagedTask: they are not.
     """
     record, folder = require_record(plan, stage, index), task_folder(plan, stage, index)
-    for name, wanted in record["files"].items():
-        if _size_and_hash(folder / name) != wanted:
+    for name in names or record["files"]:
+        if _size_and_hash(folder / name) != record["files"][name]:
             damaged(plan, stage, index, f"{name} has another hash")
     return folder
 

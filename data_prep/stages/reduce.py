@@ -17,7 +17,15 @@ from data_prep.report.statistics import mask_statistics, merge
 from data_prep.rows.masking import mask_rows
 from data_prep.stages.order import read_limits
 from data_prep.stages.pack import BOUNDARIES, ROWS, row_checks, row_dtype, sequence_ids, shuffle_keys
-from data_prep.stages.records import committed, damaged, require_record, summary_of, task_folder, unique_name
+from data_prep.stages.records import (
+    checked_folder,
+    committed,
+    damaged,
+    require_record,
+    summary_of,
+    task_folder,
+    unique_name,
+)
 from data_prep.stages.work_plan import WorkPlan
 
 _NO_BOUNDARIES = np.empty(0, dtype="<u2")
@@ -30,7 +38,7 @@ def run_reduce(plan: WorkPlan, index: int) -> dict[str, Any]:
     levels, whose cost grows with the rows and with parts x tasks, and not with parts x shards.
     """
     split, first, behind = require_record(plan, "order", 0)["tasks"][index]
-    limits = read_limits(task_folder(plan, "order", 0), split, first, behind)
+    limits = read_limits(checked_folder(plan, "order", 0), split, first, behind)
     record: dict[str, Any] = {"split": split, "entries": [], "statistics": {}}
     dtypes = {"ids": np.dtype("<u8"), "rows": row_dtype(plan.geometry), "boundaries": _NO_BOUNDARIES.dtype}
     with (
@@ -90,7 +98,8 @@ def _read_rows(plan: WorkPlan, part: int, first: int, count: int) -> tuple[np.nd
     # A document that begins inside a row has a [SEP] before it: damage would not put it there.
     row = np.repeat(np.arange(count), rows["boundaries"])
     sep = plan.special_ids["sep"]
-    if len(boundaries) < number or (rows["input_ids"][row, boundaries.astype(np.int64) - 1] != sep).any():
+    inside = len(boundaries) == number and (boundaries >= 2).all() and (boundaries < plan.config.seq_length).all()
+    if not inside or (rows["input_ids"][row, boundaries.astype(np.int64) - 1] != sep).any():
         damaged(plan, "pack", part, f"{BOUNDARIES} is not what was written")
     return rows, boundaries
 
