@@ -86,6 +86,6 @@ def test_a_damaged_result_that_a_worker_finds_is_made_again(
     progress = NoProgress()
     build.run_tasks(config, "pack", range(3), progress, keep_going=True)
     (note,) = progress.notes
-    assert note.startswith("map task 1: ")
+    assert note.startswith("map task 1 of ")
     assert "damaged (tokens.bin has another hash)" in note
     assert any(damaged.read_bytes())
