@@ -216,7 +216,8 @@ def _check_environment(config: ClusterConfig) -> None:
             raise UserError(f"cluster.modules has {module!r}: give names such as cuda/12.8")
     for variable in config.environment:
         if not _VARIABLE.fullmatch(variable):
-            raise UserError(f"cluster.environment has {variable!r}: give NAME=value, without line breaks")
+            name = re.split(r"[=\s]", variable)[0]  # the value may be a secret
+            raise UserError(f"cluster.environment has {name!r}: give NAME=value, without line breaks")
     for name, values in [
         ("python", [config.python]),
         ("setup_script", [config.setup_script]),

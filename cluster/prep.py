@@ -5,6 +5,8 @@ waits for the one before it to end well (``afterok``). All are sent at once from
 """
 
 import dataclasses
+import glob
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,13 +16,17 @@ from cluster.config import ClusterConfig, check_cluster, check_path, seconds_of
 from cluster.elements import element_of_task
 from cluster.submission import check_no_active_job, remove_if_empty, submission_of_shards
 from cluster.submit import check_no_secrets, check_partition, check_shared, check_writable, stated_options
-from data_prep.config import PrepConfig, check_config, tokenizer_path
+from data_prep.config import PrepConfig, as_tuple, check_config, tokenizer_path
 from data_prep.contract.command_line import UserError, config_as_dict, did_you_mean
+from data_prep.contract.remote import is_url
+from data_prep.corpus.builtin_corpus import BUILTIN
 from data_prep.corpus.files import find_corpus_files
 from data_prep.stages.build import count_tasks, unfinished_tasks
 from data_prep.stages.records import ARRAY_STAGES, STAGES
 from data_prep.stages.work_plan import work_path
 
+_MAY_HOLD_URLS = ("corpus.paths", "duplicates.evaluation_paths")
+_LOOKED_AT = 100
 _SIGNAL_LEAD_S = 120
 """How long before its time limit an element goes back to the queue: the controller may be slow to answer."""
 
@@ -53,11 +59,13 @@ def submit_prep(config: PrepConfig, cluster: ClusterConfig, *, dry_run: bool) ->
         return f"{config.output} is there already: nothing to do (narrowbert-prep verify checks it)"
     if not Path(tokenizer_path(config)).is_file():
         raise UserError(f"there is no tokenizer {tokenizer_path(config)}: make it with narrowbert-prep vocab")
-    local = [path for file in find_corpus_files(config.corpus) if (path := file.path) and "://" not in path]
-    check_no_secrets("the configuration", config)
+    secret = check_no_secrets("the configuration", config, _MAY_HOLD_URLS)
     check_no_secrets("the cluster file", cluster)
+    files = [Path(file.path) for file in find_corpus_files(config.corpus) if file.path and not is_url(file.path)]
     check_writable("output", output)
-    check_shared(cluster, [("output", output), *(("corpus.paths", Path(path)) for path in local[:1])])
+    check_shared(cluster, [("output", output), *local_inputs(config)])
+    # Links may lead anywhere: some of the files stand for all.
+    check_shared(cluster, [("corpus.paths", path) for path in files[:: len(files) // _LOOKED_AT + 1]])
     submission = submission_of_shards(output)
     script = prep_script(
         cluster, submission=submission.folder, work_dir=Path.cwd(), arguments=["--config", str(submission.config_file)]
@@ -66,11 +74,12 @@ def submit_prep(config: PrepConfig, cluster: ClusterConfig, *, dry_run: bool) ->
         return script.rstrip("\n")
     for time_limit in {cluster.prep.time_limit_of(stage) for stage in STAGES}:
         check_partition(cluster, 1, time_limit)
+    _check_array_size(cluster)
     check_no_active_job(submission)
     # A finish that was ended in its clean-up has left no more than that to do.
     jobs = [StageJob(stage="finish", elements=())] if is_there else jobs_to_send(config, cluster)
     snapshot = dataclasses.replace(config, output=str(output), num_workers=cluster.prep.cpus)
-    submission.write(script, config_as_dict(snapshot))
+    submission.write(script, config_as_dict(snapshot), private=bool(secret))
     name = job_name_of(cluster, output)
     environment = slurm.submission_environment(stated_options(cluster))
     sent: list[str] = []
@@ -86,7 +95,10 @@ def submit_prep(config: PrepConfig, cluster: ClusterConfig, *, dry_run: bool) ->
         remove_if_empty(submission)
         raise
     stages = ", ".join(f"{job.stage} {job_id}" for job, job_id in zip(jobs, sent, strict=True))
-    return f"jobs: {stages}; narrowbert-submit status {config.output} (or logs, cancel)"
+    line = f"jobs: {stages}; narrowbert-submit status {config.output} (or logs, cancel)"
+    if secret:
+        line += f"; {' and '.join(secret)} has a URL with a secret: {submission.config_file} is readable by you alone"
+    return line
 
 
 def _check_stages(cluster: ClusterConfig) -> None:
@@ -97,6 +109,30 @@ def _check_stages(cluster: ClusterConfig) -> None:
                 f"cluster.prep.time_limits has {entry!r}: the stages are {', '.join(STAGES)}"
                 f"{did_you_mean(stage, set(STAGES))}"
             )
+
+
+def _check_array_size(cluster: ClusterConfig) -> None:
+    limit = slurm.max_array_size()
+    if limit is not None and cluster.prep.array_tasks > limit:
+        raise UserError(
+            f"cluster.prep.array_tasks is {cluster.prep.array_tasks}: job arrays of this cluster have at most {limit} "
+            f"elements (MaxArraySize), give {limit} or less"
+        )
+
+
+def local_inputs(config: PrepConfig) -> list[tuple[str, Path]]:
+    """(key, path) of everything that the jobs read from a file system: each entry, and of a pattern its folder."""
+    found = [("tokenizer", Path(tokenizer_path(config)))]
+    for name, entries in [
+        ("corpus.paths", as_tuple(config.corpus.paths)),
+        ("duplicates.evaluation_paths", as_tuple(config.duplicates.evaluation_paths)),
+    ]:
+        for entry in entries:
+            if entry != BUILTIN and not is_url(entry):
+                path = Path(entry).expanduser()
+                fixed = itertools.takewhile(lambda part: not glob.has_magic(part), path.parts)
+                found.append((name, path if path.exists() else Path(*fixed)))
+    return found
 
 
 def jobs_to_send(config: PrepConfig, cluster: ClusterConfig) -> list[StageJob]:

@@ -26,7 +26,7 @@ class Job:
     """What Slurm says of a job."""
 
     job_id: str
-    """Its number; of an array's element NUMBER_INDEX."""
+    """Its number; of an array's element NUMBER_INDEX, of elements that wait NUMBER_0-31."""
     state: str
     """PENDING, RUNNING, COMPLETED, ..."""
     reason: str = ""
@@ -198,7 +198,7 @@ def parse_scontrol(printed: str) -> list[Job]:
 
         if not field("JobId"):
             continue
-        element = field("ArrayTaskId")
+        element = field("ArrayTaskId").split("%")[0]  # of those that wait: 0-31%16, the throttle of the array behind %
         jobs.append(
             Job(
                 job_id=f"{field('ArrayJobId')}_{element}" if element else field("JobId"),
@@ -228,6 +228,16 @@ class Partition:
     """Time a job may take; None is no limit."""
     is_up: bool
     """Whether it takes jobs."""
+
+
+def max_array_size() -> int | None:
+    """The number that indices of an array stay below; None where Slurm does not say.
+
+    Raises:
+        SlurmError: the controller does not answer.
+    """
+    match = re.search(r"^MaxArraySize\s*=\s*(\d+)", call("scontrol", "show", "config"), re.MULTILINE)
+    return int(match[1]) if match else None
 
 
 def partitions() -> dict[str, tuple[Partition, bool]]:

@@ -108,7 +108,8 @@ def cancel(folder: Path, *, now: bool) -> str:
     submission.cancelled.write_text("by narrowbert-submit cancel\n", encoding="utf-8")
     is_training = submission.folder.name == "submission"
     gentle = [job.job_id for job in active if is_training and not now and job.state == "RUNNING"]
-    rest = [job.job_id for job in active if job.job_id not in gentle]
+    # Elements that wait stand as NUMBER_0-31 in the queue; whole arrays are meant, by their number.
+    rest = list(dict.fromkeys(job.job_id.split("_")[0] for job in active if job.job_id not in gentle))
     for job_id in gentle:
         slurm.signal_batch(job_id, "USR1")
     if rest:

@@ -105,8 +105,8 @@ class Submission:
         with (self.folder / "jobs").open("a", encoding="utf-8") as file:
             file.write(f"{job_id} {stage}".rstrip() + "\n")
 
-    def write(self, script: str, config: Mapping[str, object]) -> None:
-        """Write script, configuration and package versions.
+    def write(self, script: str, config: Mapping[str, object], *, private: bool = False) -> None:
+        """Write script, configuration and package versions; ``private``: a configuration that nobody else may read.
 
         Raises:
             UserError: the folder cannot be written.
@@ -114,6 +114,8 @@ class Submission:
         try:
             self.logs.mkdir(parents=True, exist_ok=True)
             self.script.write_text(script, encoding="utf-8")
+            self.config_file.unlink(missing_ok=True)
+            self.config_file.touch(mode=0o600 if private else 0o666)
             self.config_file.write_text(yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8")
             (self.folder / "packages.txt").write_text("\n".join(_packages()) + "\n", encoding="utf-8")
             record = {

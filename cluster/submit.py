@@ -3,7 +3,7 @@
 import dataclasses
 import re
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from cluster import slurm
@@ -84,20 +84,30 @@ def stated_options(cluster: ClusterConfig) -> list[str]:
     return [*(name for name, value in stated.items() if value is not None), *named, *memory]
 
 
-def check_no_secrets(what: str, config: object) -> None:
+def check_no_secrets(what: str, config: object, allowed: Collection[str] = ()) -> list[str]:
     """Refuse a configuration with a password in it: its snapshot stays in a folder that others may read.
+
+    Args:
+        what: the configuration's name in the message.
+        config: a dataclass.
+        allowed: keys that may hold one, in a file that nobody else may read.
+
+    Returns:
+        Those of ``allowed`` that do.
 
     Raises:
         UserError: naming the key.
     """
     plain = flatten(config_as_dict(config))
     shown = flatten(redact(config_as_dict(config)))
-    for key, value in plain.items():
-        if shown.get(key) != value:
+    found = [key for key, value in plain.items() if shown.get(key) != value]
+    for key in found:
+        if key not in allowed:
             raise UserError(
                 f"{what} has a password or token in {key}, and a job keeps it in a file: "
                 "give it by the environment or a credentials file instead"
             )
+    return found
 
 
 def check_shared(cluster: ClusterConfig, paths: Iterable[tuple[str, Path]]) -> None:
@@ -106,6 +116,7 @@ def check_shared(cluster: ClusterConfig, paths: Iterable[tuple[str, Path]]) -> N
     Raises:
         UserError: naming the first that does not.
     """
+    mounts = mounted_kinds()
     for name, path in paths:
         resolved = path.resolve()
         if cluster.shared_paths:
@@ -115,7 +126,7 @@ def check_shared(cluster: ClusterConfig, paths: Iterable[tuple[str, Path]]) -> N
                     "every node must see it"
                 )
             continue
-        kind = file_system(resolved)
+        kind = file_system(resolved, mounts)
         if kind in _LOCAL_FILE_SYSTEMS:
             raise UserError(
                 f"{name} {path} is on a file system of this machine ({kind}), which compute nodes do not see: take a "
@@ -123,18 +134,23 @@ def check_shared(cluster: ClusterConfig, paths: Iterable[tuple[str, Path]]) -> N
             )
 
 
-def file_system(path: Path) -> str:
-    """Kind of the file system that ``path`` is or will be on; empty where that is not known."""
+def mounted_kinds() -> dict[Path, str]:
+    """Kind of the file system at each mount point; empty where that is not known."""
     try:
         lines = Path("/proc/self/mounts").read_text().splitlines()
     except OSError:
-        return ""
+        return {}
     kinds = {}
     for line in lines:
         fields = line.split(" ")
         # The kernel writes white space and backslashes as octal numbers.
         kinds[Path(re.sub(r"\\(\d{3})", lambda match: chr(int(match[1], 8)), fields[1]))] = fields[2]
-    return next((kinds[parent] for parent in (path, *path.parents) if parent in kinds), "")
+    return kinds
+
+
+def file_system(path: Path, mounts: Mapping[Path, str]) -> str:
+    """Kind of the file system that ``path`` is or will be on; empty where that is not known."""
+    return next((mounts[parent] for parent in (path, *path.parents) if parent in mounts), "")
 
 
 def check_writable(name: str, folder: Path) -> None:

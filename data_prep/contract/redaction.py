@@ -13,8 +13,17 @@ from typing import Any, TextIO
 from urllib.parse import unquote
 
 REDACTED = "***"
-_SECRET_WORDS = {"password", "passwd", "passphrase", "secret", "secrets", "credential", "credentials", "apikey", "jwt"}
-_SECRET_PAIRS = {("api", "key"), ("access", "key"), ("private", "key"), ("account", "key"), ("signing", "key")}
+_SECRET_WORDS = {
+    "password", "passwd", "passphrase", "secret", "secrets", "credential", "credentials", "apikey", "jwt", "webhook",
+    "webhooks", "dsn",
+}  # fmt: skip
+_SECRET_PAIRS = {
+    *((kind, "key") for kind in ("api", "access", "private", "account", "signing", "storage", "encryption", "master")),
+    *((kind, "key") for kind in ("shared", "license")), ("connection", "string"), ("connection", "str"),
+}  # fmt: skip
+_SECRET_ENDINGS = ("password", "passwd", "passphrase", "apikey", "secretkey", "accesskey", "authtoken", "accesstoken")
+_SECRET_LAST_WORDS = {"pwd", "pass", "pat", "sas"}  # alone they are words: PWD is the working folder
+_PLACES = {"file", "path", "dir", "folder"}  # HF_TOKEN_PATH tells where a secret lies
 
 # A vocabulary has tokens too: cls_token, token_type_ids and max_token are no secrets.
 _WORDS_BEFORE_A_HARMLESS_TOKEN = {"cls", "sep", "mask", "pad", "unk", "bos", "eos", "special", "max", "num", "per"}
@@ -28,15 +37,20 @@ _PASSWORD = re.compile(r"\b[a-zA-Z][a-zA-Z0-9+.-]*://[^\s:/?#@\"'<>]*:(?P<passwo
 _QUERY = re.compile(r"(?P<start>[?&;](?P<key>[^=&;\s#?]+)=)[^&;\s#\"'<>]+")
 _AUTHORIZATION = re.compile(r"\b(?P<scheme>Bearer|Basic)\s+[A-Za-z0-9._~+/=-]{8,}")
 _NAME = re.compile(r"(?P<key>\b[A-Za-z][\w.-]*)[\"']?\s*[=:]\s*")
+_A_PATH = re.compile(r"(?:/|~/|\.{1,2}/)[^\s=]*\.[A-Za-z0-9]{1,8}|(?:/[A-Za-z0-9._-]+){2,}/?")
 _VALUE = re.compile(r"\"[^\"]*\"|'[^']*'|[^\s,;&\"'}\]]+")
 
 
 def is_secret_key(key: str) -> bool:
     """Whether a value under this name is a secret: ``hf_token``, ``apiKey``, ``MLFLOW_TRACKING_PASSWORD``."""
     words = [word for word in re.split(r"[^a-z0-9]+", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", key).lower()) if word]
+    if not words or words[-1] in _PLACES:
+        return False
     if _SECRET_WORDS & set(words) or any(pair in _SECRET_PAIRS for pair in itertools.pairwise(words)):
         return True
-    if "pwd" in words and len(words) > 1:  # PWD alone is the working folder
+    if any(word.endswith(_SECRET_ENDINGS) for word in words):
+        return True
+    if len(words) > 1 and words[-1] in _SECRET_LAST_WORDS:
         return True
     for position, word in enumerate(words):
         before = words[position - 1] if position else ""
@@ -47,10 +61,15 @@ def is_secret_key(key: str) -> bool:
     return False
 
 
+def is_secret(key: str, value: str) -> bool:
+    """Whether ``value`` under this name is a secret; the path of a credentials file is none."""
+    return is_secret_key(key) and not ("credential" in key.lower() and _A_PATH.fullmatch(value.strip("\"'")))
+
+
 def secret_values(environment: Mapping[str, str]) -> set[str]:
     """The secrets that the environment holds: values of secret names, and passwords inside URLs."""
     # A switch such as SOME_TOKEN=false is no secret, and its value is a word.
-    found = {value for key, value in environment.items() if is_secret_key(key) and value.lower() != "false"}
+    found = {value for key, value in environment.items() if is_secret(key, value) and value.lower() != "false"}
     for value in environment.values():
         found |= {match["password"] for match in _PASSWORD.finditer(value)}
     found |= {unquote(value) for value in found}
@@ -86,7 +105,7 @@ def _without_assigned_secrets(text: str) -> str:
     while name := _NAME.search(text, position):
         position = name.end()
         value = _VALUE.match(text, position)
-        if value and is_secret_key(name["key"]):
+        if value and is_secret(name["key"], value[0]):
             text = text[:position] + REDACTED + text[value.end() :]
             position += len(REDACTED)
     return text
@@ -100,7 +119,7 @@ def redact(value: Any, key: str = "") -> Any:
         return [redact(inner, key) for inner in value]
     if value is None or isinstance(value, bool):
         return value
-    if is_secret_key(key):
+    if is_secret(key, str(value)):
         return REDACTED
     return redact_text(value) if isinstance(value, str) else value
 

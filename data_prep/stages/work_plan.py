@@ -13,6 +13,7 @@ import numpy as np
 from data_prep.config import PrepConfig, chunk_rows, masked_per_row, tokenizer_path
 from data_prep.contract.command_line import config_as_dict
 from data_prep.contract.files import write_atomically
+from data_prep.contract.redaction import redact_urls
 from data_prep.contract.shard_format import Geometry
 from data_prep.contract.tokenizer import continues_word, load_tokenizer, special_ids, vocabulary_size
 from data_prep.corpus.documents import CorpusFile, Partition
@@ -219,6 +220,9 @@ def write_plan(plan: WorkPlan, identity: dict[str, Any], files: Sequence[Surveye
 
     A task's line is found by its number alone, so a task starts as fast on a hundred thousand files as on one.
     """
+    paths = [found.file.path or "" for found in files]
+    for name in (FILES, TASKS):  # a URL may hold a password or a signature
+        (plan.work / name).touch(mode=0o600 if any(redact_urls(path) != path for path in paths) else 0o666)
     (plan.work / FILES).write_bytes(b"".join(_as_line(dataclasses.asdict(found)) for found in files))
     lines = [_as_line(_task_content(task)) for task in map_tasks(files)]
     (plan.work / TASKS).write_bytes(b"".join(lines))

@@ -1,9 +1,12 @@
 """Elements of a preparation on a real Slurm whose tasks crash, are killed, run out of time or are requeued."""
 
+import functools
 import json
 import shutil
 import sys
+import threading
 from collections.abc import Mapping
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from data_prep.contract.command_line import run_command
 from tests.cluster.faulty_prep import python_with_faults
 from tests.cluster.slurm_cluster import SlurmCluster
 from tests.conftest import write_corpus
+from tests.processes import run_command as run_process
 
 pytestmark = pytest.mark.slow
 
@@ -148,3 +152,54 @@ def test_an_element_that_runs_out_of_time_goes_on_or_gives_up(
     (line,) = submission.failures()
     assert line.startswith("map, part 0 of 1: out of time, 2 times with no task done between")
     assert line.endswith("give this stage more (cluster.prep.time_limits)")
+
+
+class _Files(SimpleHTTPRequestHandler):
+    """Serves a folder, or, once a file ``gone`` is in it, nothing."""
+
+    def log_message(self, *_: object) -> None: ...
+
+    def send_head(self) -> Any:
+        if (Path(self.directory) / "gone").exists():
+            self.send_error(404)
+            return None
+        return super().send_head()
+
+
+def test_a_signature_in_a_url_is_in_no_script_log_or_error(
+    slurm: SlurmCluster, tmp_path: Path, shard_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    served = tmp_path / "served"
+    served.mkdir()
+    write_corpus(served / "corpus.jsonl")
+    (tmp_path / "cluster.yaml").write_text("shared_paths: [/]\nprep: {array_tasks: 1, cpus: 1, time_limit: '5'}\n")
+    with ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Files, directory=str(served))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/corpus.jsonl?sig=hidden"
+        argv = [
+            "prep", "--tokenizer", str(shard_folder / "tokenizer.json"), "--corpus.paths", f"['{url}']",
+            "--seq_length", "32", "--output", str(tmp_path / "shards"), "--cluster", str(tmp_path / "cluster.yaml"),
+        ]  # fmt: skip
+        assert run_command("narrowbert-submit", _dispatch, argv) == 0
+        printed = capsys.readouterr().out
+        submission = submission_of_shards(tmp_path / "shards")
+        slurm.wait_for_state(job_of(submission, "map"), "COMPLETED|FAILED|CANCELLED", 60)
+        assert run_command("narrowbert-submit", _dispatch, ["cancel", str(tmp_path / "shards")]) == 0
+        slurm.wait_for(lambda: not submission.active_jobs(), "an end of the jobs", 15)
+        (served / "gone").touch()
+        stage = ["--config", str(submission.config_file), "--stage", "plan", "--part", "0", "--parts", "1"]
+        error = run_process("cluster.prep_stage", *stage, expect=2).stderr
+        server.shutdown()
+    assert f"corpus.paths has a URL with a secret: {submission.config_file} is readable by you alone" in printed
+    assert "corpus.jsonl?sig=***" in error
+    (line,) = submission.failures()
+    assert "corpus.jsonl?sig=***" in line
+    assert "hidden" not in printed + error + line
+    holding = [
+        path for path in sorted(tmp_path.rglob("*"))
+        if path.is_file() and b"hidden" in path.read_bytes()
+    ]  # fmt: skip
+    assert submission.config_file in holding
+    for path in holding:
+        assert path.stat().st_mode & 0o077 == 0, f"{path} may be read by others"
+        assert path == submission.config_file or path.parent.name == "shards.partial", path

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 import socket
 import threading
 import time
@@ -17,6 +18,7 @@ from cluster.slurm import Job, parse_scontrol, state_in_accounts, submission_env
 from cluster.submission import submission_of_run
 from data_prep.contract.command_line import run_command
 from tests.cluster.slurm_cluster import SlurmCluster
+from tests.conftest import write_corpus
 from tests.processes import TINY_RUN, user_error
 
 
@@ -116,6 +118,67 @@ def test_preparation_names_a_stage_that_is_none(
     )
 
 
+@pytest.fixture
+def prep_argv(tmp_path: Path, shard_folder: Path) -> list[str]:
+    """A preparation whose corpus, tokenizer and output lie in one folder that all nodes see."""
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    write_corpus(shared / "corpus.jsonl")
+    shutil.copy(shard_folder / "tokenizer.json", shared)
+    (tmp_path / "prep.yaml").write_text(f"shared_paths: [{shared}]\n")
+    return [
+        "prep", "--output", str(shared / "shards"), "--tokenizer", str(shared / "tokenizer.json"), "--corpus.paths",
+        f"[{shared / 'corpus.jsonl'}]", "--seq_length", "32", "--cluster", str(tmp_path / "prep.yaml"), "--dry_run",
+    ]  # fmt: skip
+
+
+def test_everything_that_jobs_of_preparation_read_is_shared(
+    prep_argv: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    accepted(prep_argv, capsys)
+    shared = tmp_path / "shared"
+    (tmp_path / "own").mkdir()
+    for name in ("corpus.jsonl", "tokenizer.json"):
+        shutil.copy(shared / name, tmp_path / "own")
+    (shared / "linked").mkdir()
+    (shared / "linked/a.jsonl").symlink_to(tmp_path / "own/corpus.jsonl")
+    for key, value in [
+        ("corpus.paths", f"[{shared / 'corpus.jsonl'}, {tmp_path / 'own/corpus.jsonl'}]"),
+        ("corpus.paths", f"[{shared / 'corpus.jsonl'}, {tmp_path}/own/*.jsonl]"),
+        ("corpus.paths", f"[{shared / 'linked'}]"),
+        ("tokenizer", str(tmp_path / "own/tokenizer.json")),
+        ("duplicates.evaluation_paths", f"[{tmp_path / 'own/corpus.jsonl'}]"),
+    ]:
+        line = refused([*prep_argv, f"--{key}", value], capsys)
+        assert line.startswith(f"narrowbert-submit: error: {key} {tmp_path}")
+        assert "lies in none of cluster.shared_paths" in line
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["PGPASSWORD", "DB_PASS", "AZURE_STORAGE_SAS", "AZURE_STORAGE_CONNECTION_STRING", "SLACK_WEBHOOK", "GITHUB_PAT"],
+)
+def test_no_secret_of_the_environment_goes_into_a_script(
+    name: str, prep_argv: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for value in (f"[{name}=hidden]", f'["{name}=hidden\\n"]'):
+        line = refused([*prep_argv, "--cluster.environment", value], capsys)
+        assert "hidden" not in line
+        assert "environment" in line
+    where = "GOOGLE_APPLICATION_CREDENTIALS=/x/key.json"
+    assert f"export {where}\n" in accepted([*prep_argv, "--cluster.environment", f"[{where}]"], capsys)
+
+
+def test_arrays_are_as_large_as_the_cluster_takes_them(
+    slurm: SlurmCluster, prep_argv: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = [argument for argument in prep_argv if argument != "--dry_run"]
+    line = refused([*argv, "--cluster.prep.array_tasks", "1002"], capsys)
+    assert "have at most 1001 elements (MaxArraySize), give 1001 or less" in line
+    sent = accepted([*argv, "--cluster.prep.array_tasks", "1001"], capsys)
+    assert sent.startswith("jobs: plan ")
+
+
 def test_lead_time_is_held_against_the_checkpoint(
     submit_argv: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], shard_folder: Path
 ) -> None:
@@ -144,7 +207,7 @@ def test_lead_time_is_held_against_the_checkpoint(
 def test_run_directory_that_only_this_machine_sees(
     submit_argv: list[str], cluster_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cluster.submit.file_system", lambda _: "ext4")
+    monkeypatch.setattr("cluster.submit.file_system", lambda *_: "ext4")
     cluster_file.write_text(cluster_file.read_text().replace("shared_paths: [/]\n", ""))
     assert "is on a file system of this machine (ext4)" in refused(submit_argv, capsys)
 

@@ -6,15 +6,28 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.contract.redaction import RedactingStream, is_secret_key, redact, redact_text, secret_values
+from cluster.__main__ import PrepJobArguments, TrainJobArguments
+from data_prep.contract.command_line import _dotted_keys
+from data_prep.contract.redaction import (
+    RedactingStream,
+    is_secret,
+    is_secret_key,
+    redact,
+    redact_text,
+    redact_urls,
+    secret_values,
+)
 
 SECRET_KEYS = [
     "password", "MLFLOW_TRACKING_PASSWORD", "hf_token", "HF_TOKEN", "token", "apiKey", "api_key", "accessToken",
     "AWS_SECRET_ACCESS_KEY", "SLURM_JWT", "db_pwd", "private-key", "client.secret", "GITHUB_TOKEN", "credentials",
+    "PGPASSWORD", "DB_PASS", "AZURE_STORAGE_SAS", "AZURE_STORAGE_CONNECTION_STRING", "SLACK_WEBHOOK", "GITHUB_PAT",
+    "SLACK_WEBHOOK_URL", "AZURE_STORAGE_KEY", "SENTRY_DSN", "OPENAI_APIKEY", "NPM_AUTHTOKEN", "SECRET_KEY_BASE",
 ]  # fmt: skip
 HARMLESS_KEYS = [
     "cls_token", "special_ids.cls", "pad_token_id", "token_type_ids", "tokens_per_second", "tokenizer", "max_token",
     "PWD", "OLDPWD", "key_mask", "monkey", "train/tokens", "TOKENIZERS_PARALLELISM", "num_attention_heads",
+    "PGPASSFILE", "HF_TOKEN_PATH", "AWS_SHARED_CREDENTIALS_FILE", "BYPASS", "PAT", "pass", "PATH", "first_pass_rate",
 ]  # fmt: skip
 
 
@@ -30,6 +43,30 @@ def test_harmless_keys(key: str) -> None:
     assert redact({key: "[CLS]", "n": 3, "none": None, "yes": True}) == {
         key: "[CLS]", "n": 3, "none": None, "yes": True,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("value", "secret"),
+    [
+        ("/x/key.json", False), ("~/.config/gcloud/key.json", False), ("/var/run/secrets/cloud", False),
+        ("./key.json", False), ("/hunter2+=", True), ("hunter2", True), ('{"private_key": "x"}', True),
+    ],
+)  # fmt: skip
+def test_the_path_of_a_credentials_file_is_no_secret(value: str, secret: bool) -> None:
+    assert is_secret("GOOGLE_APPLICATION_CREDENTIALS", value) is secret
+    assert is_secret("PGPASSWORD", value)
+    text = f"GOOGLE_APPLICATION_CREDENTIALS={value}"
+    assert (redact_text(text, {}) != text) is secret
+
+
+@pytest.mark.parametrize("arguments", [TrainJobArguments, PrepJobArguments])
+def test_no_key_of_a_configuration_is_a_secret(arguments: type[object]) -> None:
+    assert [key for key in _dotted_keys(arguments) if is_secret_key(key)] == []
+
+
+def test_a_line_for_the_user_keeps_its_meaning() -> None:
+    line = "special token: '[MASK]' of https://me:hunter2@h/a?sig=abc&n=1"
+    assert redact_urls(line) == "special token: '[MASK]' of https://***@h/a?sig=***&n=1"
 
 
 @pytest.mark.parametrize(
