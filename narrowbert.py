@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 import pipeline.export as _export
 from data_prep.contract.command_line import UserError, read_config
 from data_prep.contract.shards import ShardFolder, open_shards
-from data_prep.contract.verification import Verification, verify
+from data_prep.verification.folder import Verification, verify
 from pipeline.config import RunConfig
 from pipeline.data.batches import Batch
 from pipeline.data.mixture import Mixture

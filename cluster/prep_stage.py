@@ -16,11 +16,11 @@ from cluster.submission import Submission, submission_of_shards
 from data_prep.config import PrepConfig, check_config
 from data_prep.contract.command_line import Parser, UserError, one_line, read_config, run_command
 from data_prep.contract.redaction import redact_text, redact_urls
-from data_prep.contract.verification import verify
 from data_prep.report.failures import TasksFailed
 from data_prep.report.log_progress import LogProgress
 from data_prep.stages.build import count_tasks, run_task, run_tasks
 from data_prep.stages.records import STAGES
+from data_prep.verification.folder import verify
 
 PROGRAM = "narrowbert-prep"
 
@@ -85,7 +85,7 @@ def _run_whole(config: PrepConfig, stage: str, progress: LogProgress) -> None:
     _print(run_task(config, stage, None, progress))
     progress.advance(1)
     progress.start("verify", 1, "folder")
-    found = verify(config.output)
+    found = verify(config.output, num_workers=config.num_workers)
     if found.problems:
         raise UserError("; ".join(found.problems))
     progress.advance(1)

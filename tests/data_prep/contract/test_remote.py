@@ -18,7 +18,7 @@ from data_prep.contract import remote
 from data_prep.contract.command_line import UserError
 from data_prep.contract.manifest import compute_root_hash, manifest_bytes
 from data_prep.contract.shards import open_shards
-from data_prep.contract.verification import verify
+from data_prep.verification.folder import verify
 from tests.data_prep.shard_folders import as_schema_1, make_folder
 
 
@@ -245,7 +245,7 @@ def test_a_signed_query_goes_with_every_file_and_shows_nowhere(server, served, t
 def test_processes_that_start_at_once_fetch_each_file_once(server, served):
     code = (
         "import sys; from data_prep.contract.shards import open_shards\n"
-        "from data_prep.contract.verification import verify\n"
+        "from data_prep.verification.folder import verify\n"
         "split = open_shards(sys.argv[1]).split('train')\n"
         "for index in range(len(split.chunk_rows)): split.chunk(index)\n"
         "print(verify(sys.argv[1]).problems)"

@@ -13,7 +13,7 @@ from data_prep.contract.command_line import UserError
 from data_prep.contract.shard_format import SPLITS, index_name
 from data_prep.contract.shard_index import index_of, map_index, write_index
 from data_prep.contract.shards import open_shards
-from data_prep.contract.verification import verify
+from data_prep.verification.folder import verify
 from tests.data_prep.shard_folders import as_schema_1, entries_of, make_folder
 
 chunks = st.builds(

@@ -17,7 +17,7 @@ from data_prep.contract.command_line import UserError
 from data_prep.contract.shard_format import Geometry, decode_arrays, encode_arrays
 from data_prep.contract.shard_writing import file_entry, write_manifest, write_shard
 from data_prep.contract.shards import open_shards
-from data_prep.contract.verification import verify
+from data_prep.verification.folder import verify
 from tests.data_prep.shard_folders import as_schema_1, entries_of, make_chunks, make_folder
 
 

@@ -10,11 +10,11 @@ import pytest
 
 from data_prep.config import PrepConfig
 from data_prep.contract.shards import open_shards
-from data_prep.contract.verification import verify
 from data_prep.corpus.documents import Document
 from data_prep.filters import registry
 from data_prep.filters.document_filter import DocumentFilter
 from data_prep.stages.build import build_shards
+from data_prep.verification.folder import verify
 from tests.data_prep.conftest import NoProgress
 
 

@@ -20,7 +20,6 @@ from data_prep.config import CleaningConfig, CorpusConfig, DuplicatesConfig, Mas
 from data_prep.contract.command_line import UserError, config_as_dict
 from data_prep.contract.shards import open_shards
 from data_prep.contract.tokenizer import load_tokenizer
-from data_prep.contract.verification import verify
 from data_prep.corpus import partitions as corpus_partitions
 from data_prep.corpus.files import find_corpus_files
 from data_prep.corpus.reading import read_partition, read_texts
@@ -29,6 +28,7 @@ from data_prep.stages.build import build_shards, count_tasks, run_task
 from data_prep.stages.map import document_draw
 from data_prep.stages.pack import shuffle_keys
 from data_prep.stages.records import STAGES
+from data_prep.verification.folder import verify
 from tests.data_prep.conftest import NoProgress, no_progress
 
 
