@@ -34,7 +34,13 @@ INTERRUPTED_EXIT_CODE = 130  # 128 + SIGINT, as shells report it
 
 
 class UserError(Exception):
-    """Something the user can fix. The message is one line: what, where, how to fix it."""
+    """Something the user can fix. The message is one line: what, where, how to fix it.
+
+    URLs in it lose their passwords and signatures, whoever raises it: the line goes to logs.
+    """
+
+    def __init__(self, message: str, *details: object) -> None:
+        super().__init__(redact_urls(message), *details)
 
 
 def run_command(program: str, main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int:

@@ -1,7 +1,7 @@
-"""Files of a shard folder behind a URL, fetched once into a folder of this machine.
+"""Files that are elsewhere: opened by URL, tried again after faults that may pass, and for shards fetched once.
 
-WebDataset's cache keeps them. Under it fsspec does the reading, not WebDataset's own openers: those start programs
-such as curl and gsutil, and one of them, ``pipe:``, runs a shell.
+WebDataset's cache keeps the shards. Under it fsspec does the reading, not WebDataset's own openers: those start
+programs such as curl and gsutil, and one of them, ``pipe:``, runs a shell.
 """
 
 import contextlib
@@ -9,20 +9,23 @@ import dataclasses
 import errno
 import fcntl
 import hashlib
+import logging
 import os
+import random
+import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, TypeGuard, TypeVar
+from typing import IO, Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 from data_prep.contract.command_line import UserError, one_line
+from data_prep.contract.redaction import redact_urls
 
 SCHEMES = ("http", "https", "s3", "gs", "hf", "az", "abfs")
 """What may stand before ://."""
 
 CACHE_VARIABLE = "NARROWBERT_CACHE"
-RETRY_DELAYS_S = (1.0, 4.0, 15.0)
 CONNECT_TIMEOUT_S = 30
 SILENCE_TIMEOUT_S = 120
 """Longest wait for the next bytes of a file; the whole of it may take any time."""
@@ -30,9 +33,126 @@ SILENCE_TIMEOUT_S = 120
 # The scheme under which WebDataset's cache finds our opener. Rules that rewrite a machine's http:// or s3:// for
 # WebDataset (GOPEN_REWRITE, USE_AIS_FOR), perhaps to a shell command, do not match it.
 _OPENER = "narrowbert"
+_IDENTITY = {"Accept-Encoding": "identity"}
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
+# Scheme -> the extra that brings the package behind it.
+_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "abfs": "azure", "abfss": "azure", "az": "azure"}
+
+DELAYS_S = (1.0, 4.0, 15.0, 40.0)
+"""Waits between the attempts, each drawn between half of it and all of it, so that workers do not return in step."""
+
+_LOG = logging.getLogger(__name__)
+
+_PASSING_NUMBERS = {
+    errno.EAGAIN, errno.EBUSY, errno.ECONNABORTED, errno.ECONNREFUSED, errno.ECONNRESET, errno.EHOSTDOWN,
+    errno.EHOSTUNREACH, errno.EINTR, errno.EIO, errno.ENETDOWN, errno.ENETRESET, errno.ENETUNREACH, errno.ENOTCONN,
+    errno.EPIPE, errno.EREMOTEIO, errno.ESHUTDOWN, errno.ESTALE, errno.ETIMEDOUT,
+}  # fmt: skip
+_PASSING_STATUSES = {408, 425, 429}
+_UNREACHABLE_NUMBERS = {errno.ECONNREFUSED, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH}
+
+# Of aiohttp, of botocore and of azure-core.
+_UNREACHABLE_NAMES = {"ClientConnectorError", "EndpointConnectionError", "ConnectTimeoutError", "ServiceRequestError"}
+_CREDENTIALS_NAMES = {"NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError"}
+
+_FINAL_KINDS = (
+    FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError, ImportError, ValueError, TypeError,
+    LookupError, AttributeError, AssertionError, NotImplementedError, MemoryError, ArithmeticError,
+)  # fmt: skip
+
 Result = TypeVar("Result")
+
+
+class RetriesExhausted(UserError):
+    """What could have passed did not pass while it was tried again: the same command may work later."""
+
+
+def retried(action: Callable[[], Result], what: str) -> Result:
+    """What ``action`` gives; after a fault that may pass it is called again, with growing waits.
+
+    Args:
+        action: what to do; it begins anew at every call.
+        what: as in "cannot read the corpus file a.txt", without the "cannot".
+
+    Raises:
+        RetriesExhausted: every attempt failed.
+        Exception: whatever ``action`` raises that would not pass, as it is.
+    """
+    for delay in (*DELAYS_S, None):
+        try:
+            return action()
+        except Exception as error:
+            if not may_pass(error):
+                raise
+            if delay is None:
+                attempts = len(DELAYS_S) + 1
+                raise RetriesExhausted(f"cannot {what}: {reason(error)}, at each of {attempts} attempts") from error
+            _LOG.warning("cannot %s: %s; trying again", redact_urls(what), reason(error))
+            time.sleep(delay * random.uniform(0.5, 1.0))
+    raise AssertionError("the last attempt returns or raises")
+
+
+def may_pass(error: Exception) -> bool:
+    """Whether trying again may help."""
+    if isinstance(error, UserError):
+        return False
+    status = _status(error)
+    if status is not None:
+        return status >= 500 or status in _PASSING_STATUSES
+    if _names(error) & _CREDENTIALS_NAMES:
+        return False
+    if isinstance(error, TimeoutError | ConnectionError):
+        return True
+    if isinstance(error, OSError) and error.errno in errno.errorcode:
+        return error.errno in _PASSING_NUMBERS
+    return not isinstance(error, _FINAL_KINDS)
+
+
+def reason(error: Exception) -> str:
+    """The cause of an error in one line, without what may be secret in a URL."""
+    status = _status(error)
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, FileNotFoundError):
+        return "it is not there"
+    if status is not None:
+        return f"the server answers {status}"
+    detail = f"{type(error).__name__}: {error}"
+    if isinstance(error, OSError) and error.errno in errno.errorcode and error.strerror:
+        detail = error.strerror
+    if _is_unreachable(error):
+        detail = f"the host cannot be reached ({detail})"
+    return redact_urls(one_line(detail))
+
+
+def _is_unreachable(error: Exception) -> bool:
+    number = error.errno if isinstance(error, OSError) else None
+    unreachable = isinstance(error, socket.gaierror) or number in _UNREACHABLE_NUMBERS
+    return unreachable or bool(_names(error) & _UNREACHABLE_NAMES)
+
+
+def _names(error: Exception) -> set[str]:
+    return {kind.__name__ for kind in type(error).__mro__}
+
+
+def _status(error: Exception) -> int | None:
+    """The HTTP status that an error bears."""
+    for status in _statuses(error):
+        if str(status).isdecimal() and 400 <= int(status) < 600:
+            return int(status)
+    return None
+
+
+def _statuses(error: Exception) -> Iterator[Any]:
+    """Where aiohttp, azure-core, gcsfs, requests and botocore have it, one after the other."""
+    for name in ("status", "status_code", "code"):
+        yield getattr(error, name, None)
+    yield getattr(getattr(error, "response", None), "status_code", None)
+    for source in (error, error.__cause__):  # s3fs makes an OSError of botocore's error
+        response = getattr(source, "response", None)
+        if isinstance(response, dict):
+            yield response.get("ResponseMetadata", {}).get("HTTPStatusCode")
 
 
 def is_url(folder: str | Path) -> bool:
@@ -115,52 +235,64 @@ class RemoteFolder:
 
     def _retried(self, name: str, action: Callable[[], Result]) -> Result:
         """What ``action`` gives; what may pass, such as a broken connection, is tried again."""
-        for delay in (*RETRY_DELAYS_S, None):
-            try:
-                return action()
-            except Exception as error:  # each of fsspec's file systems raises exceptions of its own
-                if delay is None or _is_final(error):
-                    raise UserError(f"cannot read {self}/{name}: {_reason(error)}") from error
-                time.sleep(delay)
-        raise AssertionError("the last attempt returns or raises")
+        try:
+            return retried(action, f"read {self}/{name}")
+        except UserError:
+            raise
+        except Exception as error:  # each of fsspec's file systems raises exceptions of its own
+            raise UserError(f"cannot read {self}/{name}: {_reason(error)}") from error
+
+
+def filesystem_of(url: str) -> tuple[Any, str]:
+    """fsspec's file system for a URL, and the path there.
+
+    Raises:
+        UserError: the package that reads such URLs is not installed.
+        ValueError: there is none.
+    """
+    import fsspec.core
+
+    scheme = url.partition("://")[0]
+    web = {name: _web_settings() for name in ("http", "https") if f"{name}://" in url}
+    try:
+        return fsspec.core.url_to_fs(url, **web)
+    except ImportError as error:
+        extra = _EXTRAS.get(scheme)
+        remedy = f"pip install 'narrowbert[{extra}]'" if extra else str(error)
+        raise UserError(f"reading {scheme}:// needs another package: {remedy}") from error
+
+
+def open_web(url: str, headers: Mapping[str, str] | None = None) -> Any:
+    """The answer to one GET of an http:// or https:// URL as a stream; ``r`` of it has status and headers.
+
+    Raises:
+        Exception: whatever fsspec and aiohttp raise.
+    """
+    filesystem, path = filesystem_of(url)
+    # block_size 0 reads the file by one request, for servers that know no ranges; with any size given there is none
+    # before it to ask for the size.
+    return filesystem.open(path, "rb", block_size=0, size=1, headers={**_IDENTITY, **(headers or {})})
+
+
+def _web_settings() -> dict[str, Any]:
+    import aiohttp
+
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=SILENCE_TIMEOUT_S)
+    return {"client_kwargs": {"timeout": timeout, "trust_env": True, "headers": _IDENTITY}}
 
 
 def _open(url: str) -> IO[bytes] | Any:
     """A stream of the URL's bytes."""
-    import fsspec
-
-    scheme = url.partition("://")[0]
-    if scheme not in ("http", "https"):
-        return fsspec.filesystem(scheme).open(url, "rb")
-    import aiohttp
-
-    timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=SILENCE_TIMEOUT_S)
-    settings = {"timeout": timeout, "trust_env": True, "headers": {"Accept-Encoding": "identity"}}
-    # block_size 0 reads the file by one request, for servers that know no ranges; with any size given there is none
-    # before it to ask for the size.
-    return fsspec.filesystem("http", client_kwargs=settings).open(url, "rb", block_size=0, size=1)
-
-
-def _is_final(error: Exception) -> bool:
-    """Whether trying again would not help."""
-    status = getattr(error, "status", None)
-    refused = isinstance(status, int) and 400 <= status < 500 and status not in (408, 429)
-    return refused or _of_the_disk(error) or isinstance(error, (FileNotFoundError, ImportError, ValueError))
-
-
-def _of_the_disk(error: Exception) -> TypeGuard[OSError]:
-    return isinstance(error, OSError) and error.errno in _DISK_ERRORS
+    if url.startswith(("http://", "https://")):
+        return open_web(url)
+    filesystem, path = filesystem_of(url)
+    return filesystem.open(path, "rb")
 
 
 def _reason(error: Exception) -> str:
-    status = getattr(error, "status", None)
-    if isinstance(status, int) and status:
-        return f"the server answers {status}"
-    if isinstance(error, FileNotFoundError):
-        return "it is not there"
-    if _of_the_disk(error):
+    if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
         return f"{error.strerror}; make room, or name another cache folder in the variable {CACHE_VARIABLE}"
-    return one_line(f"{type(error).__name__}: {error}")
+    return reason(error)
 
 
 def _problem(path: Path, sha256: str | None, size: int | None) -> str | None:

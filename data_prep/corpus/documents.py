@@ -61,6 +61,10 @@ class CorpusFile:
     """Format, as the suffix says."""
     compression: Compression
     """As the suffix says."""
+    size: int | None = None
+    """Bytes of the file, where the listing that found it says so."""
+    version: str | None = None
+    """What tells it from a later one at the same place, such as an ETag, where the listing says so."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -2,17 +2,21 @@
 
 # os.path rather than pathlib here: it answers False where pathlib raises PermissionError.
 
+import dataclasses
 import glob
 import os
+import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from data_prep.config import CorpusConfig, as_tuple
 from data_prep.contract.command_line import UserError
+from data_prep.contract.remote import filesystem_of, reason, retried
 from data_prep.corpus.builtin_corpus import BUILTIN
 from data_prep.corpus.documents import Compression, CorpusFile, Kind
-from data_prep.corpus.streams import is_url
+from data_prep.corpus.raw_files import OBJECT_STORES, is_url, version_of
 
 _KINDS: dict[str, Kind] = {f".{kind}": kind for kind in get_args(Kind) if kind != BUILTIN}
 KNOWN_FILES = f"{', '.join(_KINDS)}, plain, .gz or .zst"
@@ -34,8 +38,10 @@ def find_corpus_files(config: CorpusConfig) -> list[CorpusFile]:
     found: dict[str, CorpusFile] = {}
     names: dict[str, int] = {}
     for entry, weight in zip(entries, weights, strict=True):
+        entry = entry.removeprefix("file://")
         expand = _builtin_entry if entry == BUILTIN else _expand_url if is_url(entry) else _expand_local
-        for path, name in expand(entry):
+        for file in expand(entry):
+            path, name = file.path, file.name
             identity = path if path is None or is_url(path) else os.path.realpath(path)
             earlier = found.get(identity or BUILTIN)
             if earlier is not None:
@@ -49,7 +55,13 @@ def find_corpus_files(config: CorpusConfig) -> list[CorpusFile]:
                 name = f"{names[name]}//{name}"
             kind, compression = _format(name) or (BUILTIN, None)
             found[identity or BUILTIN] = CorpusFile(
-                name=name, path=path, weight=weight, kind=kind, compression=compression
+                name=name,
+                path=path,
+                weight=weight,
+                kind=kind,
+                compression=compression,
+                size=file.size,
+                version=file.version,
             )
     if any(file.kind == "warc" for file in found.values()):
         from data_prep.corpus.formats.warc_format import require_warc
@@ -66,12 +78,22 @@ def _format(name: str) -> tuple[Kind, Compression] | None:
     return None if kind is None else (kind, compression)
 
 
-def _builtin_entry(_: str) -> list[tuple[None, str]]:
-    return [(None, BUILTIN)]
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Found:
+    """A file of one entry."""
+
+    path: str | None
+    name: str
+    size: int | None = None
+    version: str | None = None
 
 
-def _expand_local(entry: str) -> list[tuple[str, str]]:
-    """(path, name) of the files of one entry."""
+def _builtin_entry(_: str) -> list[_Found]:
+    return [_Found(path=None, name=BUILTIN)]
+
+
+def _expand_local(entry: str) -> list[_Found]:
+    """The files of one entry."""
     path = os.path.expanduser(entry)
     if os.path.isdir(path):
         root, found = path, list(_walk(path))
@@ -93,8 +115,8 @@ def _expand_local(entry: str) -> list[tuple[str, str]]:
     for file in files:
         if not os.access(file, os.R_OK):
             raise UserError(f"cannot read the corpus file {file}: permission denied")
-    named = ((p, _printable(Path(os.path.relpath(p, root or ".")).as_posix())) for p in files)
-    return sorted(named, key=lambda pair: pair[1])
+    named = (_Found(path=p, name=_printable(Path(os.path.relpath(p, root or ".")).as_posix())) for p in files)
+    return sorted(named, key=lambda file: file.name)
 
 
 def _unreadable_parent(path: str) -> str:
@@ -125,35 +147,99 @@ def _printable(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
-def _expand_url(entry: str) -> list[tuple[str, str]]:
-    """(URL, name) of the files of one entry that fsspec opens."""
-    import fsspec.core
-
+def _expand_url(entry: str) -> list[_Found]:
+    """The files of one entry that fsspec opens."""
     link, separator, outer = entry.partition("::")
-    query_is_magic = not link.startswith("http")
-    magic = "*" in link or "[" in link or (query_is_magic and "?" in link)
+    if not is_url(link):
+        link, separator, outer = entry, "", ""
+    web = link.startswith("http")
+    magic = "*" in link or "[" in link or ("?" in link and not web)
+    what = f"look up the corpus path {entry}"
+    found: dict[str, dict[str, Any]] = {}
+    urls: dict[str, str] = {}
+    root = ""
     try:
-        if not is_url(link):
-            link, separator, outer = entry, "", ""
-        filesystem, path = fsspec.core.url_to_fs(entry)
+        filesystem, path = filesystem_of(entry)
+        filesystem.invalidate_cache()  # another process may have changed what was listed
+        root = path[: _without_query(path).rfind("/") + 1]
         if magic:
-            found = [p for p, info in filesystem.glob(path, detail=True).items() if info["type"] == "file"]
-            fixed = path[: min(path.find(c) for c in "*[?" if c in path)]
-            root = fixed[: fixed.rfind("/") + 1]
-        elif filesystem.isfile(path):
-            found, root = [path], path[: path.split("?")[0].rfind("/") + 1]
+            root = path[: path.rfind("/", 0, min(place for c in "*[?" if (place := path.find(c)) >= 0)) + 1]
+            found = _matching(filesystem, path, root, what, web=web)
+        elif web and _format(_without_query(path)):
+            found = {path: {}}  # whether it is there is seen when it is read: a server lists nothing of one file
         else:
-            found, root = filesystem.find(path), path.rstrip("/") + "/"
-        urls = [(filesystem.unstrip_protocol(p) + separator + outer, p) for p in map(str, found)]
+            found, root = _file_or_folder(filesystem, path, what, root, web=web)
+        urls = {path: filesystem.unstrip_protocol(path) for path in found}
     except UserError:
         raise
+    except FileNotFoundError:
+        pass
     except Exception as error:  # every file system raises its own kinds
-        raise UserError(f"cannot look up the corpus path {entry}: {type(error).__name__}: {error}") from error
-    named = [(url, p.split("?")[0] if link.startswith("http") else p) for url, p in urls]
-    named = [(url, name.removeprefix(root)) for url, name in named]
-    if len(found) == 1 and not magic and _format(named[0][1]) is None:
+        raise UserError(f"cannot {what}: {reason(error)}") from error
+    named = [(p, _without_query(p) if web else p, details) for p, details in found.items()]
+    if len(named) == 1 and not magic and _format(named[0][1]) is None:
         raise UserError(f"corpus file {entry} is of an unknown kind: expected {KNOWN_FILES}")
-    files = sorted(((url, name) for url, name in named if _format(name)), key=lambda pair: pair[1])
+    files = [
+        _Found(
+            path=urls[p] + separator + outer,
+            name=name.removeprefix(root),
+            size=details.get("size"),
+            version=version_of(details),
+        )
+        for p, name, details in named
+        if _format(name)
+    ]
     if not files:
         raise UserError(f"corpus path {entry} does not exist or matches no corpus file: expected {KNOWN_FILES}")
-    return files
+    return sorted(files, key=lambda file: file.name)
+
+
+def _without_query(path: str) -> str:
+    return path.partition("?")[0]
+
+
+def _file_or_folder(
+    filesystem: Any, path: str, what: str, parent: str, *, web: bool
+) -> tuple[dict[str, dict[str, Any]], str]:
+    """(path -> details of the file at ``path``, or of all files below it; the folder that they are named from)."""
+    if not web:
+        details = retried(lambda: filesystem.info(path), what)
+        if details["type"] == "file":
+            return {path: details}, parent
+    folder = path.rstrip("/") + "/"
+    found = _below(filesystem, folder, None, what)
+    return (found, folder) if found or not web else ({path: {}}, parent)
+
+
+def _matching(filesystem: Any, pattern: str, root: str, what: str, *, web: bool) -> dict[str, dict[str, Any]]:
+    """Path -> details of the files that a glob matches."""
+    from fsspec.utils import glob_translate
+
+    depth = None if "**" in pattern else pattern[len(root) :].count("/") + 1
+    found = _below(filesystem, root, depth, what)
+    matches = re.compile(glob_translate(pattern.replace("?", "[?]") if web else pattern)).match
+    return {path: details for path, details in found.items() if matches(_without_query(path) if web else path)}
+
+
+def _below(filesystem: Any, folder: str, depth: int | None, what: str) -> dict[str, dict[str, Any]]:
+    """Path -> details of the files below a folder, at most ``depth`` folders deep.
+
+    fsspec's own walk leaves out, without a word, what it fails to list.
+    """
+    if depth is None and set(as_tuple(filesystem.protocol)) & set(OBJECT_STORES):  # a few requests for all of it
+        return retried(lambda: filesystem.find(folder, detail=True), what)
+    found: dict[str, dict[str, Any]] = {}
+    seen = set()
+    folders = [(folder, 1)]
+    while folders:
+        current, level = folders.pop()
+        if current.rstrip("/") in seen:
+            continue
+        seen.add(current.rstrip("/"))
+        for details in retried(partial(filesystem.ls, current, detail=True), what):
+            name = str(details["name"])
+            if details["type"] == "file" and name.rstrip("/") not in seen:
+                found[name] = details
+            elif details["type"] == "directory" and (depth is None or level < depth):
+                folders.append((name, level + 1))
+    return found

@@ -4,16 +4,16 @@ All of it goes forward through blocks of bounded size: a file may be larger than
 """
 
 import codecs
-import contextlib
 import io
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from data_prep.contract.command_line import UserError
+from data_prep.contract.remote import retried
 from data_prep.corpus.character_sets import HEAD_BYTES, legacy_encoding, wide_encoding
 from data_prep.corpus.documents import Compression, CorpusFile
+from data_prep.corpus.raw_files import is_url, open_raw, user_errors
 
 BLOCK_BYTES = 1 << 20
 _GZIP_BLOCK = 1 << 16
@@ -27,55 +27,19 @@ class DamagedFile(Exception):
     """A file cannot be decompressed or decoded beyond this point."""
 
 
-@contextlib.contextmanager
-def user_errors(path: str) -> Iterator[None]:
-    """Whatever goes wrong while reading becomes a UserError: a failing disk or network is not the corpus's content."""
-    try:
-        yield
-    except (UserError, DamagedFile):
-        raise
-    except OSError as error:
-        raise UserError(f"cannot read the corpus file {path}: {error.strerror or error}") from error
-    except Exception as error:
-        if not is_url(path):
-            raise
-        # Every remote file system raises its own kinds.
-        raise UserError(f"cannot read the corpus file {path}: {type(error).__name__}: {error}") from error
-
-
-def is_url(path: str) -> bool:
-    """Whether fsspec opens it."""
-    return "://" in path
-
-
-def open_raw(path: str) -> BinaryIO:
-    """The file's own bytes."""
-    with user_errors(path):
-        if is_url(path):
-            import fsspec
-
-            opened: Any = fsspec.open(path, "rb")
-            return opened.open()
-        return Path(path).open("rb")
-
-
-def raw_blocks(raw: BinaryIO, path: str, size: int = BLOCK_BYTES) -> Iterator[bytes]:
+def raw_blocks(raw: BinaryIO, size: int = BLOCK_BYTES) -> Iterator[bytes]:
     """The rest of a file in blocks."""
-    while True:
-        with user_errors(path):
-            block = raw.read(size)
-        if not block:
-            return
+    while block := raw.read(size):
         yield block
 
 
-def decompressed(raw: BinaryIO, path: str, compression: Compression) -> Iterator[bytes]:
+def decompressed(raw: BinaryIO, compression: Compression) -> Iterator[bytes]:
     """Decompressed blocks; raises DamagedFile after the last good one."""
     if compression == "gzip":
-        return _gunzip(raw_blocks(raw, path, _GZIP_BLOCK))
+        return _gunzip(raw_blocks(raw, _GZIP_BLOCK))
     if compression == "zstd":
-        return _unzstd(raw_blocks(raw, path, BLOCK_BYTES))
-    return raw_blocks(raw, path)
+        return _unzstd(raw_blocks(raw))
+    return raw_blocks(raw)
 
 
 def _gunzip(blocks: Iterator[bytes]) -> Iterator[bytes]:
@@ -268,16 +232,15 @@ def open_text(file: CorpusFile, begin: int = 0, lines_before: int | None = None,
     Plain files are entered there when ``lines_before``, the line ends before ``begin``, is known. ``raw`` is the file,
     where it is open already.
     """
-    assert file.path is not None
-    raw = raw or open_raw(file.path)
-    head, blocks = _head(decompressed(raw, file.path, file.compression))
+    raw = raw or open_raw(file)
+    head, blocks = _head(decompressed(raw, file.compression))
     wide, legacy = wide_encoding(head), None
     if wide is not None:
         blocks, legacy = _as_utf8(blocks, wide), "utf-8"
     else:
         legacy = legacy_encoding(head)
         if begin and lines_before is not None and file.compression is None and (seen := _look_back(raw, begin)):
-            stream = TextStream(BlockStream(raw_blocks(raw, file.path), raw), legacy, begin)
+            stream = TextStream(BlockStream(raw_blocks(raw), raw), legacy, begin)
             stream.number, stream.last_start = lines_before + 1, begin - 1
             at_line_start, blank = seen
             if not at_line_start:
@@ -316,18 +279,19 @@ def _head(blocks: Iterator[bytes]) -> tuple[bytes, Iterator[bytes]]:
 def _look_back(raw: BinaryIO, begin: int) -> tuple[bool, bool] | None:
     """(whether a line starts at ``begin``, whether all of the line before it, or of it, is white space); the file is
     then at ``begin``. None where the file cannot be entered there."""
-    try:
-        raw.seek(begin - 1)
-    except ValueError:  # a server that only sends files whole
+    if not raw.seekable():  # a server that only sends files whole
         return None
-    at_line_start = raw.read(1) == b"\n"
-    blank, end = True, begin - at_line_start
-    while end:
+    at_line_start, blank, end = False, True, begin
+    while end and blank:
         start = max(0, end - HEAD_BYTES)
         raw.seek(start)
-        _, line_end, line = raw.read(end - start).rpartition(b"\n")
+        content = raw.read(end - start)
+        if end == begin:
+            at_line_start = content.endswith(b"\n")
+            content = content[: len(content) - at_line_start]
+        _, line_end, line = content.rpartition(b"\n")
         blank = not line.strip()
-        if line_end or not blank:
+        if line_end:
             break
         end = start
     raw.seek(begin)
@@ -338,6 +302,7 @@ def file_state(file: CorpusFile) -> tuple[Any, ...]:
     """What tells a local file from a later one at the same path."""
     if file.path is None or is_url(file.path):
         return (file,)
+    path = Path(file.path)
     with user_errors(file.path):
-        status = Path(file.path).stat()
+        status = retried(path.stat, f"read the corpus file {path}")
     return (file, status.st_ino, status.st_size, status.st_mtime_ns)

@@ -6,7 +6,8 @@ from typing import Any, BinaryIO
 from data_prep.config import CorpusConfig
 from data_prep.corpus.builtin_corpus import BUILTIN, builtin_documents
 from data_prep.corpus.documents import CorpusFile
-from data_prep.corpus.streams import DamagedFile, open_raw, open_text, user_errors
+from data_prep.corpus.raw_files import open_raw
+from data_prep.corpus.streams import DamagedFile, open_text
 
 LINE_STEP = 4 << 20
 
@@ -72,14 +73,13 @@ def survey(file: CorpusFile, config: CorpusConfig) -> dict[str, Any]:
     """
     if file.path is None:
         return _survey_builtin(config)
-    hashed = _Hashed(open_raw(file.path))
+    hashed = _Hashed(open_raw(file))
     try:
-        with user_errors(file.path):
-            if file.kind == "parquet":
-                entry = _parquet_units(file, config)
-                hashed.read_on()
-            else:
-                entry = _text_units(file, config, hashed)
+        if file.kind == "parquet":
+            entry = _parquet_units(file, config)
+            hashed.read_on()
+        else:
+            entry = _text_units(file, config, hashed)
     finally:
         hashed.close()
     return {"name": file.name, "size": hashed.size, "sha256": hashed.sha256.hexdigest(), **entry}

@@ -19,7 +19,7 @@ from data_prep.contract.tokenizer import continues_word, load_tokenizer, special
 from data_prep.corpus.documents import CorpusFile, Partition
 from data_prep.corpus.files import find_corpus_files
 from data_prep.corpus.partitions import partition_bytes, plan_partitions
-from data_prep.corpus.streams import user_errors
+from data_prep.corpus.raw_files import user_errors
 from data_prep.corpus.surveys import survey
 from data_prep.filters.evaluation_ngrams import evaluation_files
 from data_prep.filters.near_duplicates import near_signature

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.config import CorpusConfig, MaskConfig, PrepConfig, VocabularyConfig
+from data_prep.contract import remote
 from data_prep.contract.tokenizer import save_tokenizer
 from data_prep.corpus.files import find_corpus_files
 from data_prep.corpus.reading import read_texts
@@ -33,6 +34,12 @@ class NoProgress:
 
 
 no_progress = NoProgress()
+
+
+@pytest.fixture(autouse=True)
+def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What fails is tried again at once, three times."""
+    monkeypatch.setattr(remote, "DELAYS_S", (0.01, 0.01, 0.01))
 
 
 @pytest.fixture(scope="session")

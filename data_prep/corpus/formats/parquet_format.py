@@ -5,23 +5,27 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from data_prep.config import CleaningConfig, CorpusConfig
+from data_prep.contract.command_line import UserError
+from data_prep.contract.remote import reason
 from data_prep.corpus.character_sets import decode
 from data_prep.corpus.documents import CorpusFile, Document, Partition, Reject, whole_document
 from data_prep.corpus.formats.line_formats import no_text_field, undecodable
-from data_prep.corpus.streams import BLOCK_BYTES, DamagedFile, decompressed, open_raw, user_errors
+from data_prep.corpus.raw_files import open_raw, user_errors
+from data_prep.corpus.streams import BLOCK_BYTES, DamagedFile, decompressed
 
 _BATCH_ROWS = 64
 
 
 class ParquetReader:
-    """One file, opened; a compressed one lies decompressed in a temporary file, since it is read from its end."""
+    """One file, opened. It is read from its end, so a compressed one, or one of a server that sends files only whole,
+    lies in a temporary file."""
 
     def __init__(self, file: CorpusFile) -> None:
         import pyarrow.parquet
 
         assert file.path is not None
-        raw = open_raw(file.path)
-        self.handle: BinaryIO = raw if file.compression is None else _unpacked(raw, file)
+        raw = open_raw(file)
+        self.handle: BinaryIO = raw if file.compression is None and raw.seekable() else _unpacked(raw, file)
         self.path = file.path
         try:
             # Buffered: a row group may be larger than memory.
@@ -62,12 +66,14 @@ class ParquetReader:
 
 
 def _unpacked(raw: BinaryIO, file: CorpusFile) -> BinaryIO:
-    assert file.path is not None
     unpacked = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the reader
     try:
         with raw:
-            for block in decompressed(raw, file.path, file.compression):
+            for block in decompressed(raw, file.compression):
                 unpacked.write(block)
+    except OSError as error:
+        unpacked.close()
+        raise UserError(f"cannot unpack {file.path} into {tempfile.gettempdir()}: {reason(error)}") from error
     except BaseException:
         unpacked.close()
         raise
@@ -76,7 +82,9 @@ def _unpacked(raw: BinaryIO, file: CorpusFile) -> BinaryIO:
 
 
 def _as_damage(error: Exception, path: str) -> Exception:
-    """pyarrow raises an OSError for most kinds of damage; only a real one has a number."""
+    """pyarrow raises an OSError for most kinds of damage; only a real one has a number. Reading raises UserError."""
+    if isinstance(error, UserError):
+        return error
     if isinstance(error, OSError) and error.errno is not None:
         with user_errors(path):
             raise error

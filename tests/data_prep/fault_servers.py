@@ -1,0 +1,80 @@
+"""A web server of this machine that fails as it is told."""
+
+import contextlib
+import http.server
+import re
+import threading
+from collections.abc import Iterator
+
+
+class FaultServer(http.server.ThreadingHTTPServer):
+    """Serves contents by path, with or without ranges, and keeps what was asked for."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.contents: dict[str, bytes] = {}
+        """Path -> content; the ETag is its hash."""
+        self.ranges = True
+        self.faults: list[int | str | None] = []
+        """What the next answers are: a status, "cut" after half of what is due, "drop" without a word, or sound."""
+        self.before_answer: dict[int, dict[str, bytes]] = {}
+        """Number of an answer -> contents that change before it."""
+        self.asked: list[tuple[str, str | None]] = []
+        """(path, range) of every request."""
+        self.sent = 0
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        server = self.server
+        assert isinstance(server, FaultServer)
+        server.contents.update(server.before_answer.get(len(server.asked), {}))
+        server.asked.append((self.path, self.headers["Range"]))
+        fault = server.faults.pop(0) if server.faults else None
+        content = server.contents.get(self.path.partition("?")[0])
+        if isinstance(fault, int) or content is None:
+            self.send_error(fault if isinstance(fault, int) else 404)
+            return
+        if fault == "drop":
+            self.close_connection = True
+            return
+        begin, end = 0, len(content)
+        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers["Range"] or "") if server.ranges else None
+        if asked:
+            begin, end = int(asked[1]), min(int(asked[2]) + 1, len(content))
+            if begin >= len(content):
+                self.send_error(416)
+                return
+        self.send_response(206 if asked else 200)
+        if asked:
+            self.send_header("Content-Range", f"bytes {begin}-{end - 1}/{len(content)}")
+        self.send_header("ETag", f'"{hash(content)}"')
+        self.send_header("Content-Length", str(end - begin))
+        self.end_headers()
+        due = content[begin:end]
+        if fault == "cut":
+            due = due[: len(due) // 2]
+            self.close_connection = True
+        with contextlib.suppress(ConnectionError):  # the reader has what it wants
+            self.wfile.write(due)
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@contextlib.contextmanager
+def fault_server() -> Iterator[FaultServer]:
+    """A server that is up while the body runs."""
+    with FaultServer() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
