@@ -72,6 +72,9 @@ def _run_block(config: PrepConfig, stage: str, part: int, parts: int, submission
             _run_whole(config, stage, progress)
         return
     block = tasks_of_element(count_tasks(config, stage), part, parts)
+    if not block:
+        _print(f"{stage}: fewer tasks than elements, this one has none")
+        return
     with _ElementProgress(submission.crashes(stage, part)) as progress:
         done = run_tasks(config, stage, block, progress, keep_going=True)
     _print(done)

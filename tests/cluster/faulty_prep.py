@@ -7,6 +7,8 @@ FAULTS, in the environment as JSON, has any of
 - ``"pace": S``: each task takes S seconds more;
 - ``"slow": {"map-3": S}``: that one alone does;
 - ``"poison": {"map-3": "raise" | "kill" | "refuse"}``: that task ends so, each time.
+- ``"requeue": FOLDER``: the first start of each element is put back into the queue while it works: by the first task
+  that is done, or where a stage has one task by its begin, and finish in the middle of its clean-up.
 
 Worker processes are spawned and import this module as their main one, so the faults hold in them as well.
 """
@@ -14,7 +16,9 @@ Worker processes are spawned and import this module as their main one, so the fa
 import functools
 import json
 import os
+import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,7 +27,8 @@ from typing import Any
 from cluster import prep_stage
 from data_prep.contract.command_line import UserError
 from data_prep.corpus import partitions
-from data_prep.stages import build
+from data_prep.report.log_progress import LogProgress
+from data_prep.stages import build, finish
 
 VARIABLE = "NARROWBERT_TEST_FAULTS"
 
@@ -56,8 +61,47 @@ def _run_task(stage: str, run: Callable[[Any, int], Any], faults: Mapping[str, A
     return record
 
 
+def _requeue_once(folder: Path, stage: str) -> None:
+    element = os.environ.get("SLURM_ARRAY_TASK_ID")
+    try:
+        (folder / f"{stage}-{element or 0}").touch(exist_ok=False)
+    except FileExistsError:
+        return
+    job_id = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{element}" if element else os.environ["SLURM_JOB_ID"]
+    subprocess.run(["scontrol", "requeue", job_id], check=True, timeout=30)
+    time.sleep(60)  # Slurm ends this process here
+
+
+def _requeue_each_stage(folder: Path) -> None:
+    start, advance, clear_away = LogProgress.start, LogProgress.advance, finish.clear_away
+    stage_of: dict[LogProgress, str] = {}
+
+    def start_and_requeue(progress: LogProgress, stage: str, total: int, unit: str, done: int = 0) -> None:
+        start(progress, stage, total, unit, done)
+        stage_of[progress] = stage
+        if total == 1 and stage not in ("finish", "verify"):
+            _requeue_once(folder, stage)
+
+    def advance_and_requeue(progress: LogProgress, count: int, documents: int = 0) -> None:
+        advance(progress, count, documents)
+        if stage_of[progress] not in ("finish", "verify"):
+            _requeue_once(folder, stage_of[progress])
+
+    def clear_some_away(work: Path) -> None:
+        shutil.rmtree(work / "map", ignore_errors=True)
+        (work / "plan.json").unlink(missing_ok=True)
+        _requeue_once(folder, "finish")
+        clear_away(work)
+
+    LogProgress.start = start_and_requeue
+    LogProgress.advance = advance_and_requeue
+    finish.clear_away = build.clear_away = clear_some_away
+
+
 def _apply(faults: Mapping[str, Any]) -> None:
     partitions.MIN_PARTITION_BYTES = faults.get("partition_bytes", partitions.MIN_PARTITION_BYTES)
+    if "requeue" in faults:
+        _requeue_each_stage(Path(faults["requeue"]))
     for stage, run in list(build._RUN.items()):
         build._RUN[stage] = functools.partial(_run_task, stage, run, faults)
 

@@ -16,7 +16,10 @@ import yaml
 from cluster.__main__ import _dispatch
 from cluster.slurm import find_jobs
 from cluster.submission import Submission, submission_of_shards
+from data_prep.__main__ import main as prepare
 from data_prep.contract.command_line import run_command
+from data_prep.contract.shards import open_shards
+from data_prep.stages.records import STAGES
 from tests.cluster.faulty_prep import python_with_faults
 from tests.cluster.slurm_cluster import SlurmCluster
 from tests.conftest import write_corpus
@@ -47,13 +50,23 @@ def write_python(tmp_path: Path, faults: Mapping[str, Any]) -> None:
     python_with_faults(tmp_path / "python", sys.executable, {"partition_bytes": PARTITION_BYTES, **faults})
 
 
-def give_the_command(tmp_path: Path) -> Submission:
-    options = [
+def options_of(tmp_path: Path) -> list[str]:
+    return [
         "--tokenizer", str(tmp_path / "tokenizer.json"), "--corpus.paths", str(tmp_path / "corpus"),
         "--seq_length", "32", "--mask.variants", "3", "--chunk_rows", "32", "--rows_per_shard", "64",
         "--validation_fraction", "0.2",
     ]  # fmt: skip
-    argv = ["prep", *options, "--output", str(tmp_path / "shards"), "--cluster", str(tmp_path / "cluster.yaml")]
+
+
+def give_the_command(tmp_path: Path) -> Submission:
+    argv = [
+        "prep",
+        *options_of(tmp_path),
+        "--output",
+        str(tmp_path / "shards"),
+        "--cluster",
+        str(tmp_path / "cluster.yaml"),
+    ]
     assert run_command("narrowbert-submit", _dispatch, argv) == 0
     return submission_of_shards(tmp_path / "shards")
 
@@ -152,6 +165,38 @@ def test_an_element_that_runs_out_of_time_goes_on_or_gives_up(
     (line,) = submission.failures()
     assert line.startswith("map, part 0 of 1: out of time, 2 times with no task done between")
     assert line.endswith("give this stage more (cluster.prep.time_limits)")
+
+
+def test_a_requeue_in_each_stage_changes_no_byte_and_repeats_no_task(
+    slurm: SlurmCluster, tmp_path: Path, shard_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "requeued").mkdir()
+    faults = {"requeue": str(tmp_path / "requeued"), "record": str(tmp_path / "tasks")}
+    submission = send_faulty(tmp_path, shard_folder, monkeypatch, faults)
+    alone = [*options_of(tmp_path), "--output", str(tmp_path / "alone"), "--num_workers", "1"]
+    assert prepare(["shards", *alone]) == 0
+
+    # Slurm lets what it has put back wait some seconds, at least: nine requeues are most of this test.
+    slurm.wait_for(lambda: not submission.active_jobs(), "an end of the jobs", 300, job_of(submission, "finish"))
+    told = output(submission)
+    assert (tmp_path / "shards/manifest.json").exists(), told
+    assert not (tmp_path / "shards.partial").exists(), "what a kill in the clean-up left is cleared away"
+    for stage in STAGES:
+        parts = 2 if stage in ("map", "pack", "reduce") else 1  # of those that have a task
+        assert [restarts for restarts in restarts_of(submission, stage) if restarts] == [1] * parts, (stage, told)
+    assert "verified" in told
+    assert open_shards(tmp_path / "shards").root_hash == open_shards(tmp_path / "alone").root_hash
+    ran = finished_tasks(tmp_path)
+    assert len(ran) == len(set(ran)), ran
+    assert submission.failures() == []
+    assert not list(submission.folder.glob("crashes/*")), "a requeue is no crash"
+
+    (tmp_path / "shards.partial/map").mkdir(parents=True)  # as when the last job was cancelled in its clean-up
+    sent = len(submission.jobs())
+    give_the_command(tmp_path)
+    assert [job.stage for job in submission.jobs()[sent:]] == ["finish"]
+    slurm.wait_for_state(job_of(submission, "finish"), "COMPLETED|FAILED|CANCELLED", 60)
+    assert not (tmp_path / "shards.partial").exists()
 
 
 class _Files(SimpleHTTPRequestHandler):

@@ -89,3 +89,11 @@ def test_a_damaged_result_that_a_worker_finds_is_made_again(
     assert note.startswith("map task 1 of ")
     assert "damaged (tokens.bin has another hash)" in note
     assert any(damaged.read_bytes())
+
+
+def test_finish_after_a_kill_in_its_clean_up(tiny_config: PrepConfig, tmp_path: Path) -> None:
+    config = dataclasses.replace(tiny_config, output=str(tmp_path / "shards"), num_workers=1)
+    build.build_shards(config, NoProgress())
+    (tmp_path / "shards.partial/map").mkdir(parents=True)  # the plan is gone already
+    assert build.run_task(config, "finish", None, NoProgress()).endswith("is there already")
+    assert not (tmp_path / "shards.partial").exists()
