@@ -258,7 +258,7 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
         build_shards(config, no_progress)
         assert bytes_of(config.output) == expected
     finally:
-        subprocess.run(["umount", str(place)], check=True)
+        subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
 @pytest.mark.slow
