@@ -1,9 +1,9 @@
-"""The command ``narrowbert-prep``: vocab | shards | verify | inspect."""
+"""The command ``narrowbert-prep``: vocab | shards | repack | append | verify | inspect."""
 
 import sys
 from collections.abc import Sequence
 
-from data_prep.commands import inspect, shards, verify, vocab
+from data_prep.commands import append, inspect, repack, shards, verify, vocab
 from data_prep.commands.arguments import PROGRAM
 from data_prep.contract.command_line import USER_ERROR_EXIT_CODE, choose_command, run_command
 from data_prep.contract.files import raise_descriptor_limit
@@ -11,6 +11,8 @@ from data_prep.contract.files import raise_descriptor_limit
 COMMANDS = {
     "vocab": "Train a tokenizer on a corpus and write tokenizer.json.",
     "shards": "Tokenize, pack and mask the same corpus into a shard folder.",
+    "repack": "Make shards of other rows out of a folder that has kept its documents.",
+    "append": "Make shards of such a folder's documents and of new ones.",
     "verify": "Check every byte and every row of a shard folder.",
     "inspect": "Print rows of a shard folder as text, with their masks.",
 }
@@ -28,7 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str]) -> int:
-    run = {"vocab": vocab.run, "shards": shards.run, "verify": verify.run, "inspect": inspect.run}
+    commands = {"vocab": vocab, "shards": shards, "repack": repack, "append": append, "verify": verify}
+    run = {name: module.run for name, module in {**commands, "inspect": inspect}.items()}
     command = choose_command(PROGRAM, DESCRIPTION, COMMANDS, argv)
     if len(argv) > 1:
         return run[command](argv[1:])

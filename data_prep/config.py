@@ -140,6 +140,9 @@ class PrepConfig:
     """Rows per chunk, the unit of reading; when not given, 1024 up to seq_length 128 and 256 above."""
     rows_per_shard: int = 65_536
     """Rows per tar file; a multiple of chunk_rows."""
+    keep_documents: bool = False
+    """Keep the tokens of all documents in OUTPUT/documents: `repack` and `append` then tokenize nothing again. Needs
+    about two bytes a token, besides the shards."""
     num_workers: int = 0
     """Processes; 0 is one for each usable core. The shards are the same bytes for any number."""
 
@@ -230,7 +233,12 @@ def chunk_rows(config: PrepConfig) -> int:
     """Rows per chunk, with the default resolved."""
     if config.chunk_rows is not None:
         return config.chunk_rows
-    return 1024 if config.seq_length <= 128 else 256
+    return default_chunk_rows(config.seq_length)
+
+
+def default_chunk_rows(seq_length: int) -> int:
+    """Rows per chunk where nothing else is asked for."""
+    return 1024 if seq_length <= 128 else 256
 
 
 def tokenizer_path(config: PrepConfig) -> str:

@@ -2,9 +2,13 @@
 
 import argparse
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from data_prep.config import PrepConfig, check_config
 from data_prep.contract.command_line import Parser, read_config
+
+if TYPE_CHECKING:
+    from data_prep.stages.finish import Summary
 
 PROGRAM = "narrowbert-prep"
 
@@ -18,6 +22,17 @@ def prep_config(argv: Sequence[str], command: str, description: str) -> PrepConf
     config = read_config(PrepConfig, argv, f"{PROGRAM} {command}", description)
     check_config(config)
     return config
+
+
+def print_summary(output: str, summary: "Summary", seconds: float) -> None:
+    """Tell what a folder holds and how long it took."""
+    if summary.already_there:
+        print(f"{output} is complete already, made from the same corpus and configuration")
+    for name, counts in summary.splits.items():
+        print(f"{name}: {counts['documents']:,} documents, {counts['tokens']:,} tokens, {counts['rows']:,} rows")
+    if summary.rejects:
+        print(f"not in the shards: {listed(summary.rejects)} (each is in {output}/rejects.jsonl.gz)")
+    print(f"{output}: {summary.size:,} bytes, root hash {summary.root_hash}, {seconds:.1f} s")
 
 
 def folder_parser(command: str, description: str) -> argparse.ArgumentParser:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 
-from data_prep.commands.arguments import PROGRAM, listed, prep_config
+from data_prep.commands.arguments import PROGRAM, prep_config, print_summary
 from data_prep.commands.terminal_progress import TerminalProgress
 from data_prep.contract.command_line import Parser, UserError
 
@@ -32,11 +32,5 @@ def run(argv: Sequence[str]) -> int:
             print(f"{line}, {time.monotonic() - start:.1f} s")
             return 0
         summary = build_shards(config, progress)
-    if summary.already_there:
-        print(f"{config.output} is complete already, made from the same corpus and configuration")
-    for name, counts in summary.splits.items():
-        print(f"{name}: {counts['documents']:,} documents, {counts['tokens']:,} tokens, {counts['rows']:,} rows")
-    if summary.rejects:
-        print(f"not in the shards: {listed(summary.rejects)} (each is in {config.output}/rejects.jsonl.gz)")
-    print(f"{config.output}: {summary.size:,} bytes, root hash {summary.root_hash}, {time.monotonic() - start:.1f} s")
+    print_summary(config.output, summary, time.monotonic() - start)
     return 0

@@ -38,6 +38,7 @@ READ_VERSIONS = (1, 2)
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 REJECTS = "rejects.jsonl.gz"
+DOCUMENTS_FOLDER = "documents"
 INPUTS = "inputs.jsonl"
 PINNED_FILES = {"rejects": REJECTS, "inputs": INPUTS}
 """What else a manifest may pin: key -> the file's name."""

@@ -35,6 +35,7 @@ from data_prep.stages.reduce import run_reduce
 from data_prep.stages.work_folder import locked_work_folder, prepare_work_folder, read_plan
 from data_prep.stages.work_plan import (
     PLAN,
+    Planned,
     WorkPlan,
     as_json,
     difference,
@@ -68,19 +69,24 @@ def build_shards(config: PrepConfig, progress: Progress) -> Summary:
         UserError: wrong input, too little text, a folder of another configuration at ``output``, or another run
             at work on it. Nothing that is finished is deleted: the command goes on from there when it is mended.
     """
-    output = Path(config.output)
     with Workers(config.num_workers) as workers:
-        plan, identity, files = make_plan(config, workers, progress)
-        if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-            return _already_there(plan, identity)
-        try:
-            with locked_work_folder(plan.work, progress, exclusive=True):
-                prepare_work_folder(plan, identity, files, progress)
-                for stage in STAGES[1:-1]:
-                    _run_stage(plan, stage, None, workers, progress)
-                return _finish(plan, identity, workers, progress)
-        except OSError as error:
-            raise UserError(f"cannot write the shards {output}: {error}; the same command goes on from here") from error
+        return build_planned(make_plan(config, workers, progress), workers, progress)
+
+
+def build_planned(planned: Planned, workers: Workers, progress: Progress) -> Summary:
+    """Make the shard folder of a plan; as ``build_shards``."""
+    plan, identity = planned.plan, planned.identity
+    output = Path(plan.config.output)
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        return _already_there(plan, identity)
+    try:
+        with locked_work_folder(plan.work, progress, exclusive=True):
+            prepare_work_folder(planned, progress)
+            for stage in STAGES[1:-1]:
+                _run_stage(plan, stage, None, workers, progress)
+            return _finish(plan, identity, workers, progress)
+    except OSError as error:
+        raise UserError(f"cannot write the shards {output}: {error}; the same command goes on from here") from error
 
 
 def run_task(config: PrepConfig, task: str, index: int | None, progress: Progress) -> str:
@@ -93,13 +99,13 @@ def run_task(config: PrepConfig, task: str, index: int | None, progress: Progres
         return run_tasks(config, task, None if index is None else [index], progress)
     work = work_path(config)
     if task == "finish" and (Path(config.output) / MANIFEST).is_file() and not (work / PLAN).is_file():
-        clear_away(work)  # a start before this one was ended in its clean-up
+        clear_away(config)  # a start before this one was ended in its clean-up
         return f"{config.output} is there already"
     with Workers(config.num_workers) as workers, locked_work_folder(work, progress, exclusive=True):
         if task == "plan":
-            plan, identity, files = make_plan(config, workers, progress)
-            prepare_work_folder(plan, identity, files, progress)
-            return f"{plan.work}: map and pack tasks 0 to {plan.num_tasks - 1}"
+            planned = make_plan(config, workers, progress)
+            prepare_work_folder(planned, progress)
+            return f"{planned.plan.work}: map and pack tasks 0 to {planned.plan.num_tasks - 1}"
         plan, identity = read_plan(config)
         if Path(config.output).exists():
             done = _already_there(plan, identity)
@@ -304,13 +310,12 @@ def _already_there(plan: WorkPlan, identity: dict[str, Any]) -> Summary:
         raise UserError(f"{output} exists and is no shard folder: delete it or name another --output")
     manifest = open_shards(output).manifest
     for part, wanted in identity.items():
-        found = manifest[part]
-        if part == "inputs":
-            wanted = wanted["sha256"]
-            found = inputs_identity(found)["sha256"] if isinstance(found, list) else found["sha256"]
+        found = manifest.get(part)
+        if part == "inputs" and isinstance(found, list):  # as folders of schema 1 have them
+            found = inputs_identity(found)
         if as_json(wanted) != found:
             raise UserError(
                 f"{output} holds shards made with {difference(part, wanted, found)}: delete it or name another --output"
             )
-    clear_away(plan.work)
+    clear_away(plan.config)
     return summary(manifest["root_hash"], manifest["splits"], manifest["statistics"]["rejects"], already_there=True)

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from data_prep.config import PrepConfig
 from data_prep.contract.command_line import UserError
 from data_prep.contract.files import flush_to_disk
-from data_prep.contract.shard_format import INPUTS, REJECTS, SPLITS
+from data_prep.contract.shard_format import DOCUMENTS_FOLDER, INPUTS, REJECTS, SPLITS
 from data_prep.contract.shard_writing import file_entry, write_manifest
 from data_prep.contract.shards import open_shards
 from data_prep.report.page import write_report
@@ -20,7 +21,7 @@ from data_prep.report.rows_as_text import rows_as_text
 from data_prep.report.statistics import merge
 from data_prep.stages.map import REJECTS_PART
 from data_prep.stages.records import checked_folder, records_of, require_stage_before, summary_of
-from data_prep.stages.work_plan import WorkPlan, input_line, planned_files
+from data_prep.stages.work_plan import WorkPlan, input_line, planned_files, work_path
 
 MIN_ROWS = 16
 """Rows either split needs at least: fewer give no meaningful loss."""
@@ -133,6 +134,7 @@ def finish(plan: WorkPlan, identity: dict[str, Any]) -> Summary:
         "special_ids": plan.special_ids,
         "splits": splits,
         "statistics": statistics,
+        **({"documents": {"parts": plan.num_tasks}} if plan.config.keep_documents else {}),
         "files": {"rejects": file_entry(plan.shards / REJECTS), "inputs": file_entry(inputs)},
     }
     root_hash = write_manifest(plan.shards, manifest, {split: _entries(plan, split) for split in SPLITS})
@@ -144,7 +146,7 @@ def finish(plan: WorkPlan, identity: dict[str, Any]) -> Summary:
         flush_to_disk(path)
     plan.shards.rename(Path(plan.config.output))
     flush_to_disk(plan.work.parent)
-    clear_away(plan.work)
+    clear_away(plan.config)
     return summary(root_hash, folder.manifest["splits"], rejects, already_there=False)
 
 
@@ -155,8 +157,14 @@ def _entries(plan: WorkPlan, split: str) -> Iterator[dict[str, Any]]:
             yield from record["entries"]
 
 
-def clear_away(work: Path) -> None:
-    """Delete the intermediate results of a folder that is in its place; what cannot be deleted stays."""
+def clear_away(config: PrepConfig) -> None:
+    """Delete the intermediate results of a folder that is in its place; what cannot be deleted stays.
+
+    With ``keep_documents`` what the map tasks left moves into the folder: its records say to the byte what it is.
+    """
+    work, documents = work_path(config), Path(config.output) / DOCUMENTS_FOLDER
+    if config.keep_documents and not documents.exists() and (work / "map").exists():
+        (work / "map").rename(documents)
     shutil.rmtree(work, ignore_errors=True)
 
 

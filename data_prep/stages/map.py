@@ -4,6 +4,8 @@ import gzip
 import hashlib
 import itertools
 import json
+import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -25,7 +27,7 @@ from data_prep.filters.evaluation_ngrams import evaluation_files
 from data_prep.filters.exact_duplicates import key_table, text_key
 from data_prep.filters.near_duplicates import NUM_PERMUTATIONS, band_table, near_signature
 from data_prep.filters.registry import open_filters
-from data_prep.stages.records import committed
+from data_prep.stages.records import RECORD, committed, sizes_and_hashes
 from data_prep.stages.work_plan import PLAN, SurveyedFile, WorkPlan, as_json, map_task, stamp_of
 from data_prep.tokens.word_table import TextEncoder
 
@@ -148,19 +150,43 @@ def _filters(work: Path, _plan_hash: str, config: PrepConfig) -> list[DocumentFi
 
 def run_map(plan: WorkPlan, index: int) -> dict[str, Any]:
     """Clean and tokenize one part of the corpus; its record."""
+    task = map_task(plan, index)
+    if task.kept is not None:
+        return _take_over(plan, index, Path(task.kept))
     table = _NewDocuments()
     record: dict[str, Any] = {"read": 0, "not_sampled": 0, "smallest_left": 1.0}
     with committed(plan, "map", index, record) as folder:
         with (folder / "tokens.bin").open("wb") as tokens, RejectFile(folder) as rejects:
             kept = itertools.chain.from_iterable(
-                _kept(plan, partition, found, record, rejects.write)
-                for partition, found in map_task(plan, index).partitions
+                _kept(plan, partition, found, record, rejects.write) for partition, found in task.partitions
             )
             tokens.writelines(_encode_batch(plan, batch, table, rejects.write).data for batch in _batches(kept))
         table.write(folder, plan.config)
         record["documents"], record["rejects"] = len(table.ids), rejects.counts
         for document_filter in _filters(plan.work, plan.hash, plan.config):
             record |= document_filter.counts()
+    return record
+
+
+def _take_over(plan: WorkPlan, index: int, kept: Path) -> dict[str, Any]:
+    """The result of a task of an earlier preparation as this task's own.
+
+    Raises:
+        UserError: it is not what that preparation left.
+    """
+    try:
+        record = json.loads((kept / RECORD).read_text())
+        files = record.pop("files")
+        with committed(plan, "map", index, {key: value for key, value in record.items() if key != "plan"}) as folder:
+            for name in files:
+                try:
+                    os.link(kept / name, folder / name)
+                except OSError:  # another file system, or one without links
+                    shutil.copyfile(kept / name, folder / name)
+            if sizes_and_hashes(folder) != files:
+                raise UserError(f"{kept} is damaged: restore {kept.parents[1]} from a copy or prepare it again")
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"cannot take over the documents {kept}: {error}") from error
     return record
 
 

@@ -12,7 +12,7 @@ from data_prep.stages.pack import row_dtype, shuffle_keys
 from data_prep.stages.records import MAX_RANGES, MIN_RANGE_BYTES, committed, summary_of
 from data_prep.stages.work_plan import WorkPlan
 
-HASHED_ROWS = 1 << 20
+HASHED_ROWS = 1 << 22
 """Rows whose keys are made at once."""
 
 BIN_ROWS = 1 << 8
@@ -64,10 +64,10 @@ def shard_starts(seed: int, first: Sequence[int], counts: Sequence[int], rows_pe
         return np.empty(0, dtype=np.uint64)
     bits = min(MAX_BIN_BITS, max(1, (total // BIN_ROWS).bit_length()))
     shift = np.uint64(64 - bits)
-    counted = np.zeros(1 << bits, dtype=np.int64)
+    counted = np.zeros(1 << bits, dtype=np.uint32)
     for keys in _keys(seed, first, counts):
-        counted += np.bincount((keys >> shift).astype(np.int64), minlength=1 << bits)
-    below = np.cumsum(counted)
+        counted += np.bincount((keys >> shift).astype(np.int64), minlength=1 << bits).astype(np.uint32)
+    below = np.cumsum(counted, dtype=np.int64)
     bins = np.searchsorted(below, ranks, side="right")
     wanted = np.zeros(1 << bits, dtype=bool)
     wanted[bins] = True

@@ -82,8 +82,8 @@ def committed(plan: WorkPlan, stage: str, index: int, record: dict[str, Any]) ->
     temporary.mkdir(parents=True)
     try:
         yield temporary
-        files = {path.name: _size_and_hash(path) for path in sorted(temporary.iterdir())}
-        (temporary / RECORD).write_text(json.dumps({"plan": plan.hash, **record, "files": files}, sort_keys=True))
+        content = {**record, "plan": plan.hash, "files": sizes_and_hashes(temporary)}
+        (temporary / RECORD).write_text(json.dumps(content, sort_keys=True))
         for path in [*temporary.iterdir(), temporary]:
             flush_to_disk(path)
         _put_in_place(plan, stage, index, temporary)
@@ -114,6 +114,11 @@ def set_aside(plan: WorkPlan, stage: str, index: int) -> None:
     with contextlib.suppress(FileNotFoundError):  # another process has done so
         folder.rename(away)
         shutil.rmtree(away, ignore_errors=True)
+
+
+def sizes_and_hashes(folder: Path) -> dict[str, Any]:
+    """Name of a file -> its size and hash (xxh3), of all files in a folder."""
+    return {path.name: _size_and_hash(path) for path in sorted(folder.iterdir())}
 
 
 def _size_and_hash(path: Path) -> dict[str, Any]:

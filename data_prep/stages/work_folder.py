@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from data_prep.contract.shard_format import TOKENIZER, Geometry
 from data_prep.report.progress import Progress
 from data_prep.stages.work_plan import (
     PLAN,
-    SurveyedFile,
+    Planned,
     WorkPlan,
     as_json,
     difference,
@@ -88,10 +88,9 @@ def locked_work_folder(work: Path, progress: Progress, *, exclusive: bool) -> It
         os.close(handle)
 
 
-def prepare_work_folder(
-    plan: WorkPlan, identity: dict[str, Any], files: Sequence[SurveyedFile], progress: Progress
-) -> None:
+def prepare_work_folder(planned: Planned, progress: Progress) -> None:
     """Write the plan into its folder, unless it is there. Work of another plan is set aside, never mixed or lost."""
+    plan = planned.plan
     found = _hash_of_plan(plan.work)
     if found == plan.hash:
         return
@@ -105,7 +104,7 @@ def prepare_work_folder(
         return
     plan.shards.mkdir(exist_ok=True)
     (plan.shards / TOKENIZER).write_bytes(tokenizer_bytes(plan.config))
-    write_plan(plan, identity, files)
+    write_plan(planned)
 
 
 def _hash_of_plan(work: Path) -> str | None:

@@ -77,12 +77,26 @@ class MapTask:
     """In the order of the corpus."""
     bytes: int
     """Text in them, decompressed."""
+    kept: str | None = None
+    """The folder that holds the task's result already, made by an earlier preparation with keep_documents."""
 
 
-def make_plan(
-    config: PrepConfig, workers: Workers, progress: Progress
-) -> tuple[WorkPlan, dict[str, Any], list[SurveyedFile]]:
-    """The plan, what it follows from (configuration, tokenizer and inputs), and the files of the corpus.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Planned:
+    """A plan before it is on disk."""
+
+    plan: WorkPlan
+    """What every task reads whole."""
+    identity: dict[str, Any]
+    """What it follows from: configuration, tokenizer and inputs."""
+    files: list[SurveyedFile]
+    """The files of the corpus."""
+    tasks: list[MapTask]
+    """The map tasks."""
+
+
+def make_plan(config: PrepConfig, workers: Workers, progress: Progress) -> Planned:
+    """Plan the preparation of a corpus.
 
     A file that an earlier plan in the same place has surveyed, and that has not changed since, is not read again.
     """
@@ -104,7 +118,8 @@ def make_plan(
         "tokenizer": {"sha256": tokenizer},
         "libraries": libraries(config),
     }
-    return build_plan(config, inputs, identity), identity, inputs
+    tasks = map_tasks(inputs)
+    return Planned(plan=build_plan(config, tasks, identity), identity=identity, files=inputs, tasks=tasks)
 
 
 def inputs_identity(surveys: Iterable[dict[str, Any]]) -> dict[str, Any]:
@@ -178,7 +193,8 @@ def work_path(config: PrepConfig) -> Path:
     return output.with_name(output.name + ".partial").absolute()
 
 
-def build_plan(config: PrepConfig, files: Sequence[SurveyedFile], identity: dict[str, Any]) -> WorkPlan:
+def build_plan(config: PrepConfig, tasks: Sequence[MapTask], identity: dict[str, Any]) -> WorkPlan:
+    """What every task reads whole."""
     tokenizer = load_tokenizer(tokenizer_path(config), config.vocabulary)
     if config.mask.unit != "token":
         continues_word(tokenizer)  # refuses, before any work, a tokenizer that does not tell words
@@ -186,8 +202,8 @@ def build_plan(config: PrepConfig, files: Sequence[SurveyedFile], identity: dict
         work=work_path(config),
         hash=identity_hash(identity),
         config=config,
-        num_tasks=len(map_tasks(files)),
-        total_bytes=sum(found.survey["bytes"] for found in files),
+        num_tasks=len(tasks),
+        total_bytes=sum(task.bytes for task in tasks),
         geometry=Geometry(
             seq_length=config.seq_length,
             masked_per_row=masked_per_row(config),
@@ -215,20 +231,21 @@ def map_tasks(files: Sequence[SurveyedFile]) -> list[MapTask]:
     return [MapTask(partitions=tuple(task), bytes=size) for task, size in zip(tasks, sizes, strict=True)]
 
 
-def write_plan(plan: WorkPlan, identity: dict[str, Any], files: Sequence[SurveyedFile]) -> None:
+def write_plan(planned: Planned) -> None:
     """Write the plan into its work folder: what every task reads whole, and one line for each map task and file.
 
     A task's line is found by its number alone, so a task starts as fast on a hundred thousand files as on one.
     """
-    paths = [found.file.path or "" for found in files]
+    plan = planned.plan
+    paths = [found.file.path or "" for found in planned.files]
     for name in (FILES, TASKS):  # a URL may hold a password or a signature
         (plan.work / name).touch(mode=0o600 if any(redact_urls(path) != path for path in paths) else 0o666)
-    (plan.work / FILES).write_bytes(b"".join(_as_line(dataclasses.asdict(found)) for found in files))
-    lines = [_as_line(_task_content(task)) for task in map_tasks(files)]
+    (plan.work / FILES).write_bytes(b"".join(_as_line(dataclasses.asdict(found)) for found in planned.files))
+    lines = [_as_line(_task_content(task)) for task in planned.tasks]
     (plan.work / TASKS).write_bytes(b"".join(lines))
     np.save(plan.work / TASK_OFFSETS, np.cumsum([0, *map(len, lines)]))
     content = {
-        "identity": identity,
+        "identity": planned.identity,
         "reading": _reading(plan.config),
         "num_tasks": plan.num_tasks,
         "total_bytes": plan.total_bytes,
@@ -248,7 +265,7 @@ def _task_content(task: MapTask) -> dict[str, Any]:
         (dataclasses.asdict(partition), dataclasses.asdict(found.file), _without_lines(found.survey), found.stamp)
         for partition, found in task.partitions
     ]
-    return {"bytes": task.bytes, "partitions": partitions}
+    return {"bytes": task.bytes, "partitions": partitions, "kept": task.kept}
 
 
 def _without_lines(found: dict[str, Any]) -> dict[str, Any]:
@@ -265,7 +282,7 @@ def map_task(plan: WorkPlan, index: int) -> MapTask:
         (Partition(**partition), SurveyedFile(file=CorpusFile(**file), survey=found, stamp=stamp))
         for partition, file, found, stamp in content["partitions"]
     )
-    return MapTask(partitions=partitions, bytes=content["bytes"])
+    return MapTask(partitions=partitions, bytes=content["bytes"], kept=content["kept"])
 
 
 def planned_files(plan: WorkPlan) -> Iterator[dict[str, Any]]:
@@ -305,6 +322,8 @@ def pinned_configuration(config: PrepConfig) -> dict[str, Any]:
         del content[name]
     del content["corpus"]["paths"]
     del content["duplicates"]["evaluation_paths"]
+    if not config.keep_documents:  # as if the option did not exist: folders from before it are of this configuration
+        del content["keep_documents"]
     return content
 
 
