@@ -9,9 +9,9 @@ import pytest
 from data_prep.__main__ import main
 from data_prep.config import CorpusConfig, MaskConfig, PackingConfig, PrepConfig
 from data_prep.contract.shards import open_shards
-from data_prep.verification.folder import verify
 from data_prep.corpus import partitions
 from data_prep.stages.build import build_shards
+from data_prep.verification.folder import verify
 from tests.data_prep.conftest import no_progress
 from tests.data_prep.stages.test_stages import corpus_of, sentences
 
