@@ -84,7 +84,7 @@ def _number(count: int, unit: str) -> str:
 
 
 def _amount(count: int, unit: str) -> str:
-    return f"{_number(count, unit)} {'MB' if unit == 'B' else unit}"
+    return f"{_number(count, unit)} {'MB' if unit == 'B' else unit.removesuffix('s') if count == 1 else unit}"
 
 
 def _duration(seconds: float) -> str:

@@ -239,7 +239,7 @@ def _results(
         return
     failures: list[TaskFailure] = []
     in_a_row = 0
-    for tried, (number, record) in enumerate(_attempts(plan, stage, todo, workers), 1):
+    for tried, (number, record) in enumerate(_attempts(plan, stage, todo, workers, progress), 1):
         if not isinstance(record, TaskFailure):
             in_a_row = 0
             yield number, record
@@ -254,7 +254,7 @@ def _results(
 
 
 def _attempts(
-    plan: WorkPlan, stage: str, todo: Sequence[int], workers: Workers
+    plan: WorkPlan, stage: str, todo: Sequence[int], workers: Workers, progress: Progress
 ) -> Iterator[tuple[int, dict[str, Any] | TaskFailure]]:
     left = collections.deque(todo)
     while left:
@@ -262,17 +262,27 @@ def _attempts(
             for result in workers.run(_try_task, [(plan, stage, number) for number in left]):
                 yield left.popleft(), result
         except WorkerKilled:  # which task did it is not known: each that was under way runs alone
-            for _ in range(min(workers.most_under_way, len(left))):
-                yield _run_alone(plan, stage, left.popleft(), workers)
+            suspects = [left.popleft() for _ in range(min(workers.most_under_way, len(left)))]
+            found = False
+            for number in suspects:
+                result = _run_alone(plan, stage, number, workers)
+                found = found or (isinstance(result, TaskFailure) and result.kind == "killed")
+                yield number, result
+            if not found:
+                workers.halve()
+                progress.note(
+                    "a worker process was killed, and each task that was under way then runs well alone: too little "
+                    "memory for so many workers, going on with half as many"
+                )
 
 
-def _run_alone(plan: WorkPlan, stage: str, number: int, workers: Workers) -> tuple[int, dict[str, Any] | TaskFailure]:
+def _run_alone(plan: WorkPlan, stage: str, number: int, workers: Workers) -> dict[str, Any] | TaskFailure:
     if (record := task_record(plan, stage, number)) is not None:
-        return number, record
+        return record
     try:
-        return number, workers.run_alone(_try_task, (plan, stage, number))
+        return workers.run_alone(_try_task, (plan, stage, number))
     except WorkerKilled:
-        return number, killed(number)
+        return killed(number)
 
 
 def _try_task(task: tuple[WorkPlan, str, int]) -> dict[str, Any] | TaskFailure:

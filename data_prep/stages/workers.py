@@ -79,6 +79,10 @@ class Workers:
             self._pool = None
             raise WorkerKilled from error
 
+    def halve(self) -> None:
+        """Go on with half as many workers, at least one."""
+        self._count = max(1, self._count // 2)
+
     def run_alone(self, task: Callable[[Item], Result], item: Item) -> Result:
         """``task(item)`` in a process of its own, with no other task beside it.
 

@@ -6,7 +6,8 @@ FAULTS, in the environment as JSON, has any of
 - ``"record": FILE``: append a line for each task that ends: stage, number, process, begin and end in seconds;
 - ``"pace": S``: each task takes S seconds more;
 - ``"slow": {"map-3": S}``: that one alone does;
-- ``"poison": {"map-3": "raise" | "kill" | "refuse"}``: that task ends so, each time.
+- ``"poison": {"map-3": "raise" | "kill" | "kill beside" | "refuse"}``: that task ends so, each time; "kill
+  beside" where another worker is there;
 - ``"requeue": FOLDER``: the first start of each element is put back into the queue while it works: by the first task
   that is done, or where a stage has one task by its begin, and finish in the middle of its clean-up.
 
@@ -53,12 +54,19 @@ def _run_task(stage: str, run: Callable[[Any, int], Any], faults: Mapping[str, A
             raise UserError("cannot read the corpus file https://me:hidden@example.invalid/a.jsonl")
         case "kill":
             os.kill(os.getpid(), signal.SIGKILL)
+        case "kill beside" if _number_of_workers() > 1:
+            os.kill(os.getpid(), signal.SIGKILL)
     record = run(plan, index)
     if "record" in faults:
         entry = {"stage": stage, "index": index, "pid": os.getpid(), "begin": begin, "end": time.time()}
         with Path(faults["record"]).open("a") as file:
             file.write(json.dumps(entry) + "\n")
     return record
+
+
+def _number_of_workers() -> int:
+    children = Path(f"/proc/{os.getppid()}/task/{os.getppid()}/children").read_text().split()
+    return sum(b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes() for child in children)
 
 
 def _requeue_once(folder: Path, stage: str) -> None:
