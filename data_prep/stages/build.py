@@ -69,7 +69,7 @@ def build_shards(config: PrepConfig, progress: Progress) -> Summary:
         UserError: wrong input, too little text, a folder of another configuration at ``output``, or another run
             at work on it. Nothing that is finished is deleted: the command goes on from there when it is mended.
     """
-    with Workers(config.num_workers) as workers:
+    with Workers(config.num_workers, note=progress.note) as workers:
         return build_planned(make_plan(config, workers, progress), workers, progress)
 
 
@@ -101,7 +101,7 @@ def run_task(config: PrepConfig, task: str, index: int | None, progress: Progres
     if task == "finish" and (Path(config.output) / MANIFEST).is_file() and not (work / PLAN).is_file():
         clear_away(config)  # a start before this one was ended in its clean-up
         return f"{config.output} is there already"
-    with Workers(config.num_workers) as workers, locked_work_folder(work, progress, exclusive=True):
+    with Workers(config.num_workers, note=progress.note) as workers, locked_work_folder(work, progress, exclusive=True):
         if task == "plan":
             planned = make_plan(config, workers, progress)
             prepare_work_folder(planned, progress)
@@ -133,7 +133,7 @@ def run_tasks(
         UserError: no plan, a plan of something else, a stage before it that is not complete, or no such number.
         TasksFailed: with ``keep_going``, some tasks failed (``TasksRefused``: for a mistake of the user's, each).
     """
-    with Workers(config.num_workers, apart=keep_going) as workers:
+    with Workers(config.num_workers, apart=keep_going, note=progress.note) as workers:
         plan, _ = read_plan(config)
         with locked_work_folder(plan.work, progress, exclusive=False):
             return _run_stage(plan, stage, indices, workers, progress, keep_going=keep_going)

@@ -1,6 +1,7 @@
 """Worker processes that run tasks in order."""
 
 import ctypes
+import logging
 import multiprocessing
 import os
 import signal
@@ -16,27 +17,32 @@ Item = TypeVar("Item")
 
 Result = TypeVar("Result")
 
+_LOG = logging.getLogger(__name__)
 _PR_SET_PDEATHSIG = 1  # Linux, prctl(2)
+_KILLED = "a worker process was killed, most often for want of memory"
 
 
 class WorkerKilled(UserError):
     """A worker process has died. What was under way in it and its pool is lost, what had ended is not."""
 
-    def __init__(self) -> None:
-        super().__init__("a worker process was killed, most often for want of memory: try a smaller --num_workers")
+    def __init__(self, message: str = f"{_KILLED}: try a smaller --num_workers") -> None:
+        super().__init__(message)
 
 
 class Workers:
-    """Runs tasks in order in ``num_workers`` processes.
+    """Runs tasks in order in ``num_workers`` processes. Where one is killed, half as many go on.
 
     Args:
         num_workers: how many; 0 takes the cores that this process may use.
         apart: never run a task in this process. Without it one worker, and a task alone, are this process itself.
+        note: told when fewer workers go on.
     """
 
-    def __init__(self, num_workers: int, *, apart: bool = False) -> None:
+    def __init__(self, num_workers: int, *, apart: bool = False, note: Callable[[str], None] = _LOG.warning) -> None:
         self._count = num_workers or _usable_cores()
+        self._only_here = self._count == 1 and not apart
         self._apart = apart
+        self._note = note
         self._pool: ProcessPoolExecutor | None = None
 
     @property
@@ -55,28 +61,68 @@ class Workers:
     def run(self, task: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
         """``task(item)`` of every item, in their order, with at most two items a worker under way.
 
+        An item runs again where its worker, or another of the same pool, was killed before it ended.
+
         Raises:
-            WorkerKilled: a worker process has died.
+            WorkerKilled: a worker process was killed twice at one item while it was the only one; with ``apart``, a
+                worker process has died.
         """
-        if not self._apart and (self._count == 1 or len(items) < 2):
+        if self._only_here or (len(items) < 2 and not self._apart):
             yield from map(task, items)
             return
-        if self._pool is None:
-            self._pool = _new_pool(self._count)
-        waiting: list[Future[Result]] = []
+        finished: dict[int, Result] = {}
+        given, killed_at = 0, -1
+        while given < len(items):
+            try:
+                for result in self._run_in_pool(task, items, given, finished):
+                    given += 1
+                    yield result
+            except WorkerKilled as error:
+                if self._apart:
+                    raise
+                # A worker alone takes the items in their order: it was killed at the first that is not finished.
+                at = next(number for number in range(given, len(items)) if number not in finished)
+                if self._count == 1 and at == killed_at:
+                    raise WorkerKilled(
+                        f"{_KILLED}, twice at the same task though no other ran beside it: give this machine or job "
+                        "more memory; the same command goes on from here"
+                    ) from error
+                killed_at = at if self._count == 1 else -1
+                self._count = max(1, self._count // 2)
+                self._note(f"{_KILLED}: going on with {self._count}")
+
+    def _run_in_pool(
+        self, task: Callable[[Item], Result], items: Sequence[Item], first: int, finished: dict[int, Result]
+    ) -> Iterator[Result]:
+        """Results from item ``first`` on. Those that had ended when a worker died are in ``finished`` then."""
+        self._pool = self._pool or _new_pool(self._count)
+        waiting: dict[int, Future[Result]] = {}
         try:
-            for item in items:
-                waiting.append(self._pool.submit(task, item))
-                running = [future for future in waiting if not future.done()]
+            for number in range(first, len(items)):
+                if number in finished:
+                    waiting[number] = Future()
+                    waiting[number].set_result(finished.pop(number))
+                else:
+                    waiting[number] = self._pool.submit(task, items[number])
+                running = [future for future in waiting.values() if not future.done()]
                 if len(running) >= self.most_under_way:
                     wait(running, return_when=FIRST_COMPLETED)
-                while waiting and waiting[0].done():
-                    yield waiting.pop(0).result()
-            for future in waiting:
-                yield future.result()
+                while waiting and waiting[oldest := next(iter(waiting))].done():
+                    result = waiting[oldest].result()
+                    del waiting[oldest]
+                    yield result
+            for oldest in list(waiting):
+                result = waiting[oldest].result()
+                del waiting[oldest]
+                yield result
         except BrokenProcessPool as error:
             self._pool.shutdown(cancel_futures=True)
             self._pool = None
+            finished |= {
+                number: future.result()
+                for number, future in waiting.items()
+                if future.done() and not future.cancelled() and future.exception() is None
+            }
             raise WorkerKilled from error
 
     def halve(self) -> None:
