@@ -30,7 +30,11 @@ ROOT = Path(__file__).parents[1]
 PROGRAMS = {"narrowbert-prep": "data_prep", "narrowbert": "pipeline", "narrowbert-submit": "cluster"}
 CONFIGURATIONS: list[tuple[str, str, type]] = [
     ("Training", "`narrowbert train` and `narrowbert plan`", RunConfig),
-    ("Preparation", "`narrowbert-prep vocab` and `narrowbert-prep shards`", PrepConfig),
+    (
+        "Preparation",
+        "`narrowbert-prep vocab`, `narrowbert-prep shards`, `narrowbert-prep repack` and `narrowbert-prep append`",
+        PrepConfig,
+    ),
     ("Fine-tuning", "`narrowbert finetune`", FinetuneConfig),
     (
         "Cluster",

@@ -113,14 +113,14 @@ def test_a_poisoned_task_fails_alone_and_is_named(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     record = {"record": str(tmp_path / "tasks")}
-    poison = {"map-1": "raise", "map-3": "kill", "map-5": "refuse"}  # one in each of three elements
+    poison = {"map-1": "raise", "map-3": "kill", "map-5": "refuse"}  # each in an element of its own
     faults = record | {"poison": poison}
     submission = send_faulty(
-        tmp_path, shard_folder, monkeypatch, faults, array_tasks=3, time_limits=["map=7", "finish=1:00:00"]
+        tmp_path, shard_folder, monkeypatch, faults, array_tasks=4, time_limits=["map=7", "finish=1:00:00"]
     )
     slurm.wait_for(lambda: not submission.active_jobs(), "an end of the jobs", 90, job_of(submission, "map"))
     assert finished_tasks(tmp_path) == ["map-0", "map-2", "map-4"], output(submission)
-    assert restarts_of(submission, "map") == [1, 1, 0], "a crash is tried twice (max_crashes), a mistake once"
+    assert restarts_of(submission, "map") == [1, 1, 0, 0], "a crash is tried twice (max_crashes), a mistake once"
     states = [slurm.job(job_of(submission, stage))["JobState"] for stage in ("map", "duplicates", "finish")]
     assert states == ["FAILED", "CANCELLED", "CANCELLED"]
     limits = [slurm.job(job_of(submission, stage))["TimeLimit"] for stage in ("plan", "map", "finish")]
@@ -130,7 +130,7 @@ def test_a_poisoned_task_fails_alone_and_is_named(
     assert run_command("narrowbert-submit", _dispatch, ["status", str(tmp_path / "shards")]) == 0
     shown = capsys.readouterr().out
     assert "map task 1: OverflowError: a poisoned document\n" in shown
-    assert "map, part 0 of 3: failed with exit code 1, 2 times with no task done between (cluster.max_crashes)" in shown
+    assert "map, part 0 of 4: failed with exit code 1, 2 times with no task done between (cluster.max_crashes)" in shown
     assert "map task 3: its process was killed" in shown
     assert "give more memory (cluster.prep.memory) or fewer cores (cluster.prep.cpus)" in shown
     assert "map task 5: cannot read the corpus file https://***@example.invalid/a.jsonl\n" in shown
@@ -141,6 +141,8 @@ def test_a_poisoned_task_fails_alone_and_is_named(
     write_python(tmp_path, record)
     give_the_command(tmp_path)
     slurm.wait_for_state(job_of(submission, "map"), "COMPLETED|FAILED|CANCELLED", 60)
+    elements = sorted(job.job_id.split("_")[1] for job in find_jobs([job_of(submission, "map")]))
+    assert elements == ["0", "1", "3"], "those that have work left"
     slurm.wait_for(lambda: len(finished_tasks(tmp_path)) == 6, "three more tasks", 30)
     assert submission.failures() == []
 
