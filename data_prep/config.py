@@ -1,9 +1,14 @@
 """The configuration of ``narrowbert-prep vocab`` and ``narrowbert-prep shards``. Imports no heavy library."""
 
 import dataclasses
+import os
+from pathlib import Path
 from typing import Literal
 
 from data_prep.contract.command_line import UserError
+
+MAX_WEIGHT = 1_000
+MAX_NAME_BYTES = 200  # file systems take 255, and the names beside it are longer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -171,17 +176,18 @@ def check_config(config: PrepConfig) -> None:
         if not low <= value <= high:
             raise UserError(f"{name} is {value}: expected {low} to {high}")
     _check_shares(config)
+    _check_output(config.output)
+    if config.cleaning.min_characters > config.cleaning.max_characters:
+        raise UserError(
+            f"cleaning.min_characters {config.cleaning.min_characters} is more than cleaning.max_characters "
+            f"{config.cleaning.max_characters}: no document could be kept"
+        )
     if not 1 <= masked_per_row(config) <= config.seq_length - 2:
         raise UserError(
             f"{masked_per_row(config)} masked tokens a row of {config.seq_length}: expected 1 to "
             f"{config.seq_length - 2}; set mask.per_row or mask.probability"
         )
-    weights, paths = config.corpus.weights, as_tuple(config.corpus.paths)
-    if weights is not None and (len(weights) != len(paths) or min(weights) < 0 or not max(weights) > 0):
-        raise UserError(
-            f"corpus.weights {list(weights)} for {len(paths)} corpus.paths: give one number of at least 0 for each, "
-            "not all of them 0"
-        )
+    _check_weights(config.corpus)
     if config.packing.short_seq_prob and config.packing.mode == "isolated":
         raise UserError("packing.short_seq_prob needs packing.mode concat or document: isolated rows are best-fit")
     if config.packing.drop_remainder_below and config.packing.mode == "concat":
@@ -194,6 +200,25 @@ def check_config(config: PrepConfig) -> None:
             f"rows_per_shard is {config.rows_per_shard}, which chunk_rows {chunk_rows(config)} does not "
             f"divide: the nearest that fits is {nearest}"
         )
+
+
+def _check_weights(corpus: CorpusConfig) -> None:
+    weights, paths = corpus.weights, as_tuple(corpus.paths)
+    if weights is None:
+        return
+    if len(weights) != len(paths) or not all(0 <= weight <= MAX_WEIGHT for weight in weights) or not max(weights) > 0:
+        raise UserError(
+            f"corpus.weights {list(weights)} for {len(paths)} corpus.paths: give one number from 0 to {MAX_WEIGHT} for "
+            "each, not all of them 0"
+        )
+
+
+def _check_output(output: str) -> None:
+    name = Path(output).name
+    if name in ("", ".."):
+        raise UserError(f"--output '{output}' names no folder that could be made: give one such as shards/mine")
+    if "\0" in output or len(os.fsencode(name)) > MAX_NAME_BYTES:
+        raise UserError(f"--output {output[:80]!r} is no name for a folder: give at most {MAX_NAME_BYTES} bytes")
 
 
 def _check_shares(config: PrepConfig) -> None:
@@ -211,10 +236,11 @@ def _check_shares(config: PrepConfig) -> None:
         ("mask.random_fraction", config.mask.random_fraction),
         ("mask.mask_fraction + mask.random_fraction", config.mask.mask_fraction + config.mask.random_fraction),
         ("packing.short_seq_prob", config.packing.short_seq_prob),
-        ("duplicates.near_threshold", 1.0 if near is None else near),
     ):
         if not 0 <= value <= 1:
             raise UserError(f"{name} is {value}: expected 0 to 1")
+    if near is not None and not 0 < near <= 1:
+        raise UserError(f"duplicates.near_threshold is {near}: expected more than 0, at most 1")
 
 
 def as_tuple(paths: tuple[str, ...] | str) -> tuple[str, ...]:

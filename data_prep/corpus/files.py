@@ -23,11 +23,12 @@ KNOWN_FILES = f"{', '.join(_KINDS)}, plain, .gz or .zst"
 _COMPRESSIONS: dict[str, Compression] = {".gz": "gzip", ".zst": "zstd"}
 
 
-def find_corpus_files(config: CorpusConfig) -> list[CorpusFile]:
+def find_corpus_files(config: CorpusConfig, *, output: str | None = None) -> list[CorpusFile]:
     """The files that ``config.paths`` names, in its order, sorted within each entry, each file once.
 
     A folder is walked with all folders in it, names that begin with a dot left out; a folder that a glob matches is
-    left out (write ``folder/**/*.txt``).
+    left out (write ``folder/**/*.txt``). So are ``output``, the shard folder that is made, and OUTPUT.partial: what a
+    run writes is not what the next one reads.
 
     Raises:
         UserError: an entry does not exist, matches nothing or cannot be read, a file of an unknown kind is named, a
@@ -39,8 +40,11 @@ def find_corpus_files(config: CorpusConfig) -> list[CorpusFile]:
     names: dict[str, int] = {}
     for entry, weight in zip(entries, weights, strict=True):
         entry = entry.removeprefix("file://")
-        expand = _builtin_entry if entry == BUILTIN else _expand_url if is_url(entry) else _expand_local
-        for file in expand(entry):
+        if entry == BUILTIN:
+            expanded = [_Found(path=None, name=BUILTIN)]
+        else:
+            expanded = _expand_url(entry) if is_url(entry) else _expand_local(entry, output)
+        for file in expanded:
             path, name = file.path, file.name
             identity = path if path is None or is_url(path) else os.path.realpath(path)
             earlier = found.get(identity or BUILTIN)
@@ -88,15 +92,11 @@ class _Found:
     version: str | None = None
 
 
-def _builtin_entry(_: str) -> list[_Found]:
-    return [_Found(path=None, name=BUILTIN)]
-
-
-def _expand_local(entry: str) -> list[_Found]:
+def _expand_local(entry: str, output: str | None) -> list[_Found]:
     """The files of one entry."""
     path = os.path.expanduser(entry)
     if os.path.isdir(path):
-        root, found = path, list(_walk(path))
+        root, found = path, list(_walk(path, output))
     elif os.path.exists(path):
         if _format(path) is None:
             raise UserError(f"corpus file {path} is of an unknown kind: expected {KNOWN_FILES}")
@@ -106,7 +106,7 @@ def _expand_local(entry: str) -> list[_Found]:
     elif glob.has_magic(path):
         parts = Path(path).parts
         root = str(Path(*parts[: next(i for i, part in enumerate(parts) if glob.has_magic(part))]))
-        found = glob.glob(path, recursive=True)
+        found = [p for p in glob.glob(path, recursive=True) if not _is_output(os.path.realpath(p), output)]
     else:
         raise UserError(f"corpus path {entry} does not exist{_unreadable_parent(path)}")
     files = [p for p in found if _format(p) and os.path.isfile(p)]
@@ -127,7 +127,16 @@ def _unreadable_parent(path: str) -> str:
     return ""
 
 
-def _walk(root: str) -> Iterator[str]:
+def _is_output(path: str, output: str | None) -> bool:
+    """Whether a path without links is below the shard folder that is made, or what is beside it for its making."""
+    if not output:
+        return False
+    folder, name = os.path.split(os.path.realpath(output))
+    beside = os.path.relpath(path, folder).split(os.sep)[0]
+    return re.fullmatch(rf"{re.escape(name)}(\.partial(\..*)?)?", beside) is not None
+
+
+def _walk(root: str, output: str | None) -> Iterator[str]:
     """Files below a folder; links to folders are followed, each folder is walked once."""
 
     def refuse(error: OSError) -> None:
@@ -136,6 +145,8 @@ def _walk(root: str) -> Iterator[str]:
     seen = set()
     for folder, subfolders, files in os.walk(root, onerror=refuse, followlinks=True):
         real = os.path.realpath(folder)
+        if _is_output(real, output):
+            seen.add(real)
         subfolders[:] = [] if real in seen else sorted(name for name in subfolders if not name.startswith("."))
         if real not in seen:
             yield from (os.path.join(folder, name) for name in files if not name.startswith("."))

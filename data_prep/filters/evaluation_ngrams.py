@@ -86,4 +86,5 @@ class EvaluationNgrams(DocumentFilter):
 def evaluation_files(config: PrepConfig) -> list[CorpusFile]:
     """The evaluation files whose texts the corpus must not hold."""
     paths = as_tuple(config.duplicates.evaluation_paths)
-    return find_corpus_files(dataclasses.replace(config.corpus, paths=paths, weights=None)) if paths else []
+    corpus = dataclasses.replace(config.corpus, paths=paths, weights=None)
+    return find_corpus_files(corpus, output=config.output) if paths else []

@@ -14,6 +14,7 @@ from data_prep.config import PrepConfig
 from data_prep.contract.command_line import UserError
 from data_prep.contract.shard_format import MANIFEST
 from data_prep.contract.shards import open_shards
+from data_prep.corpus.draws import check_draws
 from data_prep.filters.registry import filter_notes
 from data_prep.report.failures import MOST_IN_A_ROW, TaskFailure, failure_of, killed, tasks_failed
 from data_prep.report.progress import Progress
@@ -70,7 +71,9 @@ def build_shards(config: PrepConfig, progress: Progress) -> Summary:
             at work on it. Nothing that is finished is deleted: the command goes on from there when it is mended.
     """
     with Workers(config.num_workers, note=progress.note) as workers:
-        return build_planned(make_plan(config, workers, progress), workers, progress)
+        planned = make_plan(config, workers, progress)
+        check_draws([found.file for found in planned.files], config)
+        return build_planned(planned, workers, progress)
 
 
 def build_planned(planned: Planned, workers: Workers, progress: Progress) -> Summary:
@@ -104,6 +107,7 @@ def run_task(config: PrepConfig, task: str, index: int | None, progress: Progres
     with Workers(config.num_workers, note=progress.note) as workers, locked_work_folder(work, progress, exclusive=True):
         if task == "plan":
             planned = make_plan(config, workers, progress)
+            check_draws([found.file for found in planned.files], config)
             prepare_work_folder(planned, progress)
             return f"{planned.plan.work}: map and pack tasks 0 to {planned.plan.num_tasks - 1}"
         plan, identity = read_plan(config)

@@ -16,6 +16,7 @@ from data_prep.contract.files import flush_to_disk
 from data_prep.contract.shard_format import DOCUMENTS_FOLDER, INPUTS, REJECTS, SPLITS
 from data_prep.contract.shard_writing import file_entry, write_manifest
 from data_prep.contract.shards import open_shards
+from data_prep.corpus.draws import more_documents
 from data_prep.report.page import write_report
 from data_prep.report.rows_as_text import rows_as_text
 from data_prep.report.statistics import merge
@@ -72,10 +73,10 @@ def check_counts(plan: WorkPlan) -> None:
             f"{documents} documents, and needs {MIN_ROWS}"
         )
         if name == "train" or documents == 1 or smallest > 0.5:
-            raise UserError(f"{where}: give more text, in more documents, or lower --seq_length")
+            raise UserError(f"{where}: {more_documents(config)}, or lower --seq_length")
         enough = min(0.5, np.ceil(smallest * 1000 + 1) / 1000)
         raise UserError(
-            f"{where}: give more documents, or --validation_fraction {enough:.3g} or more in place of "
+            f"{where}: {more_documents(config)}, or --validation_fraction {enough:.3g} or more in place of "
             f"{config.validation_fraction:g}"
         )
 

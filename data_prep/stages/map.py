@@ -1,7 +1,6 @@
 """Map: clean and tokenize one part of the corpus into a stream of tokens and a table of its documents."""
 
 import gzip
-import hashlib
 import itertools
 import json
 import os
@@ -20,6 +19,7 @@ from data_prep.contract.command_line import UserError
 from data_prep.contract.shard_format import TOKENIZER
 from data_prep.contract.tokenizer import load_tokenizer
 from data_prep.corpus.documents import CorpusFile, Document, Partition, Reject
+from data_prep.corpus.draws import copies_of, document_draw
 from data_prep.corpus.reading import read_partition
 from data_prep.corpus.surveys import survey
 from data_prep.filters.document_filter import DocumentFilter
@@ -33,12 +33,6 @@ from data_prep.tokens.word_table import TextEncoder
 
 BATCH_CHARACTERS = 1 << 19
 """Text a map task holds at once."""
-
-
-def document_draw(document_id: str, purpose: str = "") -> float:
-    """Uniform in [0, 1): the first 53 bits of the id's sha256, as many as a float holds."""
-    digest = hashlib.sha256(f"{purpose}{document_id}".encode()).digest()
-    return (int.from_bytes(digest[:8], "big") >> 11) / 2**53
 
 
 COLUMNS = ("length", "characters", "words", "unknown", "validation", "copies")
@@ -223,9 +217,7 @@ def _kept(
         if isinstance(item, Reject):
             reject(item)
             continue
-        copies = int(weight)
-        if weight > copies:
-            copies += document_draw(item.id, "weight:") < weight - copies
+        copies = copies_of(item.id, weight)
         if not copies:
             record["not_sampled"] += 1
             continue

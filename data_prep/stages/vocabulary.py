@@ -36,7 +36,7 @@ def build_vocabulary(config: PrepConfig, progress: Progress) -> VocabularySummar
         UserError: wrong input, too little text, or the file cannot be written.
     """
     path = tokenizer_path(config)
-    files = find_corpus_files(config.corpus)
+    files = find_corpus_files(config.corpus, output=config.output)
     rejects: Counter[str] = Counter()
 
     def texts() -> Iterator[str]:

@@ -101,7 +101,7 @@ def make_plan(config: PrepConfig, workers: Workers, progress: Progress) -> Plann
     A file that an earlier plan in the same place has surveyed, and that has not changed since, is not read again.
     """
     tokenizer = hashlib.sha256(tokenizer_bytes(config)).hexdigest()  # first: it is missing more often than a file
-    files = find_corpus_files(config.corpus)
+    files = find_corpus_files(config.corpus, output=config.output)
     evaluation = evaluation_files(config)
     known = _known_surveys(config)
     surveyed: list[SurveyedFile] = []

@@ -1,11 +1,17 @@
+import contextlib
+import dataclasses
+import math
 import subprocess
 import sys
 from dataclasses import replace
 
 import pytest
 
+from data_prep.commands.arguments import prep_config
 from data_prep.config import (
+    CleaningConfig,
     CorpusConfig,
+    DuplicatesConfig,
     MaskConfig,
     PrepConfig,
     VocabularyConfig,
@@ -53,3 +59,58 @@ def test_senseless_values_are_named(changes, message):
 def test_configuration_needs_no_heavy_library():
     code = "import sys, data_prep.config; sys.exit(any(m in sys.modules for m in ('numpy', 'tokenizers', 'torch')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def with_number(config, names, number):
+    """The configuration with a number in one field, given by the names that lead there."""
+    inner = number if len(names) == 1 else with_number(getattr(config, names[0]), names[1:], number)
+    return replace(config, **{names[0]: inner})
+
+
+def numeric_fields(config=DEFAULT, names=()):
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from numeric_fields(value, (*names, field.name))
+        elif field.type in (int, float, int | None, float | None):
+            yield ".".join((*names, field.name)), field.type in (float, float | None)
+
+
+@pytest.mark.parametrize(("name", "takes_fractions"), numeric_fields())
+def test_any_number_in_any_field_passes_or_is_refused_in_one_line(name, takes_fractions):
+    fractions = [math.nan, math.inf, -math.inf, 1e308, -1e-300] if takes_fractions else []
+    for number in (-1, 2**200, *fractions):
+        with pytest.raises(UserError, match=r"^[^\n]+$"):
+            check_config(with_number(DEFAULT, name.split("."), number))
+    for number in (0, 1, *([1e-300] if takes_fractions else [2, 2**20])):
+        with contextlib.suppress(UserError):
+            check_config(with_number(DEFAULT, name.split("."), number))
+
+
+def test_numbers_that_yaml_can_write_are_one_line_on_the_command_line():
+    for option in (["--seed", ".nan"], ["--mask.probability", ".inf"], ["--corpus.weights", "[.inf]"]):
+        with pytest.raises(UserError):
+            prep_config(["--output", "x", "--corpus.paths", "a", *option], "shards", "Test")
+
+
+@pytest.mark.parametrize("weights", [(float("inf"),), (float("nan"),), (-1.0,), (0.0,), (1e9,), (1.0, 1.0), ()])
+def test_senseless_weights_are_refused(weights):
+    with pytest.raises(UserError, match=r"corpus\.weights .*give one number from 0 to 1000 for each"):
+        check_config(replace(DEFAULT, corpus=CorpusConfig(paths=("a",), weights=weights)))
+
+
+@pytest.mark.parametrize("threshold", [0.0, -0.5, 1.1, float("nan"), float("inf")])
+def test_senseless_thresholds_are_refused(threshold):
+    with pytest.raises(UserError, match=r"near_threshold is .*: expected more than 0, at most 1"):
+        check_config(replace(DEFAULT, duplicates=DuplicatesConfig(near_threshold=threshold)))
+
+
+@pytest.mark.parametrize("output", [".", "/", "", "..", "a/..", "./", "a\0b", "x" * 300])
+def test_an_output_without_a_name_is_one_line(output):
+    with pytest.raises(UserError, match=r"--output '"):
+        check_config(replace(DEFAULT, output=output))
+
+
+def test_lengths_that_no_document_has_are_refused():
+    with pytest.raises(UserError, match="no document could be kept"):
+        check_config(replace(DEFAULT, cleaning=CleaningConfig(min_characters=2_000, max_characters=1_000)))

@@ -1,0 +1,103 @@
+import dataclasses
+import random
+from pathlib import Path
+
+import pytest
+
+from data_prep.config import CorpusConfig
+from data_prep.contract.command_line import UserError
+from data_prep.corpus.draws import check_draws, copies_of, document_draw
+from data_prep.corpus.files import find_corpus_files
+from data_prep.stages.build import build_shards, run_task
+from tests.data_prep.conftest import WORDS, NoProgress, no_progress
+
+
+def text_of(paragraphs, words=60, seed=1):
+    draw = random.Random(seed)
+    return "\n\n".join(" ".join(draw.choices(WORDS, k=words)) for _ in range(paragraphs))
+
+
+@pytest.mark.parametrize("task", [None, "plan"])
+def test_one_text_file_is_refused_before_any_work_with_what_helps(tiny_config, tmp_path, task):
+    (tmp_path / "book.txt").write_text(text_of(200))
+    config = dataclasses.replace(
+        tiny_config, output=str(tmp_path / "out"), corpus=CorpusConfig(paths=str(tmp_path / "book.txt"))
+    )
+
+    def run(config):
+        if task is None:
+            build_shards(config, no_progress)
+        else:
+            run_task(config, task, None, no_progress)
+
+    for fraction in (0.1, 0.99):
+        with pytest.raises(UserError, match=r"would be empty: .* 1 \.txt file.* --corpus\.txt_documents paragraph"):
+            run(dataclasses.replace(config, validation_fraction=fraction))
+    assert not list((tmp_path / "out.partial").glob("map/*"))
+    run(dataclasses.replace(config, corpus=dataclasses.replace(config.corpus, txt_documents="paragraph")))
+
+
+def test_the_fraction_that_is_advised_fills_both_splits(tiny_config, tmp_path):
+    for number in range(12):
+        (tmp_path / f"{number}.txt").write_text("text")
+    config = dataclasses.replace(tiny_config, corpus=CorpusConfig(paths=str(tmp_path)), validation_fraction=0.001)
+    files = find_corpus_files(config.corpus)
+    with pytest.raises(UserError, match=r"the validation split would be empty") as refused:
+        check_draws(files, config)
+    advised = float(str(refused.value).split("--validation_fraction ")[1].split()[0])
+    check_draws(files, dataclasses.replace(config, validation_fraction=advised))
+    with pytest.raises(UserError, match="the train split would be empty"):
+        check_draws(files, dataclasses.replace(config, validation_fraction=0.9999))
+
+
+def test_what_is_not_certain_is_not_refused(tiny_config, tmp_path):
+    (tmp_path / "a.txt").write_text("text")
+    for others in ({"txt_documents": "line"}, {"txt_documents": "paragraph"}):
+        config = dataclasses.replace(tiny_config, corpus=CorpusConfig(paths=str(tmp_path), **others))
+        check_draws(find_corpus_files(config.corpus), config)
+    (tmp_path / "b.jsonl").write_text('{"text": "text"}\n')
+    config = dataclasses.replace(tiny_config, corpus=CorpusConfig(paths=str(tmp_path)))
+    check_draws(find_corpus_files(config.corpus), config)
+
+
+def test_too_little_text_names_the_remedy_for_text_files(tiny_config, tmp_path):
+    for number in range(8):
+        (tmp_path / f"{number}.txt").write_text(text_of(1, seed=number))
+    config = dataclasses.replace(
+        tiny_config, output=str(tmp_path / "out"), corpus=CorpusConfig(paths=str(tmp_path)), validation_fraction=0.4
+    )
+    with pytest.raises(UserError, match=r"needs 16: give more text.* a \.txt file is one unless .*paragraph or line"):
+        build_shards(config, no_progress)
+
+
+def test_weights_are_met_on_average():
+    for weight in (0.0, 0.25, 1.0, 2.5):
+        copies = [copies_of(f"file:{number}", weight) for number in range(4_000)]
+        assert sum(copies) / 4_000 == pytest.approx(weight, abs=0.03)
+        assert set(copies) <= {int(weight), int(weight) + 1}
+    assert 0 <= document_draw("a") < 1
+
+
+@pytest.mark.parametrize("pattern", ["", "/**/*.jsonl*", "/**"])
+def test_an_output_inside_the_corpus_is_no_part_of_it(tiny_config, corpus_folder, tmp_path, pattern):
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    for path in Path(corpus_folder).iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    (folder / "shards.text").mkdir()
+    (folder / "shards.text" / "more.jsonl").write_text('{"text": "some more of it"}\n')
+    (folder / "shards.partial.0123").mkdir()
+    (folder / "shards.partial.0123" / "rejects.jsonl").write_text('{"text": "not of it"}\n')
+    config = dataclasses.replace(
+        tiny_config, output=str(folder / "shards"), corpus=CorpusConfig(paths=f"{folder}{pattern}")
+    )
+    names = [file.name for file in find_corpus_files(config.corpus, output=config.output)]
+    assert "shards.text/more.jsonl" in names
+    assert not [name for name in names if "partial" in name]
+    run_task(config, "plan", None, no_progress)
+    run_task(config, "map", None, no_progress)  # what a killed run leaves
+    progress = NoProgress()
+    first = build_shards(config, progress)
+    assert not [note for note in progress.notes if "anew" in note]
+    assert build_shards(config, no_progress) == dataclasses.replace(first, already_there=True)
+    assert [file.name for file in find_corpus_files(config.corpus, output=config.output)] == names
