@@ -61,11 +61,8 @@ def submit_prep(config: PrepConfig, cluster: ClusterConfig, *, dry_run: bool) ->
         raise UserError(f"there is no tokenizer {tokenizer_path(config)}: make it with narrowbert-prep vocab")
     secret = check_no_secrets("the configuration", config, _MAY_HOLD_URLS)
     check_no_secrets("the cluster file", cluster)
-    files = [
-        Path(file.path)
-        for file in find_corpus_files(config.corpus, output=config.output)
-        if file.path and not is_url(file.path)
-    ]
+    found = find_corpus_files(config.corpus, output=config.output)
+    files = [Path(file.path) for file in found if file.path and not is_url(file.path)]
     check_writable("output", output)
     check_shared(cluster, [("output", output), *local_inputs(config)])
     # Links may lead anywhere: some of the files stand for all.

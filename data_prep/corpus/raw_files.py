@@ -230,7 +230,8 @@ class _Stored(_Forward):
         """An object of S3, without the request that would ask again what the listing has said."""
         handle = filesystem.open(path, "rb", size=self.size, cache_type="none")
         handle.details = {"name": path, "size": self.size, "type": "file", "ETag": self._listed_version}
-        handle.read_kw = {**handle.read_kw, "IfMatch": self._listed_version}
+        name = "read_kw" if hasattr(handle, "read_kw") else "req_kw"  # of older versions of s3fs
+        setattr(handle, name, {**getattr(handle, name), "IfMatch": self._listed_version})
         return handle
 
 

@@ -1,6 +1,7 @@
 """A web server of this machine that fails as it is told."""
 
 import contextlib
+import http.client
 import http.server
 import re
 import threading
@@ -77,4 +78,70 @@ def fault_server() -> Iterator[FaultServer]:
             yield server
         finally:
             server.shutdown()
+            thread.join()
+
+
+class FaultProxy(http.server.ThreadingHTTPServer):
+    """Hands GET and HEAD on to another server, keeps what was asked for, and fails as it is told."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__(("127.0.0.1", 0), _Forwarding)
+        self.port_behind = port
+        self.asked: list[tuple[str, str, str | None]] = []
+        """(method, path, range) of every request."""
+        self.faults: list[int | str | None] = []
+        """As those of FaultServer, for the next GETs."""
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class _Forwarding(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        proxy = self.server
+        assert isinstance(proxy, FaultProxy)
+        proxy.asked.append((self.command, self.path, self.headers["Range"]))
+        fault = proxy.faults.pop(0) if proxy.faults and self.command == "GET" else None
+        if isinstance(fault, int):
+            self.send_error(fault)
+            return
+        if fault == "drop":
+            self.close_connection = True
+            return
+        behind = http.client.HTTPConnection("127.0.0.1", proxy.port_behind, timeout=30)
+        behind.request(self.command, self.path, headers=dict(self.headers.items()))
+        answer = behind.getresponse()
+        content = answer.read()
+        self.send_response(answer.status)
+        for name, value in answer.getheaders():
+            if name.lower() not in ("content-length", "transfer-encoding", "connection", "date", "server"):
+                self.send_header(name, value)
+        length = answer.getheader("Content-Length") if self.command == "HEAD" else None
+        self.send_header("Content-Length", length or str(len(content)))
+        self.end_headers()
+        if fault == "cut":
+            content = content[: len(content) // 2]
+            self.close_connection = True
+        with contextlib.suppress(ConnectionError):
+            self.wfile.write(content)
+        behind.close()
+
+    do_HEAD = do_GET
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@contextlib.contextmanager
+def fault_proxy(port: int) -> Iterator[FaultProxy]:
+    """A proxy that is up while the body runs."""
+    with FaultProxy(port) as proxy:
+        thread = threading.Thread(target=proxy.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield proxy
+        finally:
+            proxy.shutdown()
             thread.join()
