@@ -26,10 +26,12 @@ from pathlib import Path
 from typing import Any
 
 from cluster import prep_stage
+from data_prep.config import PrepConfig
 from data_prep.contract.command_line import UserError
 from data_prep.corpus import partitions
 from data_prep.report.log_progress import LogProgress
 from data_prep.stages import build, finish
+from data_prep.stages.work_plan import work_path
 
 VARIABLE = "NARROWBERT_TEST_FAULTS"
 
@@ -95,11 +97,12 @@ def _requeue_each_stage(folder: Path) -> None:
         if stage_of[progress] not in ("finish", "verify"):
             _requeue_once(folder, stage_of[progress])
 
-    def clear_some_away(work: Path) -> None:
+    def clear_some_away(config: PrepConfig) -> None:
+        work = work_path(config)
         shutil.rmtree(work / "map", ignore_errors=True)
         (work / "plan.json").unlink(missing_ok=True)
         _requeue_once(folder, "finish")
-        clear_away(work)
+        clear_away(config)
 
     LogProgress.start = start_and_requeue
     LogProgress.advance = advance_and_requeue
