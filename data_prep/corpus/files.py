@@ -6,6 +6,7 @@ import dataclasses
 import glob
 import os
 import re
+import stat
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any, get_args
 
 from data_prep.config import CorpusConfig, as_tuple
 from data_prep.contract.command_line import UserError
-from data_prep.contract.remote import filesystem_of, reason, retried
+from data_prep.contract.remote import filesystem_of, may_pass, reason, retried
 from data_prep.corpus.builtin_corpus import BUILTIN
 from data_prep.corpus.documents import Compression, CorpusFile, Kind
 from data_prep.corpus.raw_files import OBJECT_STORES, is_url, version_of
@@ -96,7 +97,7 @@ def _expand_local(entry: str, output: str | None) -> list[_Found]:
     """The files of one entry."""
     path = os.path.expanduser(entry)
     if os.path.isdir(path):
-        root, found = path, list(_walk(path, output))
+        root, found = path, retried(lambda: list(_walk(path, output)), f"read the corpus folder {path}")
     elif os.path.exists(path):
         if _format(path) is None:
             raise UserError(f"corpus file {path} is of an unknown kind: expected {KNOWN_FILES}")
@@ -109,7 +110,7 @@ def _expand_local(entry: str, output: str | None) -> list[_Found]:
         found = [p for p in glob.glob(path, recursive=True) if not _is_output(os.path.realpath(p), output)]
     else:
         raise UserError(f"corpus path {entry} does not exist{_unreadable_parent(path)}")
-    files = [p for p in found if _format(p) and os.path.isfile(p)]
+    files = [p for p in found if _format(p) and _is_file(p)]
     if not files:
         raise UserError(f"corpus path {entry} matches no readable corpus file: expected {KNOWN_FILES}")
     for file in files:
@@ -117,6 +118,14 @@ def _expand_local(entry: str, output: str | None) -> list[_Found]:
             raise UserError(f"cannot read the corpus file {file}: permission denied")
     named = (_Found(path=p, name=_printable(Path(os.path.relpath(p, root or ".")).as_posix())) for p in files)
     return sorted(named, key=lambda file: file.name)
+
+
+def _is_file(path: str) -> bool:
+    """As os.path.isfile, which answers False for a disk that fails for a moment: the file would be left out."""
+    try:
+        return stat.S_ISREG(retried(lambda: os.stat(path), f"look up the corpus file {path}").st_mode)
+    except OSError:
+        return False
 
 
 def _unreadable_parent(path: str) -> str:
@@ -140,6 +149,8 @@ def _walk(root: str, output: str | None) -> Iterator[str]:
     """Files below a folder; links to folders are followed, each folder is walked once."""
 
     def refuse(error: OSError) -> None:
+        if may_pass(error):
+            raise error
         raise UserError(f"cannot read the corpus folder {error.filename}: {error.strerror}")
 
     seen = set()

@@ -196,6 +196,7 @@ class _Stored(_Forward):
         super().__init__(file)
         self._listed_version = file.version
         self._opened_before = False
+        self._filesystem: Any = None
 
     def fetch(self, begin: int, end: int) -> bytes:
         if self._handle is not None and self._at > begin and not self.enters_anywhere:
@@ -215,6 +216,7 @@ class _Stored(_Forward):
 
     def _open(self) -> Any:
         filesystem, path = filesystem_of(self.path)
+        self._filesystem = filesystem  # that of an archive closes it when nobody holds it
         scheme = self.path.partition("://")[0]
         if scheme in ("s3", "s3a") and self.size is not None and self._listed_version is not None:
             return self._open_listed(filesystem, path)

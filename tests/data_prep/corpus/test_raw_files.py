@@ -6,8 +6,11 @@ import json
 import logging
 import os
 import random
+import zipfile
+from dataclasses import replace
 from pathlib import Path
 
+import fsspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,6 +24,8 @@ from data_prep.corpus.files import find_corpus_files
 from data_prep.corpus.raw_files import open_raw
 from data_prep.corpus.reading import read_partition
 from data_prep.corpus.surveys import survey
+from data_prep.stages.build import build_shards
+from tests.data_prep.conftest import no_progress
 from tests.data_prep.corpus.test_corpus import read, write_parquet
 from tests.data_prep.fault_servers import fault_server
 
@@ -271,3 +276,63 @@ def test_no_message_shows_the_secrets_of_a_url(server):
     with pytest.raises(UserError, match="named twice") as refused:
         read(url, url, weights=(1.0, 2.0))
     assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_shards_are_the_same_bytes_whatever_failed_on_the_way(server, corpus_folder, tiny_config, tmp_path, ranges):
+    server.ranges = ranges
+    names = sorted(path.name for path in Path(corpus_folder).iterdir())
+    server.contents = {f"/{name}": (Path(corpus_folder) / name).read_bytes() for name in names}
+    draw = random.Random(1)
+    server.faults = [fault for _ in range(20) for fault in (draw.choice(FAULTS), draw.choice(FAULTS), None, None)]
+    hashes = set()
+    for place in (server.url, corpus_folder):
+        corpus = CorpusConfig(paths=tuple(f"{place}/{name}" for name in names))
+        output = tmp_path / str(len(hashes))
+        hashes.add(build_shards(replace(tiny_config, output=str(output), corpus=corpus), no_progress).root_hash)
+    assert len(hashes) == 1
+    assert len(server.faults) < 70
+
+
+@pytest.mark.parametrize("call", ["stat", "scandir"])
+def test_a_lookup_on_a_failing_disk_leaves_no_file_out(tmp_path, monkeypatch, call):
+    (tmp_path / "sub").mkdir()
+    for name in ("a.txt", "b.txt", "sub/c.txt"):
+        (tmp_path / name).write_text("text")
+    failures = {"b.txt" if call == "stat" else "sub": 2}
+    original = getattr(os, call)
+
+    def failing(path, *arguments, **options):
+        name = Path(os.fsdecode(path)).name if isinstance(path, str | bytes | os.PathLike) else ""
+        if failures.get(name):
+            failures[name] -= 1
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), path)
+        return original(path, *arguments, **options)
+
+    monkeypatch.setattr(os, call, failing)
+    files = find_corpus_files(CorpusConfig(paths=str(tmp_path)))
+    assert [file.name for file in files] == ["a.txt", "b.txt", "sub/c.txt"]
+    failures |= dict.fromkeys(failures, 4)
+    with pytest.raises(RetriesExhausted, match="Stale file handle"):
+        find_corpus_files(CorpusConfig(paths=str(tmp_path)))
+
+
+def test_files_inside_archives_and_in_memory_are_read(tmp_path):
+    content = lines(8_000)
+    with zipfile.ZipFile(tmp_path / "z.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("in/a.jsonl", content)
+        archive.writestr("in/b.parquet", write_parquet([f"row {i}" for i in range(900)]))
+    archive_url = f"zip://in/*::file://{tmp_path}/z.zip"
+    with fsspec.open("memory://raw/a.jsonl", "wb") as file:
+        file.write(content)
+    (tmp_path / "a.jsonl").write_bytes(content)
+    expected = read(tmp_path / "a.jsonl")
+    assert read("memory://raw") == expected
+    assert read(archive_url)[: len(expected)] == expected
+    assert len(read(archive_url)) == len(expected) + 900
+    (file,) = find_corpus_files(CorpusConfig(paths="memory://raw/a.jsonl"))
+    with open_raw(file) as raw:
+        raw.seek(100_000)
+        assert raw.read(10) == content[100_000:100_010]
+        assert raw.seek(0) == 0
+        assert raw.read() == content
