@@ -108,9 +108,14 @@ def append(parent: ShardFolder, config: PrepConfig, progress: Progress) -> Summa
 
 def _check_same(parent: ShardFolder, config: PrepConfig, command: str, changeable: tuple[str, ...]) -> None:
     wanted, found = as_json(pinned_configuration(config)), parent.manifest["configuration"]
-    for name in wanted.keys() | found.keys():
-        if name not in (*changeable, "keep_documents") and wanted.get(name) != found.get(name):
-            raise UserError(f"{command} cannot change {name}: it stays as {parent.path} was made, {found.get(name)}")
+    for field in dataclasses.fields(config):  # in this order, since some of the later ones follow from earlier ones
+        name, here, there = field.name, wanted.get(field.name), found.get(field.name)
+        if name in (*changeable, "keep_documents") or here == there:
+            continue
+        if isinstance(here, dict) and isinstance(there, dict):
+            key = next(key for key in here if here[key] != there.get(key))
+            name, there = f"{name}.{key}", there.get(key)
+        raise UserError(f"{command} cannot change {name}: {parent.path} was made with {there}")
 
 
 def _planned(parent: ShardFolder, config: PrepConfig, command: str, new: Planned | None) -> Planned:

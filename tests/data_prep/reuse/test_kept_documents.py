@@ -102,7 +102,9 @@ def test_what_cannot_be_is_one_line(
         return line
 
     assert "keep_documents" in error("repack", str(tiny_shards), "--seq_length", "64")
-    assert "repack cannot change cleaning" in error("repack", parent.output, "--cleaning.min_characters", "9")
+    assert "repack cannot change cleaning.min_characters" in error(
+        "repack", parent.output, "--cleaning.min_characters", "9"
+    )
     assert "append cannot change seq_length" in error("append", parent.output, "--seq_length", "64")
     assert "needs the shard folder first" in error("repack", "--seq_length", "64")
     tokens = Path(parent.output) / "documents/000001/tokens.bin"
