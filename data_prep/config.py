@@ -112,6 +112,9 @@ class MaskConfig:
     """Share of the chosen tokens that become [MASK]."""
     random_fraction: float = 0.1
     """Share that becomes a random token; the rest stays."""
+    stored: bool = True
+    """Whether shards hold the masks. Without them they take a quarter of the bytes, and the reader draws the same masks
+    when a row is read; plain WebDataset then finds rows without masks."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

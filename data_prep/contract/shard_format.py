@@ -16,6 +16,7 @@ file. Its fields, with R rows of a chunk, S ``seq_length``, K ``num_variants`` a
     boundary_positions  [ragged]   where a new document begins inside a row, after a [SEP]; where the pieces of a row
                                    are isolated from each other, that is at a [CLS]
 
+The three fields of the masks are missing where the manifest has ``masks_stored`` false: readers draw them.
 Token ids are u16 where the vocabulary allows, else u32; everything unmarked is u16.
 """
 
@@ -43,6 +44,8 @@ INPUTS = "inputs.jsonl"
 PINNED_FILES = {"rejects": REJECTS, "inputs": INPUTS}
 """What else a manifest may pin: key -> the file's name."""
 SPLITS = ("train", "validation")
+MASK_FIELDS = ("masked_positions", "replacement_ids", "num_masked")
+"""Of a chunk, where masks are stored."""
 CHUNK_EXTENSION = "rows.safetensors"
 """Of a chunk's member; what stands before it is the WebDataset key."""
 
@@ -66,6 +69,8 @@ class Geometry:
     """K, mask variants of each row."""
     vocab_size: int
     """One more than the largest token id."""
+    masks_stored: bool = True
+    """Whether chunks have the fields of the masks."""
 
     @property
     def token_dtype(self) -> np.dtype:
@@ -75,12 +80,15 @@ class Geometry:
     def fields(self, rows: int, boundaries: int) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
         """Field -> dtype and shape of a chunk of ``rows`` rows that holds ``boundaries`` boundaries."""
         u16, slots = np.dtype("<u2"), (rows, self.num_variants, self.masked_per_row)
-        return {
-            "input_ids": (self.token_dtype, (rows, self.seq_length)),
-            "lengths": (u16, (rows,)),
+        masks = {
             "masked_positions": (u16, slots),
             "replacement_ids": (self.token_dtype, slots),
             "num_masked": (u16, slots[:2]),
+        }
+        return {
+            "input_ids": (self.token_dtype, (rows, self.seq_length)),
+            "lengths": (u16, (rows,)),
+            **(masks if self.masks_stored else {}),
             "sequence_ids": (np.dtype("<u8"), (rows,)),
             "boundary_offsets": (np.dtype("<u4"), (rows + 1,)),
             "boundary_positions": (u16, (boundaries,)),

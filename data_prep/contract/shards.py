@@ -1,19 +1,15 @@
-"""A shard folder as training sees it: opened, checked, and read chunk by chunk.
+"""A shard folder opened and checked.
 
-``shard_format`` says what a folder holds, ``manifest`` and ``shard_index`` read its lists, ``verification`` checks
-every byte of it.
+``shard_format`` says what a folder holds, ``manifest`` and ``shard_index`` read its lists, ``shard_split`` reads its
+chunks, and ``data_prep.verification`` checks every byte of it.
 """
 
 import dataclasses
-import mmap
 import os
 import stat
-import weakref
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from data_prep.contract.command_line import UserError
 from data_prep.contract.manifest import parse_manifest, read_manifest, without_shards
@@ -25,103 +21,11 @@ from data_prep.contract.shard_format import (
     Geometry,
     file_sha256,
 )
-from data_prep.contract.shard_index import RECENT_CHUNKS, ShardIndex, map_file, map_index, read_chunk
+from data_prep.contract.shard_index import ShardIndex, map_index
+from data_prep.contract.shard_split import RESTORE, Files, ShardSplit
 
-_RESTORE = "restore the file from a copy or prepare again"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Files:
-    """Where the files of a shard folder are."""
-
-    path: Path
-    """The folder, or the cache of the remote one."""
-    remote: RemoteFolder | None
-    """Where files that are not in the cache come from."""
-
-    def name(self, file: str) -> str:
-        """What to call a file in messages."""
-        return str(self.path / file) if self.remote is None else f"{self.remote}/{file}"
-
-    def local(self, entry: Mapping[str, Any]) -> Path:
-        """The path of the file of that name, sha256 and perhaps size on this machine, fetched if need be.
-
-        Raises:
-            UserError: it cannot be fetched.
-        """
-        if self.remote is None:
-            return self.path / entry["name"]
-        return self.remote.fetch(entry["name"], self.path, sha256=entry["sha256"], size=entry.get("size"))
-
-    def problem(self, entry: Mapping[str, Any]) -> str | None:
-        """What is wrong with presence and size of a file, if anything."""
-        try:
-            path = self.local(entry)
-        except UserError as error:
-            return str(error)
-        if not path.is_file():
-            return f"{path} is missing"
-        size = path.stat().st_size
-        return None if size == entry.get("size", size) else f"{path} has {size} bytes instead of {entry['size']}"
-
-    def refuse(self, shard: str, problem: str) -> UserError:
-        """The error for a shard whose content is damaged; a copy in the cache is deleted."""
-        if self.remote is None:
-            return UserError(f"shard {self.name(shard)}, {problem}; {_RESTORE}")
-        copy = self.path / shard
-        copy.unlink(missing_ok=True)
-        return UserError(
-            f"shard {self.name(shard)}, {problem}; its copy {copy} has been deleted, so that the next start "
-            "fetches it again"
-        )
-
-
-class ShardSplit:
-    """The chunks of one split, in order. Build it through ``ShardFolder.split``."""
-
-    def __init__(self, files: _Files, index: ShardIndex, geometry: Geometry) -> None:
-        self.name = index.split
-        self.index = index
-        """Its shards and chunks."""
-        self.num_rows = index.counts["rows"]
-        self.chunk_rows = index.chunk_rows.astype(np.int64)
-        """[chunks] rows of each chunk."""
-        self._files = files
-        self._geometry = geometry
-        self._maps: weakref.WeakValueDictionary[int, mmap.mmap] = weakref.WeakValueDictionary()
-        self._sound = bytearray(index.num_chunks)  # 1 where a chunk's hash has been checked
-
-    def __reduce__(self) -> tuple[type["ShardSplit"], tuple[Any, ...]]:
-        """Without the maps, so that another process opens its own."""
-        return ShardSplit, (self._files, self.index, self._geometry)
-
-    def chunk(self, index: int) -> dict[str, np.ndarray]:
-        """The fields of a chunk (see ``shard_format``): read-only views of the mapped file.
-
-        The chunk's hash is checked at the first touch. A remote shard is fetched at the first touch of a chunk of it.
-        A shard stays mapped while one of its chunks is among those that this process has read last, or is in use.
-
-        Raises:
-            UserError: the bytes are not those that were written; names shard and chunk.
-        """
-        arrays = RECENT_CHUNKS.get((self, index))
-        if arrays is None:
-            arrays = self._read(index)
-            RECENT_CHUNKS.add((self, index), arrays)
-        return arrays
-
-    def _read(self, chunk: int) -> dict[str, np.ndarray]:
-        shard = self.index.shard_of(chunk)
-        data = self._maps.get(shard)
-        if data is None:
-            data = self._maps[shard] = map_file(self._files.local(self.index.file(shard)))
-        try:
-            arrays = read_chunk(data, self.index, shard, chunk, self._geometry, is_sound=bool(self._sound[chunk]))
-        except ValueError as error:
-            number = chunk - self.index.chunks(shard).start
-            raise self._files.refuse(self.index.name(shard), f"chunk {number}: {error}") from error
-        self._sound[chunk] = 1
-        return arrays
+if TYPE_CHECKING:  # it brings tokenizers along
+    from data_prep.contract.masking.settings import Masking
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -143,9 +47,9 @@ class ShardFolder:
         return str(self.path.resolve()) if self.remote is None else self.remote.url
 
     @property
-    def files(self) -> _Files:
+    def files(self) -> Files:
         """Where its files are."""
-        return _Files(path=self.path, remote=self.remote)
+        return Files(path=self.path, remote=self.remote)
 
     @property
     def root_hash(self) -> str:
@@ -190,6 +94,7 @@ class ShardFolder:
             masked_per_row=self.masked_per_row,
             num_variants=self.num_variants,
             vocab_size=self.vocab_size,
+            masks_stored=self.manifest.get("masks_stored", True),
         )
 
     def split(self, name: str) -> ShardSplit:
@@ -200,7 +105,22 @@ class ShardFolder:
         """
         if name not in self.indexes:
             raise UserError(f"{self.path} has no split '{name}': it has {', '.join(SPLITS)}")
-        return ShardSplit(self.files, self.indexes[name], self.geometry)
+        stored = self.geometry.masks_stored
+        return ShardSplit(self.files, self.indexes[name], self.geometry, None if stored else self._masking())
+
+    def _masking(self) -> "Masking":
+        """What the masks follow from where they are not stored."""
+        from data_prep.config import MaskConfig
+        from data_prep.contract.masking.settings import masking_of
+
+        configuration = self.manifest["configuration"]
+        return masking_of(
+            MaskConfig(**configuration["mask"]),
+            masked_per_row=self.masked_per_row,
+            seed=configuration["seed"],
+            special_ids=self.special_ids,
+            tokenizer=self.tokenizer_path,
+        )
 
 
 def open_shards(folder: str | Path) -> ShardFolder:
@@ -225,7 +145,7 @@ def open_shards(folder: str | Path) -> ShardFolder:
     else:
         opened.files.local(_tokenizer_entry(opened))
     if problems:
-        raise UserError(f"{problems[0]}; {_RESTORE}")
+        raise UserError(f"{problems[0]}; {RESTORE}")
     return opened
 
 
@@ -239,9 +159,9 @@ def open_folder(folder: str | Path) -> ShardFolder:
         remote = RemoteFolder(url=str(folder))
         remote.check()
         manifest = parse_manifest(remote.read(MANIFEST), f"{remote}/{MANIFEST}")
-        files = _Files(path=remote.cache(manifest["root_hash"]), remote=remote)
+        files = Files(path=remote.cache(manifest["root_hash"]), remote=remote)
     else:
-        manifest, files = read_manifest(Path(folder)), _Files(path=Path(folder), remote=None)
+        manifest, files = read_manifest(Path(folder)), Files(path=Path(folder), remote=None)
     if manifest["schema_version"] == 1:
         manifest, indexes = without_shards(manifest)
     else:
@@ -249,15 +169,15 @@ def open_folder(folder: str | Path) -> ShardFolder:
     return ShardFolder(path=files.path, remote=files.remote, manifest=manifest, indexes=indexes)
 
 
-def _open_index(files: _Files, split: str, entry: Mapping[str, Any]) -> ShardIndex:
+def _open_index(files: Files, split: str, entry: Mapping[str, Any]) -> ShardIndex:
     path = files.path / entry["name"]
     if files.remote is not None:  # without the size a copy that is there is checked by its sha256
         files.local({"name": entry["name"], "sha256": entry["sha256"]})
     elif problem := files.problem(entry):
-        raise UserError(f"{problem}; {_RESTORE}")
+        raise UserError(f"{problem}; {RESTORE}")
     try:
         if files.remote is None and file_sha256(path) != entry["sha256"]:
-            raise UserError(f"{path} is damaged (its sha256 is not the manifest's); {_RESTORE}")
+            raise UserError(f"{path} is damaged (its sha256 is not the manifest's); {RESTORE}")
         return map_index(split, path)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path}: {error}") from error

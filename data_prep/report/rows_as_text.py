@@ -19,22 +19,24 @@ def rows_as_text(folder: ShardFolder, split: str, rows: int, variant: int) -> li
     opened = folder.split(split)
     for index in range(len(opened.chunk_rows)):
         arrays = opened.chunk(index)
-        found.extend(
-            _row_as_text(arrays, row, variant, tokenizer.id_to_token)
-            for row in range(min(rows - len(found), len(arrays["lengths"])))
-        )
+        shown = np.arange(min(rows - len(found), len(arrays["lengths"])))
+        masks = opened.masks(np.full(len(shown), index), shown, np.full(len(shown), variant))
+        found.extend(_row_as_text(arrays, masks, row, tokenizer.id_to_token) for row in shown.tolist())
         if len(found) == rows:
             break
     return found
 
 
 def _row_as_text(
-    arrays: Mapping[str, np.ndarray], row: int, variant: int, token_of: Callable[[int], str | None]
+    arrays: Mapping[str, np.ndarray],
+    masks: Mapping[str, np.ndarray],
+    row: int,
+    token_of: Callable[[int], str | None],
 ) -> str:
     ids = arrays["input_ids"][row, : arrays["lengths"][row]]
-    used = arrays["num_masked"][row, variant]
-    positions = arrays["masked_positions"][row, variant, :used].tolist()
-    replacements = arrays["replacement_ids"][row, variant, :used].tolist()
+    used = masks["num_masked"][row]
+    positions = masks["masked_positions"][row, :used].tolist()
+    replacements = masks["replacement_ids"][row, :used].tolist()
     stands = dict(zip(positions, replacements, strict=True))
     bounds = arrays["boundary_offsets"][row : row + 2]
     starts = set(arrays["boundary_positions"][bounds[0] : bounds[1]].tolist())

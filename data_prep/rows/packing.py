@@ -20,7 +20,7 @@ import numpy as np
 
 from data_prep.arrays.ranges import ranges
 from data_prep.config import PackingConfig
-from data_prep.rows.random_streams import stream_keys
+from data_prep.contract.masking.random_streams import stream_keys
 
 SHORT_STREAM = (1 << 40) + 1
 """Variant number, beyond any real one, whose stream keys draw the short rows."""

@@ -12,11 +12,11 @@ import numpy as np
 import xxhash
 
 from data_prep.arrays.mapped_array import MappedArray
+from data_prep.contract.masking.random_streams import stream_keys
 from data_prep.contract.shard_format import SPLITS, Geometry
 from data_prep.corpus.documents import Reject
 from data_prep.report.statistics import document_statistics
 from data_prep.rows.packing import RowPlan, Rows, fill_rows, plan_rows, reordered
-from data_prep.rows.random_streams import stream_keys
 from data_prep.stages.duplicates import dropped_documents
 from data_prep.stages.map import DocumentTable, RejectFile, read_documents
 from data_prep.stages.records import checked_folder, committed

@@ -1,8 +1,6 @@
 """Reduce: gather, mask and write the rows of consecutive shards."""
 
 from collections.abc import Iterator
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,11 +8,11 @@ import numpy as np
 from data_prep.arrays.ranges import cut, ranges
 from data_prep.arrays.spill import Spill
 from data_prep.config import chunk_rows
+from data_prep.contract.masking.masks import mask_rows
+from data_prep.contract.masking.settings import Masking, masking_of
 from data_prep.contract.shard_format import SPLITS, TOKENIZER
 from data_prep.contract.shard_writing import write_shard
-from data_prep.contract.tokenizer import continues_word, load_tokenizer, ordinary_ids
 from data_prep.report.statistics import mask_statistics, merge
-from data_prep.rows.masking import mask_rows
 from data_prep.stages.order import read_limits
 from data_prep.stages.pack import BOUNDARIES, ROWS, row_checks, row_dtype, sequence_ids, shuffle_keys
 from data_prep.stages.records import (
@@ -104,20 +102,28 @@ def _read_rows(plan: WorkPlan, part: int, first: int, count: int) -> tuple[np.nd
     return rows, boundaries
 
 
-@lru_cache(maxsize=1)
-def _token_classes(shards: Path, _plan_hash: str, unit: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """Ids that may replace a token; whether a token continues the word before it, which single tokens need not know."""
-    tokenizer = load_tokenizer(shards / TOKENIZER)
-    words = None if unit == "token" else continues_word(tokenizer)
-    return np.array(ordinary_ids(tokenizer), dtype=np.int64), words
+_maskings: dict[str, Masking] = {}
+
+
+def _masking(plan: WorkPlan) -> Masking:
+    """Of this plan; the tokenizer is loaded once in a process."""
+    if plan.hash not in _maskings:
+        _maskings.clear()
+        _maskings[plan.hash] = masking_of(
+            plan.config.mask,
+            masked_per_row=plan.geometry.masked_per_row,
+            seed=plan.config.seed,
+            special_ids=plan.special_ids,
+            tokenizer=plan.shards / TOKENIZER,
+        )
+    return _maskings[plan.hash]
 
 
 def _chunks(
     plan: WorkPlan, bucket: dict[str, np.ndarray], statistics: list[dict[str, Any]]
 ) -> Iterator[dict[str, np.ndarray]]:
     """The chunks of a shard, in its order, of rows that come in any order."""
-    special = plan.special_ids
-    ordinary, continues = _token_classes(plan.shards, plan.hash, plan.config.mask.unit)
+    masking = _masking(plan)
     order = np.argsort(shuffle_keys(plan.config.seed, bucket["ids"]))
     counts = bucket["rows"]["boundaries"].astype(np.int64)
     begins = np.cumsum(counts) - counts
@@ -126,18 +132,7 @@ def _chunks(
         some = order[start : start + size]
         rows = bucket["rows"][some]
         input_ids, lengths, sequence_ids = np.array(rows["input_ids"]), np.array(rows["length"]), bucket["ids"][some]
-        masks = mask_rows(
-            input_ids,
-            lengths,
-            sequence_ids,
-            mask=plan.config.mask,
-            masked_per_row=plan.geometry.masked_per_row,
-            seed=plan.config.seed,
-            unmaskable_ids=np.array([special["cls"], special["sep"], special["pad"]]),
-            mask_id=special["mask"],
-            ordinary_ids=ordinary,
-            continues_word=continues,
-        )
+        masks = mask_rows(input_ids, lengths, sequence_ids, masking, plan.geometry.num_variants)
         arrays = {
             "input_ids": input_ids,
             "lengths": lengths,
@@ -146,6 +141,7 @@ def _chunks(
             "boundary_offsets": np.cumsum(np.append(0, counts[some])).astype(np.uint32),
             "boundary_positions": bucket["boundaries"][ranges(begins[some], counts[some])],
         }
-        plan.geometry.check(arrays, len(some))
-        statistics.append(mask_statistics(arrays, special["mask"]))
-        yield arrays
+        statistics.append(mask_statistics(arrays, masking.mask_id))
+        stored = {name: arrays[name] for name in plan.geometry.fields(len(some), 0)}
+        plan.geometry.check(stored, len(some))
+        yield stored

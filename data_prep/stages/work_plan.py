@@ -209,6 +209,7 @@ def build_plan(config: PrepConfig, tasks: Sequence[MapTask], identity: dict[str,
             masked_per_row=masked_per_row(config),
             num_variants=config.mask.variants,
             vocab_size=vocabulary_size(tokenizer),
+            masks_stored=config.mask.stored,
         ),
         special_ids=special_ids(tokenizer),
     )
@@ -318,6 +319,8 @@ def pinned_configuration(config: PrepConfig) -> dict[str, Any]:
     """
     content = config_as_dict(dataclasses.replace(config, chunk_rows=chunk_rows(config)))
     content["mask"]["per_row"] = masked_per_row(config)
+    if config.mask.stored:  # as if the option did not exist, as below
+        del content["mask"]["stored"]
     for name in ("output", "tokenizer", "num_workers", "vocabulary"):
         del content[name]
     del content["corpus"]["paths"]

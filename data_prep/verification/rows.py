@@ -20,16 +20,23 @@ def _row_checks(arrays: Mapping[str, np.ndarray], folder: ShardFolder) -> Iterat
     """(problem, [R, ...] true where a row has it)."""
     special, vocab_size = folder.special_ids, folder.vocab_size
     ids, lengths = arrays["input_ids"], arrays["lengths"].astype(np.int64)
-    positions, replacements = arrays["masked_positions"].astype(np.int64), arrays["replacement_ids"]
     column = np.arange(folder.seq_length)
     yield "has a length out of range", (lengths < 3) | (lengths > folder.seq_length)
     yield "has a token id beyond the vocabulary", ids >= vocab_size
-    yield "has a replacement id beyond the vocabulary", replacements >= vocab_size
+    if folder.geometry.masks_stored:
+        yield "has a replacement id beyond the vocabulary", arrays["replacement_ids"] >= vocab_size
     yield "does not begin with [CLS]", ids[:, 0] != special["cls"]
     last = np.take_along_axis(ids, np.clip(lengths - 1, 0, folder.seq_length - 1)[:, None], axis=1)
     yield "does not end with [SEP]", last != special["sep"]
     yield "has a length that does not fit its padding", (ids == special["pad"]) != (column >= lengths[:, None])
     yield "has a [MASK] among its original tokens", ids == special["mask"]
+    if folder.geometry.masks_stored:
+        yield from _mask_checks(arrays, folder)
+
+
+def _mask_checks(arrays: Mapping[str, np.ndarray], folder: ShardFolder) -> Iterator[tuple[str, np.ndarray]]:
+    special, ids, lengths = folder.special_ids, arrays["input_ids"], arrays["lengths"].astype(np.int64)
+    positions, replacements = arrays["masked_positions"].astype(np.int64), arrays["replacement_ids"]
     yield "has more masks than slots", arrays["num_masked"] > folder.masked_per_row
     used = np.arange(folder.masked_per_row) < arrays["num_masked"][..., None]
     yield "has a masked position outside its tokens", used & (positions >= lengths[:, None, None])

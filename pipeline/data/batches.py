@@ -126,12 +126,12 @@ def make_batch(split: MixedSplit, chunks: np.ndarray, rows: np.ndarray, variants
     fields: dict[str, np.ndarray] = {}
     for chunk in np.unique(chunks):
         of_chunk = np.flatnonzero(chunks == chunk)
-        picked = pick_rows(split.chunk(int(chunk)), rows[of_chunk], variants[of_chunk])
+        picked = pick_rows(split.chunk(int(chunk)), rows[of_chunk])
         for name, values in picked.items():
             if name not in fields:
                 fields[name] = np.empty((len(chunks), *values.shape[1:]), values.dtype)
             fields[name][of_chunk] = values
-    masked = apply_masks(fields)
+    masked = apply_masks({**fields, **split.masks(chunks, rows, variants)})
     key_mask = None
     if not masked.attention_mask.all():
         key_mask = torch.from_numpy(masked.attention_mask)[:, None, None, :]

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.contract.command_line import UserError
-from data_prep.contract.shards import ShardFolder, ShardSplit, open_shards
+from data_prep.contract.shard_split import ShardSplit
+from data_prep.contract.shards import ShardFolder, open_shards
 from pipeline.data.order import MAX_PERIOD, Deal, validation_order
 
 
@@ -41,8 +42,27 @@ class MixedSplit:
         Raises:
             UserError: the bytes are not those that were written; names shard and chunk.
         """
-        folder = int(np.searchsorted(self.first_chunks, index, side="right")) - 1
+        folder = int(self._folders(index))
         return self.parts[folder].chunk(index - int(self.first_chunks[folder]))
+
+    def masks(self, chunks: np.ndarray, rows: np.ndarray, variants: np.ndarray) -> Mapping[str, np.ndarray]:
+        """A masking of each of some rows, all arguments [B]; see ``ShardSplit.masks``.
+
+        Raises:
+            UserError: as ``chunk``.
+        """
+        folders = self._folders(chunks)
+        found: dict[str, np.ndarray] = {}
+        for folder in np.unique(folders).tolist():
+            here = np.flatnonzero(folders == folder)
+            masks = self.parts[folder].masks(chunks[here] - self.first_chunks[folder], rows[here], variants[here])
+            for name, values in masks.items():
+                found.setdefault(name, np.empty((len(chunks), *values.shape[1:]), values.dtype))[here] = values
+        return found
+
+    def _folders(self, chunks: np.ndarray | int) -> np.ndarray:
+        """Which folder each chunk is of."""
+        return np.searchsorted(self.first_chunks, chunks, side="right") - 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

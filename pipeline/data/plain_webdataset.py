@@ -12,7 +12,8 @@ from webdataset.shardlists import split_by_node, split_by_worker
 
 from data_prep.contract.command_line import UserError
 from data_prep.contract.shard_format import chunk_key
-from data_prep.contract.shards import ShardSplit, open_shards
+from data_prep.contract.shard_split import ShardSplit
+from data_prep.contract.shards import open_shards
 from pipeline.data.order import generator, variants_of_epochs
 from pipeline.data.rows import apply_masks, pick_rows
 
@@ -110,11 +111,12 @@ class _Source:
         index = self.split.index
         for shard_number in shard_numbers:
             for number, chunk in enumerate(index.chunks(shard_number)):
-                yield from self._rows_of_chunk(chunk_key(index.name(shard_number), number), self.split.chunk(chunk))
+                yield from self._rows_of_chunk(chunk_key(index.name(shard_number), number), chunk)
 
-    def _rows_of_chunk(self, key: str, arrays: dict[str, np.ndarray]) -> Iterator[PlainRow]:
-        order = self._order(len(arrays["lengths"]), key)
-        masked = apply_masks(pick_rows(arrays, order, np.full(len(order), self.variant)))
+    def _rows_of_chunk(self, key: str, chunk: int) -> Iterator[PlainRow]:
+        order = self._order(int(self.split.chunk_rows[chunk]), key)
+        masks = self.split.masks(np.full(len(order), chunk), order, np.full(len(order), self.variant))
+        masked = apply_masks({**pick_rows(self.split.chunk(chunk), order), **masks})
         for index, row in enumerate(order):
             yield {
                 "__key__": f"{key}-{row:06d}",

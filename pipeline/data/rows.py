@@ -8,7 +8,6 @@ from collections.abc import Mapping
 
 import numpy as np
 
-_FIELDS_OF_VARIANT = ("masked_positions", "replacement_ids", "num_masked")
 _FIELDS_OF_ROW = ("input_ids", "lengths", "sequence_ids")
 
 
@@ -34,23 +33,20 @@ class MaskedRows:
     """[B] uint64, which rows these are, unique in their shard folder."""
 
 
-def pick_rows(chunk: Mapping[str, np.ndarray], rows: np.ndarray, variants: np.ndarray) -> dict[str, np.ndarray]:
-    """The stored fields of some rows of a chunk, without the variants that are not asked for.
+def pick_rows(chunk: Mapping[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:
+    """Some rows of a chunk, without their masks.
 
     Args:
         chunk: the fields of a chunk; ``data_prep.contract.shards`` lists them.
         rows: [B] rows of the chunk.
-        variants: [B] the mask variant of each.
     """
-    # [R, K, ...] fields take the row's variant, the others the row.
-    picked = {name: chunk[name][rows, variants] for name in _FIELDS_OF_VARIANT}
-    picked.update({name: chunk[name][rows] for name in _FIELDS_OF_ROW})
+    picked = {name: chunk[name][rows] for name in _FIELDS_OF_ROW}
     picked["document_ids"] = _document_ids(chunk, rows)
     return picked
 
 
 def apply_masks(fields: Mapping[str, np.ndarray]) -> MaskedRows:
-    """Rows as ``pick_rows`` gives them, with their masks applied."""
+    """Rows as ``pick_rows`` gives them and their masks as ``ShardSplit.masks`` does, with the masks applied."""
     original_ids = fields["input_ids"].astype(np.int64)
     positions = fields["masked_positions"].astype(np.int64)
     labels = np.take_along_axis(original_ids, positions, axis=1)

@@ -9,11 +9,12 @@ import numpy as np
 
 from data_prep.config import MaskConfig, PackingConfig
 from data_prep.contract.manifest import compute_root_hash, manifest_bytes
+from data_prep.contract.masking.masks import mask_rows
+from data_prep.contract.masking.settings import Masking
 from data_prep.contract.shard_format import MANIFEST, SPLITS, TOKENIZER, Geometry, file_sha256, index_name
 from data_prep.contract.shard_index import ShardIndex
 from data_prep.contract.shard_writing import write_manifest, write_shard
 from data_prep.contract.shards import open_folder
-from data_prep.rows.masking import mask_rows
 from data_prep.rows.packing import Rows, fill_rows, plan_rows
 
 SPECIAL = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
@@ -97,11 +98,8 @@ def make_chunks(lengths: np.ndarray, mode: str, first_id: int) -> Iterator[dict[
 
 
 def _masked(rows: Rows, sequence_ids: np.ndarray) -> dict[str, np.ndarray]:
-    masks = mask_rows(
-        rows.input_ids,
-        rows.lengths,
-        sequence_ids,
-        mask=MaskConfig(variants=GEOMETRY.num_variants),
+    masking = Masking(
+        mask=MaskConfig(),
         masked_per_row=GEOMETRY.masked_per_row,
         seed=3,
         unmaskable_ids=np.array([SPECIAL[role] for role in ("pad", "cls", "sep")]),
@@ -109,4 +107,5 @@ def _masked(rows: Rows, sequence_ids: np.ndarray) -> dict[str, np.ndarray]:
         ordinary_ids=np.arange(5, GEOMETRY.vocab_size),
         continues_word=None,
     )
+    masks = mask_rows(rows.input_ids, rows.lengths, sequence_ids, masking, GEOMETRY.num_variants)
     return {**vars(rows), **vars(masks), "sequence_ids": sequence_ids}

@@ -7,8 +7,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from data_prep.config import MaskConfig
-from data_prep.rows.masking import _length_thresholds, mask_rows
-from data_prep.rows.random_streams import GAMMA, mix, stream_keys
+from data_prep.contract.masking.masks import _length_thresholds, mask_rows, mask_variants
+from data_prep.contract.masking.random_streams import GAMMA, mix, stream_keys
+from data_prep.contract.masking.settings import Masking
 
 PAD, CLS, SEP, MASK = 0, 2, 3, 4
 FRAME = np.array([PAD, CLS, SEP])
@@ -29,10 +30,12 @@ def rows_of(lengths, seq_length, seed=0):
 
 
 def masks_of(ids, lengths, sequence_ids, masked_per_row=19, seed=1, **mask):
-    return mask_rows(
-        ids,
-        lengths,
-        sequence_ids,
+    masking = masking_with(masked_per_row, seed, **mask)
+    return mask_rows(ids, lengths, sequence_ids, masking, masking.mask.variants)
+
+
+def masking_with(masked_per_row, seed, **mask):
+    return Masking(
         mask=MaskConfig(**{"variants": 2, **mask}),
         masked_per_row=masked_per_row,
         seed=seed,
@@ -73,6 +76,27 @@ def test_positions_are_legal_distinct_and_as_many_as_they_should(lengths, masked
             assert (positions[count:] == 0).all()
             assert (replacements[count:] == ids[row, 0]).all()
             assert not np.isin(replacements, [PAD, SEP]).any()
+
+
+@given(
+    lengths=st.lists(st.integers(3, 40), min_size=1, max_size=8),
+    masked_per_row=st.integers(1, 38),
+    seed=st.integers(0, 2**63 - 1),
+    unit=st.sampled_from(UNITS),
+    fractions=st.sampled_from([(0.8, 0.1), (0.0, 1.0), (0.3, 0.6)]),
+    data=st.data(),
+)
+def test_masks_drawn_for_single_rows_are_those_of_all(lengths, masked_per_row, seed, unit, fractions, data):
+    ids, lengths, sequence_ids = rows_of(lengths, 40, seed % 1000)
+    mask = {"unit": unit, "mask_fraction": fractions[0], "random_fraction": fractions[1], "variants": 5}
+    masking = masking_with(masked_per_row, seed, **mask)
+    whole = vars(mask_rows(ids, lengths, sequence_ids, masking, 5))
+    picks = data.draw(st.lists(st.tuples(st.integers(0, len(lengths) - 1), st.integers(0, 4)), min_size=1))
+    rows, variants = np.array(picks).T
+    single = vars(mask_variants(ids[rows], lengths[rows], sequence_ids[rows], masking, variants))
+    for name, array in whole.items():
+        assert single[name].dtype == array.dtype
+        np.testing.assert_array_equal(single[name][:, 0], array[rows, variants])
 
 
 @pytest.mark.parametrize("unit", UNITS)

@@ -18,7 +18,8 @@ import itertools
 import numpy as np
 
 from data_prep.config import MaskConfig
-from data_prep.rows.random_streams import GAMMA, mix, stream_keys
+from data_prep.contract.masking.random_streams import GAMMA, mix, stream_keys
+from data_prep.contract.masking.settings import Masking
 
 POSITION_BITS = np.uint64(16)
 REPLACEMENT_DRAWS = 1 << 16
@@ -44,17 +45,7 @@ class Masks:
 
 
 def mask_rows(
-    input_ids: np.ndarray,
-    lengths: np.ndarray,
-    sequence_ids: np.ndarray,
-    *,
-    mask: MaskConfig,
-    masked_per_row: int,
-    seed: int,
-    unmaskable_ids: np.ndarray,
-    mask_id: int,
-    ordinary_ids: np.ndarray,
-    continues_word: np.ndarray | None,
+    input_ids: np.ndarray, lengths: np.ndarray, sequence_ids: np.ndarray, masking: Masking, variants: int
 ) -> Masks:
     """Draw the masks of R rows.
 
@@ -65,35 +56,77 @@ def mask_rows(
         input_ids: [R, S] original tokens.
         lengths: [R] real tokens.
         sequence_ids: [R] u64, what the draws are keyed on.
-        mask: unit, variants and fractions; its probability and per_row are resolved in ``masked_per_row``.
-        unmaskable_ids: ids never masked ([CLS], [SEP], [PAD]).
-        ordinary_ids: ids that a random replacement is drawn from, uniformly.
-        continues_word: [vocabulary] bool, whether a token continues the word before it; None for unit token.
+        masking: what else they follow from.
+        variants: K, how many maskings of each row.
     """
-    num_rows, seq_length = input_ids.shape
-    maskable = _maskable(input_ids, lengths, unmaskable_ids)
-    counts = _counts(maskable.sum(axis=1), lengths, masked_per_row, seq_length)
-    used = np.arange(masked_per_row) < counts[:, None]
-    words = None
-    if mask.unit != "token":
-        assert continues_word is not None, f"unit {mask.unit} needs to know which tokens continue a word"
-        words = _Words.of(maskable, continues_word[input_ids])
-    choices = ordinary_ids.astype(input_ids.dtype)
-    shape = (num_rows, mask.variants, masked_per_row)
+    places = _Places.of(input_ids, lengths, masking)
+    shape = (len(input_ids), variants, masking.masked_per_row)
     positions = np.empty(shape, dtype=np.uint16)
     replacements = np.empty(shape, dtype=input_ids.dtype)
-    for variant in range(mask.variants):  # one at a time: the draws then stay in the cache
-        keys = stream_keys(seed, sequence_ids, variant)[:, None]
-        if words is None:
-            chosen = _choose_tokens(keys, maskable, used)
-        else:
-            chosen = _choose_words(keys, words, used, _length_thresholds(mask))
-        original = np.take_along_axis(input_ids, chosen, axis=1)
-        replaced = _replace(keys, chosen, original, mask, mask_id, choices)
-        positions[:, variant] = chosen
-        replacements[:, variant] = np.where(used, replaced, original)
-    num_masked = np.repeat(counts[:, None], mask.variants, axis=1).astype(np.uint16)
+    for variant in range(variants):  # one at a time: the draws then stay in the cache
+        keys = stream_keys(masking.seed, sequence_ids, variant)
+        positions[:, variant], replacements[:, variant] = _draw(keys, input_ids, places, masking)
+    num_masked = np.repeat(places.counts[:, None], variants, axis=1).astype(np.uint16)
     return Masks(masked_positions=positions, replacement_ids=replacements, num_masked=num_masked)
+
+
+def mask_variants(
+    input_ids: np.ndarray, lengths: np.ndarray, sequence_ids: np.ndarray, masking: Masking, variants: np.ndarray
+) -> Masks:
+    """One masking of each row, the same to the bit as ``mask_rows`` draws it: K is 1.
+
+    Args:
+        input_ids: [R, S] original tokens.
+        lengths: [R] real tokens.
+        sequence_ids: [R] u64.
+        masking: what else they follow from.
+        variants: [R] the number of the masking.
+    """
+    places = _Places.of(input_ids, lengths, masking)
+    positions, replacements = _draw(stream_keys(masking.seed, sequence_ids, variants), input_ids, places, masking)
+    return Masks(
+        masked_positions=positions.astype(np.uint16)[:, None],
+        replacement_ids=replacements[:, None],
+        num_masked=places.counts.astype(np.uint16)[:, None],
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Places:
+    """Where R rows can be masked."""
+
+    maskable: np.ndarray
+    """[R, S] bool."""
+    counts: np.ndarray
+    """[R] positions to mask."""
+    used: np.ndarray
+    """[R, P] bool, the slots in use."""
+    words: "_Words | None"
+    """Where words are; None for single tokens."""
+
+    @classmethod
+    def of(cls, input_ids: np.ndarray, lengths: np.ndarray, masking: Masking) -> "_Places":
+        maskable = _maskable(input_ids, lengths, masking.unmaskable_ids)
+        counts = _counts(maskable.sum(axis=1), lengths, masking.masked_per_row, input_ids.shape[1])
+        words = None
+        if masking.mask.unit != "token":
+            assert masking.continues_word is not None, f"unit {masking.mask.unit} needs to know where words go on"
+            words = _Words.of(maskable, masking.continues_word[input_ids])
+        used = np.arange(masking.masked_per_row) < counts[:, None]
+        return cls(maskable=maskable, counts=counts, used=used, words=words)
+
+
+def _draw(keys: np.ndarray, input_ids: np.ndarray, places: _Places, masking: Masking) -> tuple[np.ndarray, np.ndarray]:
+    """Positions and replacements, both [R, P], of one masking of each row, drawn from these keys, [R]."""
+    keys = keys[:, None]
+    if places.words is None:
+        chosen = _choose_tokens(keys, places.maskable, places.used)
+    else:
+        chosen = _choose_words(keys, places.words, places.used, _length_thresholds(masking.mask))
+    original = np.take_along_axis(input_ids, chosen, axis=1)
+    choices = masking.ordinary_ids.astype(input_ids.dtype)
+    replaced = _replace(keys, chosen, original, masking.mask, masking.mask_id, choices)
+    return chosen, np.where(places.used, replaced, original)
 
 
 def _maskable(input_ids: np.ndarray, lengths: np.ndarray, unmaskable_ids: np.ndarray) -> np.ndarray:

@@ -17,8 +17,8 @@ def mix(values: np.ndarray) -> np.ndarray:
     return values
 
 
-def stream_keys(seed: int, sequence_ids: np.ndarray, variant: int) -> np.ndarray:
-    """[R] u64: the SplitMix64 state each row's draws of one variant start from."""
+def stream_keys(seed: int, sequence_ids: np.ndarray, variant: int | np.ndarray) -> np.ndarray:
+    """[R] u64: the SplitMix64 state each row's draws of a variant, the same of all rows or [R], start from."""
     start = mix(np.array([seed], dtype=np.uint64) + GAMMA)
     rows = mix((sequence_ids.astype(np.uint64) ^ start) + GAMMA)
-    return mix((rows ^ mix(np.array([variant], dtype=np.uint64) + GAMMA)) + GAMMA)
+    return mix((rows ^ mix(np.array(variant, dtype=np.uint64).reshape(-1) + GAMMA)) + GAMMA)
