@@ -59,6 +59,12 @@ def open_raw(file: CorpusFile) -> BinaryIO:
     return io.BufferedReader(_Windows(kind(file), file.path))
 
 
+def web_version(raw: BinaryIO) -> str | None:
+    """The ETag or time of change that a web server gave with what was read of its file, if it gave one."""
+    source = getattr(getattr(raw, "raw", None), "source", None)
+    return source.version if isinstance(source, _Web) else None
+
+
 class _Source:
     """Where the bytes of one file come from."""
 
@@ -71,7 +77,8 @@ class _Source:
         """Bytes of the file, once known."""
         self.enters_anywhere: bool | None = None
         """Whether bytes can be fetched without those before them; None until the first were fetched."""
-        self._version: str | None = None
+        self.version: str | None = None
+        """What tells it from a later one at the same place, once known."""
 
     def fetch(self, begin: int, end: int) -> bytes:
         """Some of the bytes from ``begin`` to ``end``, at least one; none at the end of the file."""
@@ -83,11 +90,11 @@ class _Source:
 
     def _check_version(self, size: int | None, version: str | None) -> None:
         """Keep size and version of what was opened first, and refuse another."""
-        for known, found in ((self.size, size), (self._version, version)):
+        for known, found in ((self.size, size), (self.version, version)):
             if known is not None and found is not None and known != found:
                 raise self._changed()
         self.size = size if self.size is None else self.size
-        self._version = self._version or version
+        self.version = self.version or version
 
     def _changed(self) -> UserError:
         return UserError(f"corpus file {self.path} has changed since it was opened: start again when it is complete")
@@ -144,6 +151,10 @@ class _Forward(_Source):
 
 class _Web(_Forward):
     """A file of a web server: by ranges where it knows them, else as one stream."""
+
+    def __init__(self, file: CorpusFile) -> None:
+        super().__init__(file)
+        self.version = file.version
 
     def fetch(self, begin: int, end: int) -> bytes:
         if self._handle is not None and self._at <= begin:
@@ -247,7 +258,7 @@ class _Windows(io.RawIOBase):
 
     def __init__(self, source: _Source, path: str) -> None:
         super().__init__()
-        self._source = source
+        self.source = source
         self._path = path
         self._position = 0
         self._window = memoryview(b"")
@@ -260,9 +271,9 @@ class _Windows(io.RawIOBase):
         return True
 
     def seekable(self) -> bool:
-        if self._source.enters_anywhere is None:
+        if self.source.enters_anywhere is None:
             self._fetch()
-        return bool(self._source.enters_anywhere)
+        return bool(self.source.enters_anywhere)
 
     def tell(self) -> int:
         return self._position
@@ -271,10 +282,10 @@ class _Windows(io.RawIOBase):
         if whence == os.SEEK_CUR:
             offset += self._position
         elif whence == os.SEEK_END:
-            if self._source.size is None:
+            if self.source.size is None:
                 self._fetch()
-            assert self._source.size is not None, "what can be entered anywhere has a size"
-            offset += self._source.size
+            assert self.source.size is not None, "what can be entered anywhere has a size"
+            offset += self.source.size
         self._position = offset
         return offset
 
@@ -290,26 +301,26 @@ class _Windows(io.RawIOBase):
     def _fetch(self) -> None:
         """Fetch the window that begins where reading is; windows in a row grow."""
         in_a_row = len(self._window) > 0 and self._position == self._begin + len(self._window)
-        self._length = min(4 * self._length, self._source.largest_window) if in_a_row else SMALLEST_WINDOW
+        self._length = min(4 * self._length, self.source.largest_window) if in_a_row else SMALLEST_WINDOW
         with user_errors(self._path):
             content = retried(self._attempt, f"read the corpus file {self._path}")
         self._window, self._begin = memoryview(content), self._position
 
     def _attempt(self) -> bytes:
-        size = self._source.size
-        if size is not None and self._position >= size and isinstance(self._source, _Forward):
+        size = self.source.size
+        if size is not None and self._position >= size and isinstance(self.source, _Forward):
             return b""
         try:
-            content = self._source.fetch(self._position, self._position + self._length)
-            size = self._source.size
+            content = self.source.fetch(self._position, self._position + self._length)
+            size = self.source.size
             if not content and size is not None and self._position < size:
                 raise EOFError(f"it ends at byte {self._position} of {size}")
         except BaseException:
-            self._source.close()
+            self.source.close()
             raise
         return content
 
     def close(self) -> None:
         if not self.closed:
-            self._source.close()
+            self.source.close()
         super().close()

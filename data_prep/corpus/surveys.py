@@ -1,12 +1,13 @@
 """What a corpus file holds: its hash, its size, and the units that partitions share out."""
 
+import dataclasses
 import hashlib
 from typing import Any, BinaryIO
 
 from data_prep.config import CorpusConfig
 from data_prep.corpus.builtin_corpus import BUILTIN, builtin_documents
 from data_prep.corpus.documents import CorpusFile
-from data_prep.corpus.raw_files import open_raw
+from data_prep.corpus.raw_files import open_raw, web_version
 from data_prep.corpus.streams import DamagedFile, open_text
 
 LINE_STEP = 4 << 20
@@ -71,9 +72,16 @@ def survey(file: CorpusFile, config: CorpusConfig) -> dict[str, Any]:
     Raises:
         UserError: the file cannot be read.
     """
+    return survey_and_pin(file, config)[0]
+
+
+def survey_and_pin(file: CorpusFile, config: CorpusConfig) -> tuple[dict[str, Any], CorpusFile]:
+    """As ``survey``, and the file: one of a web server with the size and version that were read, which any later
+    reading of it must find again."""
     if file.path is None:
-        return _survey_builtin(config)
-    hashed = _Hashed(open_raw(file))
+        return _survey_builtin(config), file
+    raw = open_raw(file)
+    hashed = _Hashed(raw)
     try:
         if file.kind == "parquet":
             entry = _parquet_units(file, config)
@@ -82,7 +90,10 @@ def survey(file: CorpusFile, config: CorpusConfig) -> dict[str, Any]:
             entry = _text_units(file, config, hashed)
     finally:
         hashed.close()
-    return {"name": file.name, "size": hashed.size, "sha256": hashed.sha256.hexdigest(), **entry}
+    version = web_version(raw)
+    if version is not None:
+        file = dataclasses.replace(file, size=hashed.size, version=version)
+    return {"name": file.name, "size": hashed.size, "sha256": hashed.sha256.hexdigest(), **entry}, file
 
 
 def _survey_builtin(config: CorpusConfig) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from data_prep.corpus.documents import CorpusFile, Partition
 from data_prep.corpus.files import find_corpus_files
 from data_prep.corpus.partitions import partition_bytes, plan_partitions
 from data_prep.corpus.raw_files import user_errors
-from data_prep.corpus.surveys import survey
+from data_prep.corpus.surveys import survey_and_pin
 from data_prep.filters.evaluation_ngrams import evaluation_files
 from data_prep.filters.near_duplicates import near_signature
 from data_prep.report.progress import Progress
@@ -65,7 +65,7 @@ class SurveyedFile:
     """Where it is and how it is read."""
     survey: dict[str, Any]
     """What ``corpus.surveys.survey`` says of it."""
-    stamp: list[int] | None
+    stamp: list[int | str] | None
     """Size and time of change of a local file: where they are as planned, so is its content."""
 
 
@@ -136,21 +136,25 @@ def input_line(found: dict[str, Any]) -> bytes:
     return (json.dumps(found, sort_keys=True) + "\n").encode()
 
 
-def _survey(task: tuple[CorpusFile, PrepConfig, tuple[dict[str, Any], list[int]] | None]) -> SurveyedFile:
+def _survey(task: tuple[CorpusFile, PrepConfig, tuple[dict[str, Any], list[int | str]] | None]) -> SurveyedFile:
     file, config, known = task
     stamp = stamp_of(file)
-    found = known[0] if known is not None and known[1] == stamp else survey(file, config.corpus)
-    return SurveyedFile(file=file, survey=found, stamp=stamp)
+    if known is not None and stamp is not None and known[1] == stamp:
+        return SurveyedFile(file=file, survey=known[0], stamp=stamp)
+    found, file = survey_and_pin(file, config.corpus)
+    return SurveyedFile(file=file, survey=found, stamp=stamp_of(file))
 
 
-def stamp_of(file: CorpusFile) -> list[int] | None:
-    """Size and time of change of a local file.
+def stamp_of(file: CorpusFile) -> list[int | str] | None:
+    """Size and time of change of a local file, size and version of one behind a URL that has a version.
 
     Raises:
         UserError: it is gone.
     """
-    if file.path is None or "://" in file.path:
+    if file.path is None:
         return None
+    if "://" in file.path:
+        return None if file.size is None or file.version is None else [file.size, file.version]
     with user_errors(file.path):
         status = Path(file.path).stat()
     return [status.st_size, status.st_mtime_ns]
@@ -160,7 +164,7 @@ def _known_key(file: CorpusFile) -> tuple[str, str | None]:
     return file.name, file.path
 
 
-def _known_surveys(config: PrepConfig) -> dict[tuple[str, str | None], tuple[dict[str, Any], list[int]]]:
+def _known_surveys(config: PrepConfig) -> dict[tuple[str, str | None], tuple[dict[str, Any], list[int | str]]]:
     """(name, path) -> survey and stamp of the local files of the plan that is there, if it read them so."""
     work = work_path(config)
     try:

@@ -22,7 +22,7 @@ from data_prep.corpus.documents import Partition
 from data_prep.corpus.files import find_corpus_files
 from data_prep.corpus.reading import read_partition
 from data_prep.corpus.surveys import survey
-from data_prep.stages.build import build_shards
+from data_prep.stages.build import build_shards, run_task
 from tests.data_prep.conftest import no_progress
 from tests.data_prep.corpus.test_corpus import read, write_parquet
 from tests.data_prep.fault_servers import fault_proxy
@@ -157,6 +157,17 @@ def test_what_stays_is_one_line(store):
     for missing in ("s3://corpus/none.txt", "s3://corpus/none/*.txt", "s3://none/a.txt"):
         with pytest.raises(UserError, match="does not exist or matches no corpus file"):
             read(missing)
+
+
+def test_a_second_start_reads_no_object_again(store, tiny_config, tmp_path):
+    config = dataclasses.replace(
+        tiny_config, output=str(tmp_path / "out"), corpus=CorpusConfig(paths="s3://corpus/text/*.jsonl")
+    )
+    run_task(config, "plan", None, no_progress)
+    store.asked.clear()
+    run_task(config, "plan", None, no_progress)
+    assert all("list-type" in path for _, path, _ in store.asked)
+    assert store.asked
 
 
 @pytest.mark.slow

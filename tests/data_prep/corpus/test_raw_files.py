@@ -24,7 +24,7 @@ from data_prep.corpus.files import find_corpus_files
 from data_prep.corpus.raw_files import open_raw
 from data_prep.corpus.reading import read_partition
 from data_prep.corpus.surveys import survey
-from data_prep.stages.build import build_shards
+from data_prep.stages.build import build_shards, run_task
 from tests.data_prep.conftest import no_progress
 from tests.data_prep.corpus.test_corpus import read, write_parquet
 from tests.data_prep.fault_servers import fault_server
@@ -336,3 +336,18 @@ def test_files_inside_archives_and_in_memory_are_read(tmp_path):
         assert raw.read(10) == content[100_000:100_010]
         assert raw.seek(0) == 0
         assert raw.read() == content
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_web_file_that_changes_between_plan_and_map_is_refused(server, corpus_folder, tiny_config, tmp_path, ranges):
+    server.ranges = ranges
+    content = (Path(corpus_folder) / "many.jsonl").read_bytes()
+    server.contents["/a.jsonl"] = content
+    corpus = CorpusConfig(paths=f"{server.url}/a.jsonl")
+    config = replace(tiny_config, output=str(tmp_path / "out"), corpus=corpus)
+    run_task(config, "plan", None, no_progress)
+    server.contents["/a.jsonl"] = content.replace(b"house", b"mouse")
+    with pytest.raises(UserError, match=r"corpus file http://.*/a\.jsonl has changed"):
+        run_task(config, "map", None, no_progress)
+    server.contents["/a.jsonl"] = content
+    run_task(config, "map", None, no_progress)
