@@ -34,7 +34,9 @@ _SHORTEST_SECRET = 5  # shorter values of secret variables are words that occur 
 # scheme://user:password@host or scheme://token@host. A password may hold '/' and '@' (database URLs).
 _USER_INFO = re.compile(r"(?P<scheme>\b[a-zA-Z][a-zA-Z0-9+.-]*://)(?:[^\s:/?#@\"'<>]*:[^\s\"'<>]*|[^\s/?#@\"'<>]+)@")
 _PASSWORD = re.compile(r"\b[a-zA-Z][a-zA-Z0-9+.-]*://[^\s:/?#@\"'<>]*:(?P<password>[^\s\"'<>]+)@")
-_QUERY = re.compile(r"(?P<start>[?&;](?P<key>[^=&;\s#?]+)=)[^&;\s#\"'<>]+")
+_QUERY = re.compile(
+    r"(?P<start>[?&;](?P<key>[^=&;\s#?]+)=)[^&;\s#\"'<>]+?(?=[:,.]?(?:[&;\s#\"'<>]|$))"
+)  # a colon behind it is the sentence's
 _AUTHORIZATION = re.compile(r"\b(?P<scheme>Bearer|Basic)\s+[A-Za-z0-9._~+/=-]{8,}")
 _NAME = re.compile(r"(?P<key>\b[A-Za-z][\w.-]*)[\"']?\s*[=:]\s*")
 _A_PATH = re.compile(r"(?:/|~/|\.{1,2}/)[^\s=]*\.[A-Za-z0-9]{1,8}|(?:/[A-Za-z0-9._-]+){2,}/?")

@@ -112,3 +112,11 @@ def test_a_stream_redacts_a_secret_that_comes_in_pieces(monkeypatch: pytest.Monk
     print("refused hunter-2-", end="", file=stream)
     print("hunter\nnext", file=stream)
     assert inner.getvalue() == "refused ***\nnext\n"
+
+
+def test_the_sentence_around_a_url_stays() -> None:
+    assert (
+        redact_urls("cannot read https://h/a?n=1&sig=a:b: it is gone")
+        == "cannot read https://h/a?n=1&sig=***: it is gone"
+    )
+    assert redact_urls("https://h/a?sig=abc, https://h/b?sig=abc.") == "https://h/a?sig=***, https://h/b?sig=***."
