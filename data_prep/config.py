@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from data_prep.contract.command_line import UserError
+from data_prep.contract.redaction import redact_urls
 
 MAX_WEIGHT = 1_000
 MAX_NAME_BYTES = 200  # file systems take 255, and the names beside it are longer
@@ -217,6 +218,11 @@ def _check_weights(corpus: CorpusConfig) -> None:
 
 
 def _check_output(output: str) -> None:
+    if "://" in output:
+        raise UserError(
+            f"--output {redact_urls(output)}: shards are made in a folder, whose renames keep them whole; make them "
+            "there, then copy them with narrowbert-prep upload FOLDER URL"
+        )
     name = Path(output).name
     if name in ("", ".."):
         raise UserError(f"--output '{output}' names no folder that could be made: give one such as shards/mine")

@@ -82,7 +82,7 @@ def fault_server() -> Iterator[FaultServer]:
 
 
 class FaultProxy(http.server.ThreadingHTTPServer):
-    """Hands GET and HEAD on to another server, keeps what was asked for, and fails as it is told."""
+    """Hands requests on to another server, keeps what was asked for, and fails as it is told."""
 
     def __init__(self, port: int) -> None:
         super().__init__(("127.0.0.1", 0), _Forwarding)
@@ -91,6 +91,8 @@ class FaultProxy(http.server.ThreadingHTTPServer):
         """(method, path, range) of every request."""
         self.faults: list[int | str | None] = []
         """As those of FaultServer, for the next GETs."""
+        self.put_faults: list[int | str | None] = []
+        """The same for the next PUTs, "cut" left out."""
 
     @property
     def url(self) -> str:
@@ -104,7 +106,9 @@ class _Forwarding(http.server.BaseHTTPRequestHandler):
         proxy = self.server
         assert isinstance(proxy, FaultProxy)
         proxy.asked.append((self.command, self.path, self.headers["Range"]))
-        fault = proxy.faults.pop(0) if proxy.faults and self.command == "GET" else None
+        body = self.rfile.read(int(self.headers["Content-Length"] or 0))
+        faults = {"GET": proxy.faults, "PUT": proxy.put_faults}.get(self.command)
+        fault = faults.pop(0) if faults else None
         if isinstance(fault, int):
             self.send_error(fault)
             return
@@ -112,7 +116,7 @@ class _Forwarding(http.server.BaseHTTPRequestHandler):
             self.close_connection = True
             return
         behind = http.client.HTTPConnection("127.0.0.1", proxy.port_behind, timeout=30)
-        behind.request(self.command, self.path, headers=dict(self.headers.items()))
+        behind.request(self.command, self.path, body or None, headers=dict(self.headers.items()))
         answer = behind.getresponse()
         content = answer.read()
         self.send_response(answer.status)
@@ -129,7 +133,7 @@ class _Forwarding(http.server.BaseHTTPRequestHandler):
             self.wfile.write(content)
         behind.close()
 
-    do_HEAD = do_GET
+    do_HEAD = do_PUT = do_POST = do_DELETE = do_GET
 
     def log_message(self, *_: object) -> None: ...
 
