@@ -28,7 +28,12 @@ def run(argv: Sequence[str]) -> int:
     start = time.monotonic()
     with TerminalProgress() as progress:
         if options.task:
-            line = run_task(config, options.task, options.index, progress)
+            try:
+                line = run_task(config, options.task, options.index, progress)
+            except OSError as error:
+                raise UserError(
+                    f"cannot write the shards {config.output}: {error}; the same command goes on from here"
+                ) from error
             print(f"{line}, {time.monotonic() - start:.1f} s")
             return 0
         summary = build_shards(config, progress)

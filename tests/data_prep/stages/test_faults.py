@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from data_prep.__main__ import main
 from data_prep.config import CorpusConfig, DuplicatesConfig, PrepConfig
-from data_prep.contract.command_line import UserError
+from data_prep.contract.command_line import UserError, config_as_dict
 from data_prep.corpus import partitions as corpus_partitions
 from data_prep.stages.build import build_shards, run_task
 from data_prep.stages.records import STAGES, committed, task_record
@@ -241,7 +242,7 @@ def test_an_unreadable_input_loses_nothing_that_is_done(
 
 
 def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
-    several_tasks: PrepConfig, expected: dict[str, bytes], tmp_path: Path
+    several_tasks: PrepConfig, expected: dict[str, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     place = tmp_path / "small"
     place.mkdir()
@@ -252,6 +253,11 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
         config = replace(several_tasks, output=str(place / "shards"))
         with pytest.raises(UserError, match=r"No space left on device; the same command goes on from here"):
             build_shards(config, no_progress)
+        settings = tmp_path / "prep.yaml"
+        settings.write_text(json.dumps(config_as_dict(config)))
+        codes = (main(["shards", "--config", str(settings), "--task", stage]) for stage in STAGES[1:-1])
+        assert next(code for code in codes if code) == 2
+        assert "No space left on device; the same command goes on" in capsys.readouterr().err
         done = {path: path.stat().st_mtime_ns for path in (place / "shards.partial").glob("map/0*/record.json")}
         assert done
         subprocess.run(["mount", "-o", "remount,size=64m", str(place)], check=True)
