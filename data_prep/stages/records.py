@@ -23,6 +23,7 @@ import secrets
 import shutil
 import socket
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -262,7 +263,8 @@ def summary_of(plan: WorkPlan, stage: str) -> dict[str, Any]:
     """
     path = plan.work / stage / "summary.json"
     try:
-        found = json.loads(path.read_text())
+        status = path.stat()
+        found = _read_summary(path, status.st_mtime_ns, status.st_ino)
         if found["plan"] == plan.hash:
             return found
     except (FileNotFoundError, ValueError, KeyError, TypeError):
@@ -273,6 +275,16 @@ def summary_of(plan: WorkPlan, stage: str) -> dict[str, Any]:
     return summary
 
 
+@lru_cache(maxsize=4)
+def _read_summary(path: Path, _mtime_ns: int, _inode: int) -> dict[str, Any]:
+    """Once for each process, not for each task: it has a number for every map task."""
+    return json.loads(path.read_text())
+
+
 def document_starts(plan: WorkPlan) -> np.ndarray:
     """[map tasks + 1] i64, the number in the whole corpus of the first document of each map task, and their sum."""
-    return np.cumsum([0, *summary_of(plan, "map")["documents"]], dtype=np.int64)
+    summary = summary_of(plan, "map")
+    key = "starts"  # beside what was read, for as long as that is remembered
+    if key not in summary:
+        summary[key] = np.cumsum([0, *summary["documents"]], dtype=np.int64)
+    return summary[key]
