@@ -57,6 +57,7 @@ class Stage:
 
     name: str
     tasks: int
+    """Pieces of work that may run side by side; the plan is one job, so at most as many as a node has cores."""
     core_s: float
     opens: float
     read: float
@@ -140,7 +141,14 @@ def stages_of(options: argparse.Namespace, units: Units) -> list[Stage]:
     token_bytes = tokens * geometry.token_dtype.itemsize
     order_s = order(tasks, rows)
     return [
-        Stage(name="plan", tasks=1, core_s=size * units.survey_byte, opens=options.files, read=size, written=0),
+        Stage(
+            name="plan",
+            tasks=options.node_cores,
+            core_s=size * units.survey_byte,
+            opens=options.files,
+            read=size,
+            written=0,
+        ),
         Stage(
             name="map",
             tasks=tasks,
@@ -201,6 +209,7 @@ def main() -> None:
     parser.add_argument("--seq_length", type=int, default=512)
     parser.add_argument("--variants", type=int, default=10)
     parser.add_argument("--cores", type=int, default=1_024)
+    parser.add_argument("--node_cores", type=int, default=16, help="which the plan, one job, has")
     parser.add_argument("--megabytes", type=int, default=100, help="of the corpus that is measured")
     parser.add_argument("--work", type=Path, default=Path("model.work"), help="a folder to be made, and removed")
     parser.add_argument("--record", action="store_true", help="add the table to results/preparation.jsonl")
