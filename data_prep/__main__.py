@@ -1,9 +1,9 @@
-"""The command ``narrowbert-prep``: vocab | shards | repack | append | verify | inspect | upload."""
+"""The command ``narrowbert-prep``: vocab | shards | repack | append | remask | verify | inspect | upload."""
 
 import sys
 from collections.abc import Sequence
 
-from data_prep.commands import append, inspect, repack, shards, upload, verify, vocab
+from data_prep.commands import append, inspect, remask, repack, shards, upload, verify, vocab
 from data_prep.commands.arguments import PROGRAM
 from data_prep.contract.command_line import USER_ERROR_EXIT_CODE, choose_command, run_command
 from data_prep.contract.files import raise_descriptor_limit
@@ -13,6 +13,7 @@ COMMANDS = {
     "shards": "Tokenize, pack and mask the same corpus into a shard folder.",
     "repack": "Make shards of other rows out of a folder that has kept its documents.",
     "append": "Make shards of such a folder's documents and of new ones.",
+    "remask": "Make shards of the same rows as a folder's, with other masks.",
     "verify": "Check every byte and every row of a shard folder.",
     "inspect": "Print rows of a shard folder as text, with their masks.",
     "upload": "Copy a shard folder into an object store.",
@@ -31,8 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str]) -> int:
-    commands = {"vocab": vocab, "shards": shards, "repack": repack, "append": append, "verify": verify}
-    run = {name: module.run for name, module in {**commands, "inspect": inspect, "upload": upload}.items()}
+    modules = (vocab, shards, repack, append, remask, verify, inspect, upload)
+    run = {name: module.run for name, module in zip(COMMANDS, modules, strict=True)}
     command = choose_command(PROGRAM, DESCRIPTION, COMMANDS, argv)
     if len(argv) > 1:
         return run[command](argv[1:])

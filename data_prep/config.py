@@ -156,6 +156,20 @@ class PrepConfig:
     """Processes; 0 is one for each usable core. The shards are the same bytes for any number."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RemaskConfig:
+    """What ``remask`` can change; whatever is not given is as in the shard folder that it reads."""
+
+    output: str
+    """The shard folder to make."""
+    mask: MaskConfig = dataclasses.field(default_factory=MaskConfig)
+    """Which tokens are masked."""
+    seed: int = 0
+    """Decides the masks; the rows keep their order."""
+    num_workers: int = 0
+    """Processes; 0 is one for each usable core. The shards are the same bytes for any number."""
+
+
 def check_config(config: PrepConfig) -> None:
     """Raise UserError for values that make no sense, alone or together."""
     limits = (

@@ -19,7 +19,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 from cluster.config import ClusterConfig
-from data_prep.config import PrepConfig
+from data_prep.config import PrepConfig, RemaskConfig
 from data_prep.contract.command_line import INTERRUPTED_EXIT_CODE, USER_ERROR_EXIT_CODE, field_docstrings
 from pipeline.config import RESUMABLE_CHANGES, RunConfig
 from pipeline.finetune.config import FinetuneConfig
@@ -35,6 +35,7 @@ CONFIGURATIONS: list[tuple[str, str, type]] = [
         "`narrowbert-prep vocab`, `narrowbert-prep shards`, `narrowbert-prep repack` and `narrowbert-prep append`",
         PrepConfig,
     ),
+    ("Other masks", "`narrowbert-prep remask`", RemaskConfig),
     ("Fine-tuning", "`narrowbert finetune`", FinetuneConfig),
     (
         "Cluster",

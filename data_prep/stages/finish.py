@@ -4,7 +4,7 @@ import dataclasses
 import gzip
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -175,9 +175,14 @@ def _write_rejects(plan: WorkPlan, counts: dict[str, int]) -> list[dict[str, Any
         for path in _reject_files(plan):
             with path.open("rb") as part:
                 shutil.copyfileobj(part, file)
+    return first_rejects(_all_rejects(plan), counts)
+
+
+def first_rejects(rejects: Iterable[dict[str, Any]], counts: Mapping[str, int]) -> list[dict[str, Any]]:
+    """The first few rejects of each reason, of which there are ``counts``."""
     shown: dict[str, list[dict[str, Any]]] = {reason: [] for reason in sorted(counts)}
     missing = {reason: min(REPORT_REJECTS, count) for reason, count in counts.items()}
-    for reject in _all_rejects(plan) if missing else ():
+    for reject in rejects if missing else ():
         reason = reject["reason"]
         if missing.get(reason):
             shown[reason].append(reject)

@@ -1,6 +1,6 @@
 """Reduce: gather, mask and write the rows of consecutive shards."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ from data_prep.arrays.spill import Spill
 from data_prep.config import chunk_rows
 from data_prep.contract.masking.masks import mask_rows
 from data_prep.contract.masking.settings import Masking, masking_of
-from data_prep.contract.shard_format import SPLITS, TOKENIZER
+from data_prep.contract.shard_format import SPLITS, TOKENIZER, Geometry
 from data_prep.contract.shard_writing import write_shard
 from data_prep.report.statistics import mask_statistics, merge
 from data_prep.stages.order import read_limits
@@ -130,18 +130,34 @@ def _chunks(
     size = chunk_rows(plan.config)
     for start in range(0, len(order), size):
         some = order[start : start + size]
-        rows = bucket["rows"][some]
-        input_ids, lengths, sequence_ids = np.array(rows["input_ids"]), np.array(rows["length"]), bucket["ids"][some]
-        masks = mask_rows(input_ids, lengths, sequence_ids, masking, plan.geometry.num_variants)
-        arrays = {
-            "input_ids": input_ids,
-            "lengths": lengths,
-            **vars(masks),
-            "sequence_ids": sequence_ids,
+        packed = bucket["rows"][some]
+        rows = {
+            "input_ids": np.array(packed["input_ids"]),
+            "lengths": np.array(packed["length"]),
+            "sequence_ids": bucket["ids"][some],
             "boundary_offsets": np.cumsum(np.append(0, counts[some])).astype(np.uint32),
             "boundary_positions": bucket["boundaries"][ranges(begins[some], counts[some])],
         }
-        statistics.append(mask_statistics(arrays, masking.mask_id))
-        stored = {name: arrays[name] for name in plan.geometry.fields(len(some), 0)}
-        plan.geometry.check(stored, len(some))
-        yield stored
+        chunk, counted = masked_chunk(rows, masking, plan.geometry)
+        statistics.append(counted)
+        yield chunk
+
+
+def masked_chunk(
+    rows: Mapping[str, np.ndarray], masking: Masking, geometry: Geometry
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """A whole chunk, and the statistics of its masks.
+
+    Args:
+        rows: the fields of a chunk (see ``shard_format``) but for those of the masks.
+        masking: what the masks follow from.
+        geometry: of the chunk; where it stores no masks they are drawn for the statistics alone.
+
+    Raises:
+        ValueError: a field has another shape or type than the geometry says.
+    """
+    masks = mask_rows(rows["input_ids"], rows["lengths"], rows["sequence_ids"], masking, geometry.num_variants)
+    arrays = {**rows, **vars(masks)}
+    stored = {name: arrays[name] for name in geometry.fields(len(rows["lengths"]), 0)}
+    geometry.check(stored, len(rows["lengths"]))
+    return stored, mask_statistics(arrays, masking.mask_id)

@@ -11,7 +11,7 @@ from data_prep.config import MaskConfig, PackingConfig
 from data_prep.contract.manifest import compute_root_hash, manifest_bytes
 from data_prep.contract.masking.masks import mask_rows
 from data_prep.contract.masking.settings import Masking
-from data_prep.contract.shard_format import MANIFEST, SPLITS, TOKENIZER, Geometry, file_sha256, index_name
+from data_prep.contract.shard_format import INPUTS, MANIFEST, SPLITS, TOKENIZER, Geometry, file_sha256, index_name
 from data_prep.contract.shard_index import ShardIndex
 from data_prep.contract.shard_writing import write_manifest, write_shard
 from data_prep.contract.shards import open_folder
@@ -76,7 +76,11 @@ def as_schema_1(folder: Path, change: Callable[[dict[str, Any]], object] = lambd
         for split, entry in manifest["splits"].items()
     }
     content = {key: value for key, value in manifest.items() if key not in ("root_hash", "files")}
-    content |= {"schema_version": 1, "splits": splits, **manifest.get("files", {})}
+    files = manifest.get("files", {})
+    content |= {"schema_version": 1, "splits": splits, **{key: files[key] for key in files if key == "rejects"}}
+    if "inputs" in files:
+        content["inputs"] = [json.loads(line) for line in (folder / INPUTS).read_text().splitlines()]
+        (folder / INPUTS).unlink()
     change(content)
     content["root_hash"] = compute_root_hash(content)
     (folder / MANIFEST).write_bytes(manifest_bytes(content))
