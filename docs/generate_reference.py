@@ -35,7 +35,7 @@ CONFIGURATIONS: list[tuple[str, str, type]] = [
         "`narrowbert-prep vocab`, `narrowbert-prep shards`, `narrowbert-prep repack` and `narrowbert-prep append`",
         PrepConfig,
     ),
-    ("Other masks", "`narrowbert-prep remask`", RemaskConfig),
+    ("Remasking", "`narrowbert-prep remask`", RemaskConfig),
     ("Fine-tuning", "`narrowbert finetune`", FinetuneConfig),
     (
         "Cluster",
