@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.config import PrepConfig, RemaskConfig, check_config, masked_per_row
-from data_prep.contract.command_line import UserError, config_as_dict
+from data_prep.contract.command_line import UserError
 from data_prep.contract.files import flush_to_disk, write_atomically
 from data_prep.contract.masking.settings import Masking, masking_of
 from data_prep.contract.shard_format import (
@@ -42,7 +42,7 @@ from data_prep.report.statistics import merge
 from data_prep.stages.finish import REPORT_ROWS, Summary, first_rejects, summary
 from data_prep.stages.reduce import masked_chunk
 from data_prep.stages.work_folder import locked_work_folder
-from data_prep.stages.work_plan import work_path
+from data_prep.stages.work_plan import pinned_configuration, work_path
 from data_prep.stages.workers import Workers
 
 PARENT = "parent.json"
@@ -126,10 +126,7 @@ def remask(parent: str, config: RemaskConfig, progress: Progress) -> Summary:
 
 def _identity(folder: ShardFolder, config: PrepConfig) -> dict[str, Any]:
     """What the new folder is made of."""
-    mask = {**config_as_dict(config.mask), "per_row": masked_per_row(config)}
-    if config.mask.stored:  # as the stages pin it
-        del mask["stored"]
-    return {"root_hash": folder.root_hash, "mask": mask, "seed": config.seed}
+    return {"root_hash": folder.root_hash, "mask": pinned_configuration(config)["mask"], "seed": config.seed}
 
 
 def _already_there(folder: ShardFolder, config: PrepConfig, work: Path) -> Summary:

@@ -32,6 +32,8 @@ def contents(folder: str | Path, pattern: str = "*") -> dict[str, bytes]:
     ("options", "mask"),
     [
         (["--mask.probability", "0.3"], MaskConfig(probability=0.3, variants=3)),
+        (["--mask.stored", "false", "--mask.probability", "0.2"],
+         MaskConfig(stored=False, probability=0.2, variants=3)),
         (
             ["--mask.unit", "word", "--mask.variants", "2", "--mask.per_row", "7"],
             MaskConfig(unit="word", variants=2, per_row=7),
@@ -68,6 +70,11 @@ def test_worker_count_changes_no_byte_and_another_seed_only_the_masks(tiny_shard
     for name, field in old.items():
         same = name in ("input_ids", "lengths", "sequence_ids", "boundary_offsets", "boundary_positions", "num_masked")
         assert np.array_equal(field, new[name]) == same, name
+    # Rows whose masks are not stored get them.
+    for name, parent, stored in (("bare", "1", "false"), ("stored", "bare", "true")):
+        options = ["--mask.stored", stored, "--num_workers", "1"]
+        assert main(["remask", str(tmp_path / parent), "--output", str(tmp_path / name), *options]) == 0
+    assert contents(tmp_path / "stored", "*.tar") == contents(tmp_path / "1", "*.tar")
     # The masks of a remasked folder are its own: remasked as it is, it stays.
     assert main(["remask", str(tmp_path / "1"), "--output", str(tmp_path / "again"), "--num_workers", "1"]) == 0
     assert contents(tmp_path / "again", "*.tar") == contents(tmp_path / "1", "*.tar")
@@ -78,7 +85,9 @@ def test_folder_of_schema_1(tiny_shards: Path, tmp_path: Path) -> None:
     assert contents(tmp_path / "same", "*.tar") == contents(ARTIFACT, "*.tar")
     assert verify(tmp_path / "same").problems == ()
     options = ["--mask.variants", "4", "--num_workers", "1"]
-    old = as_schema_1(Path(shutil.copytree(tiny_shards, tmp_path / "old")))
+    copy = Path(shutil.copytree(tiny_shards, tmp_path / "old"))
+    inputs = list(map(json.loads, (copy / "inputs.jsonl").read_text().splitlines()))
+    old = as_schema_1(copy, lambda manifest: manifest.update(inputs=inputs))
     for name, parent in (("of1", old), ("of2", tiny_shards)):
         assert main(["remask", str(parent), "--output", str(tmp_path / name), *options]) == 0
     assert contents(tmp_path / "of1", "*.tar") == contents(tmp_path / "of2", "*.tar")
