@@ -12,7 +12,7 @@ import numpy as np
 
 from data_prep.config import PrepConfig, chunk_rows, masked_per_row, tokenizer_path
 from data_prep.contract.command_line import config_as_dict
-from data_prep.contract.files import write_atomically
+from data_prep.contract.files import flush_to_disk, write_atomically
 from data_prep.contract.redaction import redact_urls
 from data_prep.contract.shard_format import Geometry
 from data_prep.contract.tokenizer import continues_word, load_tokenizer, special_ids, vocabulary_size
@@ -249,6 +249,8 @@ def write_plan(planned: Planned) -> None:
     lines = [_as_line(_task_content(task)) for task in planned.tasks]
     (plan.work / TASKS).write_bytes(b"".join(lines))
     np.save(plan.work / TASK_OFFSETS, np.cumsum([0, *map(len, lines)]))
+    for name in (FILES, TASKS, TASK_OFFSETS):  # before the plan that says that they are there
+        flush_to_disk(plan.work / name)
     content = {
         "identity": planned.identity,
         "reading": _reading(plan.config),
