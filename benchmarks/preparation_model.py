@@ -27,9 +27,9 @@ from data_prep.contract.tokenizer import load_tokenizer, vocabulary_size
 from data_prep.corpus import partitions
 from data_prep.filters.exact_duplicates import KEY
 from data_prep.stages.build import build_shards
-from data_prep.stages.order import shard_starts
+from data_prep.stages.order import MIN_TASKS, shard_starts
 from data_prep.stages.pack import row_dtype
-from data_prep.stages.records import MAX_RANGES, MIN_RANGE_BYTES
+from data_prep.stages.records import MAX_RANGES, MIN_RANGE_BYTES, range_tasks
 
 TOKEN_BYTES = 4.3
 """Bytes of English text that a token stands for."""
@@ -135,8 +135,8 @@ def stages_of(options: argparse.Namespace, units: Units) -> list[Stage]:
         vocab_size=vocabulary_size(load_tokenizer(options.tokenizer)),
     )
     packed = row_dtype(geometry).itemsize
-    ranges = _ranges(documents * KEY.itemsize, tasks, 1)
-    buckets = _ranges(rows * packed, tasks, 16)
+    ranges = range_tasks(documents, KEY.itemsize, tasks)
+    buckets = min(MAX_RANGES, max(MIN_TASKS, rows * packed // (tasks * MIN_RANGE_BYTES)))
     shard = rows * (packed + options.variants * (2 * 2 * geometry.masked_per_row + 2))
     token_bytes = tokens * geometry.token_dtype.itemsize
     order_s = order(tasks, rows)
@@ -186,10 +186,6 @@ def stages_of(options: argparse.Namespace, units: Units) -> list[Stage]:
             name="finish", tasks=1, core_s=tasks * 3e-4, opens=2 * tasks + buckets, read=0, written=rows / 65_536 * 150
         ),
     ]
-
-
-def _ranges(size: int, tasks: int, least: int) -> int:
-    return min(MAX_RANGES, max(least, size // (tasks * MIN_RANGE_BYTES)))
 
 
 def order(tasks: int, rows: int) -> float:

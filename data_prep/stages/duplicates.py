@@ -4,19 +4,16 @@ The tasks share out the values of a hash: equal texts, and texts that share a ba
 the corpus they come from. Each reads one range of every map task's sorted table. ``survivors`` then goes
 through the pairs of near-duplicates that the tasks found.
 
-A task leaves a table of dropped documents: their numbers, rising, the number of the document that survives, and its
-id. A pack task reads of every table the range that concerns its part.
+A task leaves a table of dropped documents, rising, with the place of the id of the document that survives. A pack task
+reads of every table the range that concerns its part.
 """
 
-import itertools
 from bisect import bisect_left
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import safe_open
-from safetensors.numpy import save_file
 
 from data_prep.arrays.ranges import cut, hash_limits
 from data_prep.arrays.spill import Spill
@@ -42,7 +39,10 @@ BUCKET_ENTRIES = 1 << 20
 _checked: set[Path] = set()
 """Folders whose files this process has compared with their hashes."""
 
-DROPPED, PAIRS = "dropped.safetensors", "pairs.bin"
+DROPPED = np.dtype([("document", "<i8"), ("begin", "<u8"), ("length", "<u4")])
+"""A document that does not survive, and where the id of the one that does stands among the names."""
+
+TABLE, NAMES, PAIRS = "dropped.bin", "names.bin", "pairs.bin"
 
 
 def run_duplicates(plan: WorkPlan, index: int) -> dict[str, Any]:
@@ -193,37 +193,34 @@ class _Signatures:
 
 
 def _write_dropped(plan: WorkPlan, folder: Path, documents: np.ndarray, survivors: np.ndarray) -> int:
-    """Write a table of dropped documents, rising, with the ids of those that survive; how many they are."""
+    """Write a table of dropped documents, rising, and the ids of those that survive, each once; how many they are."""
     starts = document_starts(plan)
-    parts = np.searchsorted(starts, survivors, side="right") - 1
-    names = np.empty(len(survivors), dtype=object)
-    order = np.argsort(parts, kind="stable")
-    for some in np.split(order, np.flatnonzero(np.diff(parts[order])) + 1):
-        if len(some):
-            part = int(parts[some[0]])
-            names[some] = document_ids(task_folder(plan, "map", part), survivors[some] - starts[part])
-    encoded = [name.encode() for name in names]
-    columns = {
-        "documents": documents,
-        "survivors": survivors,
-        "name_offsets": np.cumsum([0, *map(len, encoded)], dtype=np.int64),
-        "names": np.frombuffer(b"".join(encoded), dtype=np.uint8),
-    }
-    save_file({name: np.ascontiguousarray(column) for name, column in columns.items()}, folder / DROPPED)
+    wanted, which = np.unique(survivors, return_inverse=True)
+    parts = np.searchsorted(starts, wanted, side="right") - 1
+    lengths = [np.empty(0, dtype=np.int64)]
+    with (folder / NAMES).open("wb") as stream:
+        for part in np.unique(parts).tolist():
+            names = document_ids(task_folder(plan, "map", part), wanted[parts == part] - starts[part])
+            encoded = [name.encode() for name in names]
+            stream.writelines(encoded)
+            lengths.append(np.fromiter(map(len, encoded), dtype=np.int64, count=len(encoded)))
+    sizes = np.concatenate(lengths)
+    table = np.empty(len(documents), dtype=DROPPED)
+    table["document"], table["begin"], table["length"] = documents, (np.cumsum(sizes) - sizes)[which], sizes[which]
+    table.tofile(folder / TABLE)
     return len(documents)
 
 
 def _read_dropped(folder: Path, low: int, high: int) -> tuple[list[int], list[str]]:
     """Rows, from ``low`` on, of the dropped documents below ``high``, and the ids of those that survive."""
-    with safe_open(folder / DROPPED, framework="np") as file:
-        documents, offsets = file.get_slice("documents"), file.get_slice("name_offsets")
-        total = documents.get_shape()[0]
-        begin = bisect_left(range(total), low, key=lambda row: int(documents[row : row + 1][0]))
-        end = bisect_left(range(total), high, key=lambda row: int(documents[row : row + 1][0]))
-        if begin == end:
-            return [], []
-        places = offsets[begin : end + 1]
-        text = bytes(file.get_slice("names")[int(places[0]) : int(places[-1])])
-        ends = (places - places[0]).tolist()
-        names = [text[first:last].decode() for first, last in itertools.pairwise(ends)]
-        return (documents[begin:end] - low).tolist(), names
+    if not (folder / TABLE).stat().st_size:
+        return [], []
+    table = np.memmap(folder / TABLE, dtype=DROPPED, mode="r")
+    documents = table["document"]
+    entries = np.array(table[_first_at_least(documents, low) : _first_at_least(documents, high)])
+    names = []
+    with (folder / NAMES).open("rb") as stream:
+        for begin, length in zip(entries["begin"].tolist(), entries["length"].tolist(), strict=True):
+            stream.seek(begin)
+            names.append(stream.read(length).decode())
+    return (entries["document"] - low).tolist(), names

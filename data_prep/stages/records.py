@@ -49,6 +49,9 @@ RECORD = "record.json"
 MIN_RANGE_BYTES = 1 << 16
 """Bytes that a task reads of one file at once on average, so that opening files never costs more than reading."""
 
+MAX_ENTRIES = 1 << 23
+"""Entries of a table that one task looks at, if MAX_RANGES allows: it keeps some 100 bytes for each duplicate."""
+
 MAX_RANGES = 512
 """Tasks that share out a range of hashes: each of them opens a file of every part of the corpus."""
 
@@ -224,15 +227,19 @@ def _map_summary(plan: WorkPlan, records: Iterator[dict[str, Any]]) -> dict[str,
         total = merge([total, {key: record[key] for key in ("read", "not_sampled", "rejects")}])
     keys, bands = sum(documents), sum(documents) * band_count(plan.config.duplicates.near_threshold)
     tasks = [
-        _range_tasks(keys * KEY.itemsize, plan) if plan.config.duplicates.exact else 0,
-        _range_tasks(bands * BAND_KEY.itemsize, plan),
+        range_tasks(keys, KEY.itemsize, plan.num_tasks) if plan.config.duplicates.exact else 0,
+        range_tasks(bands, BAND_KEY.itemsize, plan.num_tasks),
     ]
     return {**total, "documents": documents, "smallest_left": smallest, "duplicates_tasks": tasks}
 
 
-def _range_tasks(size: int, plan: WorkPlan) -> int:
-    """How many tasks share out tables of so many bytes: what a task reads of a map task stays worth opening it."""
-    return min(MAX_RANGES, max(1, size // (plan.num_tasks * MIN_RANGE_BYTES))) if size else 0
+def range_tasks(entries: int, size: int, num_tasks: int) -> int:
+    """How many tasks share out the tables of ``num_tasks`` map tasks, in all so many entries of ``size`` bytes.
+
+    So many that what a task reads of a map task is worth opening it, or that what it finds fits into memory.
+    """
+    worth_opening = entries * size // (num_tasks * MIN_RANGE_BYTES)
+    return min(MAX_RANGES, max(1, worth_opening, entries // MAX_ENTRIES)) if entries else 0
 
 
 def _pack_summary(_: WorkPlan, records: Iterator[dict[str, Any]]) -> dict[str, Any]:

@@ -86,7 +86,8 @@ DAMAGES = [emptied, cut_short, zeroed, gone]
 FILES = [
     "map/000001/record.json", "map/000001/tokens.bin", "map/000001/documents.safetensors", "map/000001/keys.bin",
     "map/000001/bands.bin", "map/000001/signatures.bin", "map/000001/rejects.jsonl.gz",
-    "duplicates/000000/dropped.safetensors", "duplicates/000001/pairs.bin", "survivors/000000/dropped.safetensors",
+    "duplicates/000000/dropped.bin", "duplicates/000000/names.bin", "duplicates/000001/pairs.bin",
+    "survivors/000000/dropped.bin", "survivors/000000/names.bin",
     "pack/000002/rows.bin", "pack/000002/boundaries.bin", "pack/000002/rejects.jsonl.gz", "order/000000/train.bin",
     "order/000000/record.json", "reduce/000000/record.json", "shards/train-00000.tar",
 ]  # fmt: skip
