@@ -142,6 +142,11 @@ def test_what_cannot_be_is_one_line(tiny_shards: Path, tmp_path: Path, capsys: p
     damaged = Path(shutil.copytree(tiny_shards, tmp_path / "damaged"))
     (damaged / "rejects.jsonl.gz").unlink()
     assert "rejects.jsonl.gz is missing" in error(damaged)
+    shutil.copyfile(tiny_shards / "rejects.jsonl.gz", damaged / "rejects.jsonl.gz")
+    inputs = bytearray((damaged / "inputs.jsonl").read_bytes())
+    inputs[10] ^= 1
+    (damaged / "inputs.jsonl").write_bytes(inputs)
+    assert "inputs.jsonl is damaged" in error(damaged)
     tar = bytearray((damaged / "train-00001.tar").read_bytes())
     tar[3000] ^= 1
     (damaged / "train-00001.tar").write_bytes(tar)
