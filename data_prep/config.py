@@ -149,6 +149,9 @@ class PrepConfig:
     """Rows per chunk, the unit of reading; when not given, 1024 up to seq_length 128 and 256 above."""
     rows_per_shard: int = 65_536
     """Rows per tar file; a multiple of chunk_rows."""
+    write_text: bool = False
+    """Write the documents that are in the shards, cleaned and without duplicates, as parquet files into OUTPUT/text:
+    columns id, split and text."""
     keep_documents: bool = False
     """Keep the tokens of all documents in OUTPUT/documents: `repack` and `append` then tokenize nothing again. Needs
     about two bytes a token, besides the shards."""

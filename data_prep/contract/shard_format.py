@@ -40,6 +40,7 @@ MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 REJECTS = "rejects.jsonl.gz"
 DOCUMENTS_FOLDER = "documents"
+TEXT_FOLDER = "text"
 INPUTS = "inputs.jsonl"
 PINNED_FILES = {"rejects": REJECTS, "inputs": INPUTS}
 """What else a manifest may pin: key -> the file's name."""

@@ -110,8 +110,10 @@ def _check_same(parent: ShardFolder, config: PrepConfig, command: str, changeabl
     wanted, found = as_json(pinned_configuration(config)), parent.manifest["configuration"]
     for field in dataclasses.fields(config):  # in this order, since some of the later ones follow from earlier ones
         name, here, there = field.name, wanted.get(field.name), found.get(field.name)
-        if name in (*changeable, "keep_documents") or here == there:
+        if name in (*changeable, "keep_documents") or here == there or (name == "write_text" and not here):
             continue
+        if name == "write_text":
+            raise UserError(f"{command} cannot write texts: {parent.path} was made without --write_text true")
         if isinstance(here, dict) and isinstance(there, dict):
             key = next(key for key in here if here[key] != there.get(key))
             name, there = f"{name}.{key}", there.get(key)

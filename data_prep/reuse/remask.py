@@ -262,10 +262,14 @@ def _finish(folder: ShardFolder, config: PrepConfig, work: Path, tasks: list[_Ta
     """Write what stands beside the shards, and put the folder in its place."""
     shards, output = work / "shards", Path(config.output)
     identity = _identity(folder, config)
-    # What lies beside the rows of the parent, such as its documents, does not come along.
-    made = {key: value for key, value in folder.manifest["configuration"].items() if key != "keep_documents"}
+    # What lies beside the rows of the parent, its documents and texts, does not come along.
+    made = {
+        key: value
+        for key, value in folder.manifest["configuration"].items()
+        if key not in ("keep_documents", "write_text")
+    }
     manifest = {
-        **{key: value for key, value in folder.manifest.items() if key not in ("root_hash", "documents")},
+        **{key: value for key, value in folder.manifest.items() if key not in ("root_hash", "documents", "text")},
         **dataclasses.asdict(_geometry(folder, config)),
         "configuration": {**made, "mask": identity["mask"], "seed": config.seed},
         "statistics": {**folder.manifest["statistics"], "rows": merge(x["statistics"] for x in _records(tasks))},

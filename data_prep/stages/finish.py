@@ -13,14 +13,14 @@ import numpy as np
 from data_prep.config import PrepConfig
 from data_prep.contract.command_line import UserError
 from data_prep.contract.files import flush_to_disk
-from data_prep.contract.shard_format import DOCUMENTS_FOLDER, INPUTS, REJECTS, SPLITS
+from data_prep.contract.shard_format import DOCUMENTS_FOLDER, INPUTS, REJECTS, SPLITS, TEXT_FOLDER
 from data_prep.contract.shard_writing import file_entry, write_manifest
 from data_prep.contract.shards import open_shards
 from data_prep.corpus.draws import more_documents
 from data_prep.report.page import write_report
 from data_prep.report.rows_as_text import rows_as_text
 from data_prep.report.statistics import merge
-from data_prep.stages.map import REJECTS_PART
+from data_prep.stages.map import REJECTS_PART, TEXT
 from data_prep.stages.records import checked_folder, records_of, require_stage_before, summary_of
 from data_prep.stages.work_plan import WorkPlan, input_line, planned_files, work_path
 
@@ -135,6 +135,7 @@ def finish(plan: WorkPlan, identity: dict[str, Any]) -> Summary:
         "special_ids": plan.special_ids,
         "splits": splits,
         "statistics": statistics,
+        **({"text": {"files": _put_texts(plan)}} if plan.config.write_text else {}),
         **({"documents": {"parts": plan.num_tasks}} if plan.config.keep_documents else {}),
         "files": {"rejects": file_entry(plan.shards / REJECTS), "inputs": file_entry(inputs)},
     }
@@ -149,6 +150,18 @@ def finish(plan: WorkPlan, identity: dict[str, Any]) -> Summary:
     flush_to_disk(plan.work.parent)
     clear_away(plan.config)
     return summary(root_hash, folder.manifest["splits"], rejects, already_there=False)
+
+
+def _put_texts(plan: WorkPlan) -> int:
+    """Put the texts of all pack tasks beside the shards, in the order of the corpus; how many files they are."""
+    folder = plan.shards / TEXT_FOLDER
+    folder.mkdir(exist_ok=True)
+    for index in range(plan.num_tasks):
+        path = folder / f"{index:06d}.parquet"
+        path.unlink(missing_ok=True)  # of a finish that was killed
+        shutil.copyfile(checked_folder(plan, "pack", index, TEXT) / TEXT, path)
+        flush_to_disk(path)
+    return plan.num_tasks
 
 
 def _entries(plan: WorkPlan, split: str) -> Iterator[dict[str, Any]]:

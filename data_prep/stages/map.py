@@ -1,5 +1,6 @@
 """Map: clean and tokenize one part of the corpus into a stream of tokens and a table of its documents."""
 
+import contextlib
 import gzip
 import itertools
 import json
@@ -22,6 +23,7 @@ from data_prep.corpus.documents import CorpusFile, Document, Partition, Reject
 from data_prep.corpus.draws import copies_of, document_draw
 from data_prep.corpus.reading import read_partition
 from data_prep.corpus.surveys import survey
+from data_prep.corpus.written_texts import TextFile
 from data_prep.filters.document_filter import DocumentFilter
 from data_prep.filters.evaluation_ngrams import evaluation_files
 from data_prep.filters.exact_duplicates import key_table, text_key
@@ -39,7 +41,7 @@ COLUMNS = ("length", "characters", "words", "unknown", "validation", "copies")
 
 DOCUMENTS, KEYS, SIGNATURES, BANDS = "documents.safetensors", "keys.bin", "signatures.bin", "bands.bin"
 
-REJECTS_PART = "rejects.jsonl.gz"
+REJECTS_PART, TEXT = "rejects.jsonl.gz", "text.parquet"
 
 
 class RejectFile:
@@ -101,7 +103,9 @@ def document_ids(folder: Path, rows: np.ndarray) -> list[str]:
 class _NewDocuments:
     """The kept documents of one map task, while they are found."""
 
-    def __init__(self) -> None:
+    def __init__(self, texts: TextFile | None) -> None:
+        self.texts = texts
+        """Where their texts go, if they are wanted."""
         self.ids: list[str] = []
         self.columns: dict[str, list[int]] = {name: [] for name in COLUMNS}
         self.keys: list[bytes] = []
@@ -147,10 +151,14 @@ def run_map(plan: WorkPlan, index: int) -> dict[str, Any]:
     task = map_task(plan, index)
     if task.kept is not None:
         return _take_over(plan, index, Path(task.kept))
-    table = _NewDocuments()
     record: dict[str, Any] = {"read": 0, "not_sampled": 0, "smallest_left": 1.0}
     with committed(plan, "map", index, record) as folder:
-        with (folder / "tokens.bin").open("wb") as tokens, RejectFile(folder) as rejects:
+        with (
+            (folder / "tokens.bin").open("wb") as tokens,
+            RejectFile(folder) as rejects,
+            TextFile(folder / TEXT) if plan.config.write_text else contextlib.nullcontext() as texts,
+        ):
+            table = _NewDocuments(texts)
             kept = itertools.chain.from_iterable(
                 _kept(plan, partition, found, record, rejects.write) for partition, found in task.partitions
             )
@@ -262,6 +270,7 @@ def _encode_batch(
     tokens, lengths = encoder.encode([document.text for document, _ in batch])
     unknown = np.concatenate([[0], np.cumsum(tokens == plan.special_ids["unk"])])
     ends = np.cumsum(lengths)
+    first = len(table.ids)
     for (document, copies), length, end in zip(batch, lengths.tolist(), ends.tolist(), strict=True):
         if not length:
             reject(Reject(id=document.key, reason="no_tokens", detail="", sample=document.text[:1000]))
@@ -281,4 +290,7 @@ def _encode_batch(
             column.append(value)
         if plan.config.duplicates.near_threshold is not None:
             table.signatures.append(near_signature(document.text))
+    if table.texts is not None:
+        texts = [document.text for (document, _), length in zip(batch, lengths.tolist(), strict=True) if length]
+        table.texts.write(table.ids[first:], table.columns["validation"][first:], texts)
     return tokens

@@ -15,10 +15,11 @@ from data_prep.arrays.mapped_array import MappedArray
 from data_prep.contract.masking.random_streams import stream_keys
 from data_prep.contract.shard_format import SPLITS, Geometry
 from data_prep.corpus.documents import Reject
+from data_prep.corpus.written_texts import write_kept
 from data_prep.report.statistics import document_statistics
 from data_prep.rows.packing import RowPlan, Rows, fill_rows, plan_rows, reordered
 from data_prep.stages.duplicates import dropped_documents
-from data_prep.stages.map import DocumentTable, RejectFile, read_documents
+from data_prep.stages.map import TEXT, DocumentTable, RejectFile, read_documents
 from data_prep.stages.records import checked_folder, committed
 from data_prep.stages.work_plan import WorkPlan
 
@@ -74,6 +75,8 @@ def run_pack(plan: WorkPlan, index: int) -> dict[str, Any]:
     record: dict[str, Any] = {"rows": {}, "documents": {}, "tokens": {}, "dropped_tokens": 0}
     with committed(plan, "pack", index, record) as folder:
         record["rejects"] = _write_rejects(folder, rejects)
+        if plan.config.write_text:
+            write_kept(source / TEXT, folder / TEXT, keep)
         first_row = first_boundary = 0
         for number, split in enumerate(SPLITS):
             chosen = keep & (table.column("validation") == number)

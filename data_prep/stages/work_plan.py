@@ -333,6 +333,8 @@ def pinned_configuration(config: PrepConfig) -> dict[str, Any]:
     del content["duplicates"]["evaluation_paths"]
     if not config.keep_documents:  # as if the option did not exist: folders from before it are of this configuration
         del content["keep_documents"]
+    if not config.write_text:
+        del content["write_text"]
     return content
 
 
