@@ -1,11 +1,8 @@
 """``narrowbert-prep append``: the documents of a shard folder and new ones."""
 
-import time
 from collections.abc import Sequence
 
-from data_prep.commands.arguments import PROGRAM, prep_config, print_summary
-from data_prep.commands.terminal_progress import TerminalProgress
-from data_prep.contract.command_line import UserError
+from data_prep.commands.repack import make_of_documents
 
 _DESCRIPTION = """Make a shard folder of the documents of another one, which was made with
 --keep_documents true, and of those of --corpus.paths; duplicates of what is there are dropped. Only the new documents
@@ -14,16 +11,6 @@ are tokenized."""
 
 def run(argv: Sequence[str]) -> int:
     """Make a shard folder out of another one; the exit code."""
-    from data_prep.reuse.kept_documents import append, configuration_options, open_kept
+    from data_prep.reuse.kept_documents import append
 
-    if not argv or argv[0].startswith("-"):
-        if "--help" in argv:
-            prep_config(argv, "append SHARDS", _DESCRIPTION)
-        raise UserError(f"append needs the shard folder first: {PROGRAM} append SHARDS --output NEW")
-    start = time.monotonic()
-    parent = open_kept(argv[0])
-    config = prep_config([*configuration_options(parent), *argv[1:]], "append SHARDS", _DESCRIPTION)
-    with TerminalProgress() as progress:
-        summary = append(parent, config, progress)
-    print_summary(config.output, summary, time.monotonic() - start)
-    return 0
+    return make_of_documents(append, argv, "append", _DESCRIPTION)
