@@ -55,9 +55,10 @@ test-fast: $(VENV)/installed-dev
 coverage: $(VENV)/installed-dev
 	pytest -n 2 -m 'not slow' --cov --cov-report=term
 
-# The faults many times over: 20 kills of a run, 20 of a preparation, 10,000 steps.
+# The faults many times over: 20 kills of a run, 20 of a preparation, 10,000 steps; a preparation of few descriptors.
 test-long: $(VENV)/installed-dev
 	NARROWBERT_TEST_LONG=1 NARROWBERT_TEST_KILLS=20 pytest tests/faults tests/data_prep/stages/test_stages.py
+	ulimit -n 256 && pytest tests/data_prep tests/cluster/test_prep_failures.py
 
 check: $(VENV)/installed-dev
 	ruff check .
