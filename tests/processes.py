@@ -74,6 +74,13 @@ def run_ranks(world_size: int, argv_of_rank: Callable[[int], list[str]]) -> list
     return printed
 
 
+def free_port() -> int:
+    """A port of the loopback interface that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
 class Ranks:
     """A training whose ranks a cluster's launcher would start: each is ours, to be hit alone.
 
@@ -84,10 +91,7 @@ class Ranks:
     """
 
     def __init__(self, size: int, *argv: str, faults: Sequence[Mapping[str, Any]] = (), **environment: str) -> None:
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            port = listener.getsockname()[1]
-        common = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        common = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         self.processes = [
             subprocess.Popen(
                 [sys.executable, "-m", "tests.faults.inject", json.dumps(list(faults)), *argv],

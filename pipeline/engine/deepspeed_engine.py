@@ -1,7 +1,6 @@
 """RunConfig -> DeepSpeed engine. The only DeepSpeed dictionary of the project is made here."""
 
 import contextlib
-import datetime
 import gc
 import logging
 import os
@@ -25,13 +24,12 @@ from pipeline.model.masked_lm import NarrowBertForPretraining
 from pipeline.parallel.groups import (
     data_parallel_group,
     initialise_tensor_parallel,
+    limit_collectives,
     model_parallel_unit,
     tensor_parallel_group,
 )
+from pipeline.processes.watchdog import collective_limit_s
 from pipeline.processes.world import World
-
-# Collectives time out after the watchdog, because its report is more useful.
-_AFTER_WATCHDOG = datetime.timedelta(minutes=10)
 
 # Elements that DeepSpeed's buffers hold while it sums gradients.
 _BUCKET_ELEMENTS = 50_000_000
@@ -68,8 +66,8 @@ def initialise_process_group(
             world_size=1,
         )
     else:
-        timeout = datetime.timedelta(seconds=hang_timeout_s) + _AFTER_WATCHDOG
-        dist.init_process_group(backend, rank=world.rank, world_size=world.size, timeout=timeout)
+        limit_collectives(collective_limit_s(hang_timeout_s))
+        dist.init_process_group(backend, rank=world.rank, world_size=world.size)
     initialise_tensor_parallel(tensor_parallel_size)
     return device
 

@@ -1,8 +1,11 @@
 """The process groups of tensor and data parallelism, and the adapter through which DeepSpeed sees them."""
 
+import datetime
+import math
 import warnings
 
 import torch.distributed as dist
+from torch.distributed import distributed_c10d
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # core tells at import which optional CUDA packages are missing
@@ -21,10 +24,26 @@ class SingleRankGroup:
         return 0
 
 
+def limit_collectives(seconds: float) -> None:
+    """Let every group that this process makes from now on, whoever makes it, wait so long for its other ranks.
+
+    DeepSpeed makes groups without saying how long, which would be torch's own 10 minutes (NCCL) or 30 (gloo).
+    So it is these two that are set.
+    """
+    limit = datetime.timedelta(seconds=seconds)
+    distributed_c10d.default_pg_timeout = limit
+    distributed_c10d.default_pg_nccl_timeout = limit  # pyright: ignore[reportPrivateImportUsage]
+
+
 def initialise_tensor_parallel(size: int) -> None:
     """Let each ``size`` neighbouring processes divide the layers among them. Every process calls this once."""
     if size > 1:
-        parallel_state.initialize_model_parallel(tensor_model_parallel_size=size, create_gloo_process_groups=False)
+        limit = distributed_c10d.default_pg_timeout  # Megatron has a default of its own
+        parallel_state.initialize_model_parallel(
+            tensor_model_parallel_size=size,
+            create_gloo_process_groups=False,
+            distributed_timeout_minutes=math.ceil(limit.total_seconds() / 60),
+        )
 
 
 def tensor_parallel_group() -> dist.ProcessGroup | SingleRankGroup:

@@ -31,6 +31,13 @@ log = logging.getLogger("narrowbert")
 START_TIMEOUT_S = 600.0
 """Least timeout before the first step is done: imports, checkpoints and compilation take long."""
 
+_LATER_S = 600.0
+
+
+def collective_limit_s(timeout_s: float) -> float:
+    """Seconds after which a collective gives up: ten minutes later than the watchdog, whose report says more."""
+    return max(timeout_s, START_TIMEOUT_S) + _LATER_S
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Heartbeat:

@@ -10,9 +10,11 @@ FAULTS is JSON: a list of {"do": ..., "rank": which one or null for all, and the
 - ``{"do": "sleep", "place": P, "step": N, "seconds": T}``: sleep there, each time;
 - ``{"do": "slow", "seconds": T}``: take so much longer to read each step's rows;
 - ``{"do": "poison", "steps": [N, ...]}``: every gradient of these steps is NaN;
+- ``{"do": "torch_timeout", "seconds": T}``: what torch gives groups that nobody has set a limit for;
 - ``{"do": "fail_write", "step": N}``: the disk takes nothing of the checkpoint of step N.
 """
 
+import datetime
 import errno
 import json
 import os
@@ -97,6 +99,12 @@ def poison(fault: dict[str, Any]) -> None:
     Trainer.step = poison_and_step
 
 
+def torch_timeout(fault: dict[str, Any]) -> None:
+    from torch.distributed import distributed_c10d
+
+    distributed_c10d.default_pg_timeout = datetime.timedelta(seconds=fault["seconds"])
+
+
 def fail_write(fault: dict[str, Any]) -> None:
     from pipeline.checkpoints.tensor_file import TensorFile
 
@@ -120,6 +128,7 @@ def main() -> None:
             "sleep": lambda fault: at_place(fault, lambda: time.sleep(fault["seconds"])),
             "slow": slow,
             "poison": poison,
+            "torch_timeout": torch_timeout,
             "fail_write": fail_write,
         }[fault["do"]](fault)
     command.main()

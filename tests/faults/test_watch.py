@@ -11,7 +11,7 @@ import torch
 
 from pipeline.checkpoints.reading import read_tensors, read_trainer_state
 from tests.faults.runs import LONG, argv, events
-from tests.processes import Ranks, kill_group, losses, run_command, start_command, wait_until
+from tests.processes import Ranks, free_port, kill_group, losses, run_command, run_ranks, start_command, wait_until
 
 LEAK_STEPS = 10_000 if LONG else 1_000
 
@@ -58,6 +58,40 @@ def test_a_rank_that_stands_still_is_named_with_its_place(tmp_path: Path, shard_
         "agreement" in (run_dir / "logs/stacks-rank-0.txt").read_text()
         or "reach" in (run_dir / "logs/stacks-rank-0.txt").read_text()
     )
+
+
+@pytest.mark.slow
+def test_a_hang_in_the_agreement_ends_by_the_watchdog_where_torch_would_give_up_as_early(
+    tmp_path: Path, shard_folder: Path
+) -> None:
+    # As at the defaults, where both are 30 minutes.
+    run_dir = tmp_path / "run"
+    command = argv(run_dir, shard_folder, "--training.train_steps", "1000", "--training.hang_timeout", "4")
+    faults = [
+        {"do": "torch_timeout", "seconds": 4},
+        {"do": "sleep", "rank": 1, "place": "reading rows", "step": 6, "seconds": 3600},
+    ]
+    printed = Ranks(2, *command, faults=faults).end(86)
+    (hang,) = events(run_dir, "hang")
+    assert "rank 1 (process" in hang["text"]
+    assert "stands at 'reading rows' after step 6, the others at 'waiting for the others' after step 6" in hang["text"]
+    assert "Traceback" not in printed[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tensor_parallel_size", [1, 2])
+def test_every_group_of_a_run_waits_ten_minutes_longer_than_the_watchdog(
+    tmp_path: Path, tensor_parallel_size: int
+) -> None:
+    port = free_port()
+
+    def argv_of_rank(rank: int) -> list[str]:
+        return ["-m", "tests.faults.time_limits", str(rank), str(port), str(tmp_path), str(tensor_parallel_size)]
+
+    for printed in run_ranks(2, argv_of_rank):
+        limits = json.loads(printed.splitlines()[-1])
+        assert len(limits) >= 4, limits  # the default's, the agreement's, DeepSpeed's or Megatron's, the writer's
+        assert set(limits.values()) == {7200 + 600}, limits
 
 
 @pytest.mark.slow
