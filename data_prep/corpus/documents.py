@@ -63,6 +63,8 @@ class CorpusFile:
     """As the suffix says."""
     size: int | None = None
     """Bytes of the file, where the listing that found it says so."""
+    source: int = 0
+    """Number of the entry of ``corpus.paths`` that found it, from 0."""
     version: str | None = None
     """What tells it from a later one at the same place, such as an ETag, where the listing says so."""
 

@@ -39,7 +39,7 @@ def find_corpus_files(config: CorpusConfig, *, output: str | None = None) -> lis
     weights = config.weights or (1.0,) * len(entries)
     found: dict[str, CorpusFile] = {}
     names: dict[str, int] = {}
-    for entry, weight in zip(entries, weights, strict=True):
+    for source, (entry, weight) in enumerate(zip(entries, weights, strict=True)):
         entry = entry.removeprefix("file://")
         if entry == BUILTIN:
             expanded = [_Found(path=None, name=BUILTIN)]
@@ -66,6 +66,7 @@ def find_corpus_files(config: CorpusConfig, *, output: str | None = None) -> lis
                 kind=kind,
                 compression=compression,
                 size=file.size,
+                source=source,
                 version=file.version,
             )
     if any(file.kind == "warc" for file in found.values()):

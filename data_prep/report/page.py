@@ -61,7 +61,8 @@ def write_report(
 
     Args:
         manifest: of the folder, with ``statistics``: read, not_sampled, rejects (reason -> documents),
-            dropped_tokens, documents (see ``document_statistics``) and rows (see ``mask_statistics``).
+            sources (see ``source_statistics``), dropped_tokens, documents (see ``document_statistics``) and rows (see
+            ``mask_statistics``).
         indexes: split -> its shards.
         rejects: a few of each reason, as {id, reason, detail, sample}.
         rows: a few rows as ``rows_as_text`` gives them: a line of numbers, then the words, {house->[MASK]} masked,
@@ -71,6 +72,7 @@ def write_report(
         _summary(manifest),
         _inputs(folder, manifest),
         _rejected(manifest["statistics"], rejects),
+        _sources(manifest["statistics"].get("sources", [])),
         _documents(manifest["statistics"]["documents"]),
         _packed(manifest),
         _masks(manifest),
@@ -173,6 +175,20 @@ def _rejected(statistics: Mapping[str, Any], rejects: Sequence[Mapping[str, Any]
         samples.append(f"<details><summary>{heading}</summary>\n{entries}</details>\n")
     where = "<p>All that were left out are in <code>rejects.jsonl.gz</code>, each with its reason.</p>\n"
     return "<h2>What stayed and what was left out</h2>\n" + table + (where if counts else "") + "".join(samples)
+
+
+def _sources(sources: Sequence[Mapping[str, Any]]) -> str:
+    """Where the documents of each entry of ``corpus.paths`` went, if there are several."""
+    if len(sources) < 2:
+        return ""
+    lines = []
+    for number, source in enumerate(sources, 1):
+        rejects = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in source["rejects"].items())
+        counts = (source["files"], source["read"], source["not_sampled"], source["documents"], source["tokens"])
+        name = f"{number}: <code>{escaped(source['first_file'])}</code>"
+        lines.append((name, *counts, percentage(source["documents"], source["read"]), escaped(rejects)))
+    names = ("corpus.paths, first file", "files", "read", "not sampled", "kept", "tokens", "share kept", "left out")
+    return "<h2>By source</h2>\n" + html_table(names, lines)
 
 
 def _documents(documents: Mapping[str, Any]) -> str:

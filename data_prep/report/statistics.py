@@ -1,6 +1,6 @@
 """Counts and histograms of documents, rows and masks."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -81,6 +81,54 @@ def merge(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
             else:
                 total[key] = total.get(key, 0) + value
     return total
+
+
+def counts_by_source(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What the record of a map task says of each source (see ``CorpusFile``): its number -> counts.
+
+    A record that was kept before sources were counted is of one source.
+    """
+    return record.get("sources") or {"0": {key: record[key] for key in ("read", "not_sampled", "rejects")}}
+
+
+def source_statistics(
+    files: Iterable[tuple[Mapping[str, Any], int]], counts: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Where the documents of each source went.
+
+    Args:
+        files: (survey, source) of the corpus files.
+        counts: number of a source -> what the records of map and pack together say of it.
+
+    Returns:
+        For each entry of ``corpus.paths``: its files, the name of the first, documents read, not sampled, in the
+        shards, rejects (reason -> documents), and tokens in the shards, each document once.
+    """
+    names: dict[int, list[str]] = {}
+    for survey, source in files:
+        names.setdefault(source, []).append(survey["name"])
+    found = []
+    for source in range(max(names, default=-1) + 1):
+        here, count = names.get(source, []), counts.get(str(source), {})
+        numbers = {key: count.get(key, 0) for key in ("read", "not_sampled", "documents", "tokens")}
+        rejects = dict(sorted(count.get("rejects", {}).items()))
+        found.append({"files": len(here), "first_file": here[0] if here else "", **numbers, "rejects": rejects})
+    return found
+
+
+def mostly_rejected(sources: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line for each source of which more than half was left out."""
+    lines = []
+    for number, source in enumerate(sources, 1):
+        rejected, read = sum(source["rejects"].values()), source["read"]
+        if 2 * rejected > read:
+            reasons = ", ".join(f"{count:,} {reason}" for reason, count in source["rejects"].items())
+            files = f"{source['files']:,} file{'s' if source['files'] > 1 else ''}"
+            lines.append(
+                f"entry {number} of corpus.paths ({source['first_file']}, {files}): {rejected:,} of {read:,} documents "
+                f"are not in the shards ({reasons})"
+            )
+    return lines
 
 
 def _histogram(bins: np.ndarray, name: Callable[[int], str]) -> dict[str, int]:

@@ -128,9 +128,11 @@ def _planned(parent: ShardFolder, config: PrepConfig, command: str, new: Planned
         if not (folder / RECORD).is_file():
             raise UserError(f"{folder} is missing: restore {parent.path} from a copy or prepare it again")
     tasks = [MapTask(partitions=(), bytes=_size(folder), kept=str(folder)) for folder in kept]
-    files = [_known_file(json.loads(line)) for line in (parent.path / INPUTS).read_text().splitlines()]
+    lines = (parent.path / INPUTS).read_text().splitlines()
+    sources = _sources(parent, len(lines))
+    files = [_known_file(json.loads(line), source) for line, source in zip(lines, sources, strict=True)]
     if new is not None:
-        new_files = _with_new_names(new.files, {found.file.name for found in files})
+        new_files = _set_apart(new.files, {found.file.name for found in files}, max(sources, default=-1) + 1)
         tasks += map_tasks(new_files)
         files += new_files
     identity = {
@@ -144,8 +146,16 @@ def _planned(parent: ShardFolder, config: PrepConfig, command: str, new: Planned
     return Planned(plan=build_plan(config, tasks, identity), identity=identity, files=files, tasks=tasks)
 
 
-def _with_new_names(files: list[SurveyedFile], taken: set[str]) -> list[SurveyedFile]:
-    """New files, named so that no document has an id that another one has."""
+def _sources(parent: ShardFolder, num_files: int) -> list[int]:
+    """The source of each file of the parent, whose files lie in the order of their sources."""
+    sources = parent.manifest["statistics"].get("sources")  # before they were counted all were one
+    if sources is None:
+        return [0] * num_files
+    return [number for number, source in enumerate(sources) for _ in range(source["files"])]
+
+
+def _set_apart(files: list[SurveyedFile], taken: set[str], first_source: int) -> list[SurveyedFile]:
+    """New files, named so that no document has an id that another one has, and counted as sources of their own."""
     named = []
     for found in files:
         name, number = found.file.name, 1
@@ -153,7 +163,7 @@ def _with_new_names(files: list[SurveyedFile], taken: set[str]) -> list[Surveyed
             number += 1
             name = f"{number}//{found.file.name}"
         taken.add(name)
-        file = dataclasses.replace(found.file, name=name)
+        file = dataclasses.replace(found.file, name=name, source=first_source + found.file.source)
         named.append(dataclasses.replace(found, file=file, survey={**found.survey, "name": name}))
     return named
 
@@ -162,7 +172,7 @@ def _size(folder: Path) -> int:
     return (folder / "tokens.bin").stat().st_size
 
 
-def _known_file(survey: dict[str, Any]) -> SurveyedFile:
+def _known_file(survey: dict[str, Any], source: int) -> SurveyedFile:
     """A file of the parent's corpus, which is not read again."""
-    file = CorpusFile(name=survey["name"], path=None, weight=1.0, kind="builtin", compression=None)
+    file = CorpusFile(name=survey["name"], path=None, weight=1.0, kind="builtin", compression=None, source=source)
     return SurveyedFile(file=file, survey=survey, stamp=None)

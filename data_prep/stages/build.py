@@ -177,7 +177,7 @@ def _run_stage(
 
 
 def _finish(plan: WorkPlan, identity: dict[str, Any], workers: Workers, progress: Progress) -> Summary:
-    return _repaired(plan, "finish", workers, progress, lambda: finish(plan, identity))
+    return _repaired(plan, "finish", workers, progress, lambda: finish(plan, identity, progress.note))
 
 
 def _repaired(plan: WorkPlan, stage: str, workers: Workers, progress: Progress, action: Callable[[], Result]) -> Result:

@@ -4,7 +4,7 @@ import dataclasses
 import gzip
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from data_prep.contract.shards import open_shards
 from data_prep.corpus.draws import more_documents
 from data_prep.report.page import write_report
 from data_prep.report.rows_as_text import rows_as_text
-from data_prep.report.statistics import merge
+from data_prep.report.statistics import merge, mostly_rejected, source_statistics
 from data_prep.stages.map import REJECTS_PART, TEXT
 from data_prep.stages.records import checked_folder, records_of, require_stage_before, summary_of
 from data_prep.stages.work_plan import WorkPlan, input_line, planned_files, work_path
@@ -56,8 +56,9 @@ def check_counts(plan: WorkPlan) -> None:
     """Raise UserError where a split has too few rows to be of use, with what would fix it."""
     config = plan.config
     mapped, packed = summary_of(plan, "map"), summary_of(plan, "pack")
-    documents, rejects, smallest = sum(mapped["documents"]), mapped["rejects"], mapped["smallest_left"]
+    documents, smallest = sum(mapped["documents"]), mapped["smallest_left"]
     if not documents:
+        rejects = merge(source.get("rejects", {}) for source in mapped["sources"].values())
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(rejects.items()))
         example = _first_reject(plan)
         raise UserError(
@@ -99,16 +100,17 @@ def _all_rejects(plan: WorkPlan) -> Iterator[dict[str, Any]]:
             yield from map(json.loads, stream)
 
 
-def finish(plan: WorkPlan, identity: dict[str, Any]) -> Summary:
+def finish(plan: WorkPlan, identity: dict[str, Any], note: Callable[[str], None]) -> Summary:
     """Write rejects, inputs, manifest and report, put the folder in its place, and clear the rest away.
 
     The folder is complete when it gets its name. A kill after that leaves only the intermediate results, which the
-    same command clears away.
+    same command clears away. A source of which most was left out is noted.
     """
     require_stage_before(plan, "finish")
     check_counts(plan)
     mapped, packed = summary_of(plan, "map"), summary_of(plan, "pack")
-    rejects = merge([mapped["rejects"], packed["rejects"]])
+    sources = source_statistics(planned_files(plan), merge([mapped["sources"], packed["sources"]]))
+    rejects = merge(source["rejects"] for source in sources)
     splits = {
         split: {
             "documents": packed["documents"][split],
@@ -117,14 +119,17 @@ def finish(plan: WorkPlan, identity: dict[str, Any]) -> Summary:
         }
         for split in SPLITS
     }
+    for line in mostly_rejected(sources):
+        note(line)
     samples = _write_rejects(plan, rejects)
     inputs = plan.shards / INPUTS
     with inputs.open("wb") as stream:
-        stream.writelines(map(input_line, planned_files(plan)))
+        stream.writelines(input_line(survey) for survey, _ in planned_files(plan))
     statistics = {
-        "read": mapped["read"],
-        "not_sampled": mapped["not_sampled"],
+        "read": sum(source["read"] for source in sources),
+        "not_sampled": sum(source["not_sampled"] for source in sources),
         "rejects": rejects,
+        "sources": sources,
         "dropped_tokens": packed["dropped_tokens"],
         "documents": packed["statistics"],
         "rows": merge(record["statistics"] for record in records_of(plan, "reduce")),

@@ -29,6 +29,7 @@ from data_prep.filters.evaluation_ngrams import evaluation_files
 from data_prep.filters.exact_duplicates import key_table, text_key
 from data_prep.filters.near_duplicates import NUM_PERMUTATIONS, band_table, near_signature
 from data_prep.filters.registry import open_filters
+from data_prep.report.statistics import merge
 from data_prep.stages.records import RECORD, committed, sizes_and_hashes
 from data_prep.stages.work_plan import PLAN, SurveyedFile, WorkPlan, as_json, map_task, stamp_of
 from data_prep.tokens.word_table import TextEncoder
@@ -37,19 +38,23 @@ BATCH_CHARACTERS = 1 << 19
 """Text a map task holds at once."""
 
 
-COLUMNS = ("length", "characters", "words", "unknown", "validation", "copies")
+COLUMNS = ("length", "characters", "words", "unknown", "validation", "copies", "source")
 
 DOCUMENTS, KEYS, SIGNATURES, BANDS = "documents.safetensors", "keys.bin", "signatures.bin", "bands.bin"
 
 REJECTS_PART, TEXT = "rejects.jsonl.gz", "text.parquet"
 
 
+Kept = tuple[Document, int, int]
+"""A document, how many copies of it are taken, and its source (see ``CorpusFile``)."""
+
+
 class RejectFile:
     """The rejects of one task, as a gzip member: members one behind the other are a gzip file too."""
 
     def __init__(self, folder: Path) -> None:
-        self.counts: dict[str, int] = {}
-        """Reason -> rejects."""
+        self.counts: dict[str, dict[str, int]] = {}
+        """Source -> reason -> rejects."""
         self._file = (folder / REJECTS_PART).open("wb")
         self._stream = gzip.GzipFile(filename="", fileobj=self._file, mode="wb", mtime=0)
 
@@ -60,9 +65,14 @@ class RejectFile:
         self._stream.close()
         self._file.close()
 
-    def write(self, item: Reject) -> None:
-        """Append one, and count it."""
-        self.counts[item.reason] = self.counts.get(item.reason, 0) + 1
+    def by_source(self) -> dict[str, Any]:
+        """The counts as records have them."""
+        return {source: {"rejects": counts} for source, counts in self.counts.items()}
+
+    def write(self, item: Reject, source: int) -> None:
+        """Append one, and count it as of a source (see ``CorpusFile``)."""
+        counts = self.counts.setdefault(str(source), {})
+        counts[item.reason] = counts.get(item.reason, 0) + 1
         self._stream.write((json.dumps(vars(item)) + "\n").encode())
 
 
@@ -89,7 +99,10 @@ class DocumentTable:
 
 def read_documents(folder: Path) -> DocumentTable:
     """The documents of a map task's folder."""
-    return DocumentTable(load_file(folder / DOCUMENTS))
+    columns = load_file(folder / DOCUMENTS)
+    if "source" not in columns:  # kept before there was this column
+        columns["source"] = np.zeros_like(columns["length"])
+    return DocumentTable(columns)
 
 
 def document_ids(folder: Path, rows: np.ndarray) -> list[str]:
@@ -151,7 +164,8 @@ def run_map(plan: WorkPlan, index: int) -> dict[str, Any]:
     task = map_task(plan, index)
     if task.kept is not None:
         return _take_over(plan, index, Path(task.kept))
-    record: dict[str, Any] = {"read": 0, "not_sampled": 0, "smallest_left": 1.0}
+    sources: dict[str, dict[str, int]] = {}
+    record: dict[str, Any] = {"smallest_left": 1.0}
     with committed(plan, "map", index, record) as folder:
         with (
             (folder / "tokens.bin").open("wb") as tokens,
@@ -160,11 +174,11 @@ def run_map(plan: WorkPlan, index: int) -> dict[str, Any]:
         ):
             table = _NewDocuments(texts)
             kept = itertools.chain.from_iterable(
-                _kept(plan, partition, found, record, rejects.write) for partition, found in task.partitions
+                _kept(plan, partition, found, record, sources, rejects.write) for partition, found in task.partitions
             )
             tokens.writelines(_encode_batch(plan, batch, table, rejects.write).data for batch in _batches(kept))
         table.write(folder, plan.config)
-        record["documents"], record["rejects"] = len(table.ids), rejects.counts
+        record["documents"], record["sources"] = len(table.ids), merge([sources, rejects.by_source()])
         for document_filter in _filters(plan.work, plan.hash, plan.config):
             record |= document_filter.counts()
     return record
@@ -214,29 +228,31 @@ def _kept(
     partition: Partition,
     found: SurveyedFile,
     record: dict[str, Any],
-    reject: Callable[[Reject], None],
-) -> Iterator[tuple[Document, int]]:
-    """(document, copies of it) of one partition; the others are counted."""
-    weight = found.file.weight
+    sources: dict[str, dict[str, int]],
+    reject: Callable[[Reject, int], None],
+) -> Iterator[Kept]:
+    """What is kept of one partition; the others are counted."""
+    weight, source = found.file.weight, found.file.source
+    counts = sources.setdefault(str(source), {"read": 0, "not_sampled": 0})
     filters = _filters(plan.work, plan.hash, plan.config)
     _check_unchanged(plan, found)
     for item in read_partition(found.file, partition, plan.config.corpus, plan.config.cleaning):
-        record["read"] += 1
+        counts["read"] += 1
         if isinstance(item, Reject):
-            reject(item)
+            reject(item, source)
             continue
         copies = copies_of(item.id, weight)
         if not copies:
-            record["not_sampled"] += 1
+            counts["not_sampled"] += 1
             continue
         refused = _refused(item, filters)
         if refused is not None:
-            reject(refused)
+            reject(refused, source)
             continue
         draw = document_draw(item.id)
         if draw >= plan.config.validation_fraction:
             record["smallest_left"] = min(record["smallest_left"], draw)
-        yield item, copies
+        yield item, copies, source
     _check_unchanged(plan, found)  # what was read is what was hashed
 
 
@@ -249,8 +265,8 @@ def _refused(document: Document, filters: list[DocumentFilter]) -> Reject | None
     return None
 
 
-def _batches(items: Iterable[tuple[Document, int]]) -> Iterator[list[tuple[Document, int]]]:
-    batch: list[tuple[Document, int]] = []
+def _batches(items: Iterable[Kept]) -> Iterator[list[Kept]]:
+    batch: list[Kept] = []
     size = 0
     for item in items:
         batch.append(item)
@@ -263,17 +279,17 @@ def _batches(items: Iterable[tuple[Document, int]]) -> Iterator[list[tuple[Docum
 
 
 def _encode_batch(
-    plan: WorkPlan, batch: list[tuple[Document, int]], table: _NewDocuments, reject: Callable[[Reject], None]
+    plan: WorkPlan, batch: list[Kept], table: _NewDocuments, reject: Callable[[Reject, int], None]
 ) -> np.ndarray:
     """Tokens of a batch; its documents go into the table."""
     encoder = _encoder(plan.shards, plan.hash, plan.geometry.token_dtype.str)
-    tokens, lengths = encoder.encode([document.text for document, _ in batch])
+    tokens, lengths = encoder.encode([document.text for document, *_ in batch])
     unknown = np.concatenate([[0], np.cumsum(tokens == plan.special_ids["unk"])])
     ends = np.cumsum(lengths)
     first = len(table.ids)
-    for (document, copies), length, end in zip(batch, lengths.tolist(), ends.tolist(), strict=True):
+    for (document, copies, source), length, end in zip(batch, lengths.tolist(), ends.tolist(), strict=True):
         if not length:
-            reject(Reject(id=document.key, reason="no_tokens", detail="", sample=document.text[:1000]))
+            reject(Reject(id=document.key, reason="no_tokens", detail="", sample=document.text[:1000]), source)
             continue
         table.ids.append(document.key)
         table.keys.append(text_key(document.text))
@@ -285,12 +301,13 @@ def _encode_batch(
             int(unknown[end] - unknown[end - length]),
             validation,
             copies,
+            source,
         )
         for column, value in zip(table.columns.values(), row, strict=True):
             column.append(value)
         if plan.config.duplicates.near_threshold is not None:
             table.signatures.append(near_signature(document.text))
     if table.texts is not None:
-        texts = [document.text for (document, _), length in zip(batch, lengths.tolist(), strict=True) if length]
+        texts = [document.text for (document, *_), length in zip(batch, lengths.tolist(), strict=True) if length]
         table.texts.write(table.ids[first:], table.columns["validation"][first:], texts)
     return tokens

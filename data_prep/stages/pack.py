@@ -16,7 +16,7 @@ from data_prep.contract.masking.random_streams import stream_keys
 from data_prep.contract.shard_format import SPLITS, Geometry
 from data_prep.corpus.documents import Reject
 from data_prep.corpus.written_texts import write_kept
-from data_prep.report.statistics import document_statistics
+from data_prep.report.statistics import document_statistics, merge
 from data_prep.rows.packing import RowPlan, Rows, fill_rows, plan_rows, reordered
 from data_prep.stages.duplicates import dropped_documents
 from data_prep.stages.map import TEXT, DocumentTable, RejectFile, read_documents
@@ -74,7 +74,7 @@ def run_pack(plan: WorkPlan, index: int) -> dict[str, Any]:
     tokens = MappedArray(source / "tokens.bin", plan.geometry.token_dtype)
     record: dict[str, Any] = {"rows": {}, "documents": {}, "tokens": {}, "dropped_tokens": 0}
     with committed(plan, "pack", index, record) as folder:
-        record["rejects"] = _write_rejects(folder, rejects)
+        rejects_by_source = _write_rejects(folder, rejects, table.column("source")[dropped])
         if plan.config.write_text:
             write_kept(source / TEXT, folder / TEXT, keep)
         first_row = first_boundary = 0
@@ -103,14 +103,25 @@ def run_pack(plan: WorkPlan, index: int) -> dict[str, Any]:
             tokens=table.column("length")[keep],
             unknown=int(table.column("unknown")[keep].sum()),
         )
+        record["sources"] = merge([_by_source(table, keep), rejects_by_source])
     return record
 
 
-def _write_rejects(folder: Path, rejects: Iterator[Reject]) -> dict[str, int]:
+def _write_rejects(folder: Path, rejects: Iterator[Reject], sources: np.ndarray) -> dict[str, Any]:
+    """Write rejects, and count those of each source."""
     with RejectFile(folder) as file:
-        for reject in rejects:
-            file.write(reject)
-    return file.counts
+        for reject, source in zip(rejects, sources.tolist(), strict=True):
+            file.write(reject, source)
+    return file.by_source()
+
+
+def _by_source(table: DocumentTable, keep: np.ndarray) -> dict[str, Any]:
+    """Source -> documents and tokens that are kept of it."""
+    sources, lengths = table.column("source")[keep], table.column("length")[keep]
+    return {
+        str(source): {"documents": int((sources == source).sum()), "tokens": int(lengths[sources == source].sum())}
+        for source in np.unique(sources).tolist()
+    }
 
 
 def _sequence(chosen: np.ndarray, table: DocumentTable, *, repeat: bool) -> np.ndarray:

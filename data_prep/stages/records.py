@@ -35,7 +35,7 @@ from data_prep.contract.files import flush_to_disk, write_atomically
 from data_prep.contract.shard_format import SPLITS
 from data_prep.filters.exact_duplicates import KEY
 from data_prep.filters.near_duplicates import BAND_KEY, band_count
-from data_prep.report.statistics import merge
+from data_prep.report.statistics import counts_by_source, merge
 from data_prep.stages.work_plan import WorkPlan
 
 STAGES = ("plan", "map", "duplicates", "survivors", "pack", "order", "reduce", "finish")
@@ -219,18 +219,18 @@ def require_stage_before(plan: WorkPlan, stage: str) -> None:
 
 def _map_summary(plan: WorkPlan, records: Iterator[dict[str, Any]]) -> dict[str, Any]:
     documents: list[int] = []
-    total: dict[str, Any] = {}
+    sources: dict[str, Any] = {}
     smallest = 1.0
     for record in records:
         documents.append(record["documents"])
         smallest = min(smallest, record["smallest_left"])
-        total = merge([total, {key: record[key] for key in ("read", "not_sampled", "rejects")}])
+        sources = merge([sources, counts_by_source(record)])
     keys, bands = sum(documents), sum(documents) * band_count(plan.config.duplicates.near_threshold)
     tasks = [
         range_tasks(keys, KEY.itemsize, plan.num_tasks) if plan.config.duplicates.exact else 0,
         range_tasks(bands, BAND_KEY.itemsize, plan.num_tasks),
     ]
-    return {**total, "documents": documents, "smallest_left": smallest, "duplicates_tasks": tasks}
+    return {"sources": sources, "documents": documents, "smallest_left": smallest, "duplicates_tasks": tasks}
 
 
 def range_tasks(entries: int, size: int, num_tasks: int) -> int:
@@ -248,7 +248,7 @@ def _pack_summary(_: WorkPlan, records: Iterator[dict[str, Any]]) -> dict[str, A
     for record in records:
         for split in SPLITS:
             rows[split].append(record["rows"][split])
-        names = ("documents", "tokens", "dropped_tokens", "rejects", "statistics")
+        names = ("documents", "tokens", "dropped_tokens", "sources", "statistics")
         total = merge([total, {key: record[key] for key in names}])
     return {**total, "rows": rows}
 
@@ -268,7 +268,7 @@ def summary_of(plan: WorkPlan, stage: str) -> dict[str, Any]:
     Raises:
         UserError: a task of the stage is not done.
     """
-    path = plan.work / stage / "summary.json"
+    path = plan.work / stage / "totals.json"
     try:
         status = path.stat()
         found = _read_summary(path, status.st_mtime_ns, status.st_ino)

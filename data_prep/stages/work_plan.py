@@ -292,11 +292,12 @@ def map_task(plan: WorkPlan, index: int) -> MapTask:
     return MapTask(partitions=partitions, bytes=content["bytes"], kept=content["kept"])
 
 
-def planned_files(plan: WorkPlan) -> Iterator[dict[str, Any]]:
-    """The surveys of the corpus files, by the plan on disk."""
+def planned_files(plan: WorkPlan) -> Iterator[tuple[dict[str, Any], int]]:
+    """(survey, source) of the corpus files, by the plan on disk."""
     with (plan.work / FILES).open() as stream:
         for line in stream:
-            yield json.loads(line)["survey"]
+            found = json.loads(line)
+            yield found["survey"], found["file"].get("source", 0)
 
 
 def identity_hash(identity: dict[str, Any]) -> str:

@@ -1,16 +1,20 @@
 """Shards out of documents that were kept: those that the whole corpus would have made."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from data_prep.__main__ import main
 from data_prep.config import CorpusConfig, MaskConfig, PackingConfig, PrepConfig
+from data_prep.contract.manifest import compute_root_hash, manifest_bytes
 from data_prep.contract.shards import open_shards
 from data_prep.corpus import partitions
 from data_prep.stages.build import build_shards
+from data_prep.stages.records import sizes_and_hashes
 from data_prep.verification.folder import verify
 from tests.data_prep.conftest import no_progress
 from tests.data_prep.stages.test_stages import corpus_of, sentences
@@ -91,6 +95,38 @@ def test_appended_shards_are_those_of_both_corpora(parent: PrepConfig, tmp_path:
     third = ["--corpus.paths", f"[{tmp_path / 'third'}]", "--num_workers", "1"]
     assert main(["append", str(new), "--output", str(again), *third]) == 0
     assert open_shards(again).manifest["statistics"]["read"] == manifest["statistics"]["read"] + 10
+    sources = open_shards(again).manifest["statistics"]["sources"]
+    assert (
+        sources[:2] == manifest["statistics"]["sources"] == open_shards(direct.output).manifest["statistics"]["sources"]
+    )
+    assert [source["files"] for source in sources] == [3, 1, 1]
+    assert sources[2]["read"] == sources[2]["documents"] == 10
+
+
+def test_documents_kept_before_sources_were_counted(parent: PrepConfig, tmp_path: Path) -> None:
+    old = tmp_path / "old"
+    shutil.copytree(parent.output, old)
+    for folder in (old / "documents").glob("0*"):
+        columns = load_file(folder / "documents.safetensors")
+        del columns["source"]
+        save_file(columns, folder / "documents.safetensors")
+        record = json.loads((folder / "record.json").read_text())
+        record |= record.pop("sources")["0"]
+        record.setdefault("rejects", {})
+        record["files"] = sizes_and_hashes(folder)
+        del record["files"]["record.json"]
+        (folder / "record.json").write_text(json.dumps(record))
+    manifest = json.loads((old / "manifest.json").read_text())
+    del manifest["statistics"]["sources"]
+    manifest["root_hash"] = compute_root_hash(manifest)
+    (old / "manifest.json").write_bytes(manifest_bytes(manifest))
+    corpus_of(tmp_path / "more", sentences(20, 7), "more.jsonl")
+    more = ["--corpus.paths", f"[{tmp_path / 'more'}]", "--num_workers", "1"]
+    assert main(["append", str(old), "--output", str(tmp_path / "new"), *more]) == 0
+    statistics = open_shards(tmp_path / "new").manifest["statistics"]
+    assert statistics["sources"][0] == open_shards(parent.output).manifest["statistics"]["sources"][0]
+    assert [source["files"] for source in statistics["sources"]] == [3, 1]
+    assert statistics["read"] == sum(source["read"] for source in statistics["sources"])
 
 
 def test_what_cannot_be_is_one_line(

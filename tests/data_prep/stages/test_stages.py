@@ -16,13 +16,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.config import CleaningConfig, CorpusConfig, DuplicatesConfig, MaskConfig, PackingConfig
+from data_prep.config import CleaningConfig, CorpusConfig, DuplicatesConfig, MaskConfig, PackingConfig, PrepConfig
 from data_prep.contract.command_line import UserError, config_as_dict
 from data_prep.contract.shards import open_shards
 from data_prep.contract.tokenizer import load_tokenizer
 from data_prep.corpus import partitions as corpus_partitions
 from data_prep.corpus.files import find_corpus_files
 from data_prep.corpus.reading import read_partition, read_texts
+from data_prep.report.statistics import merge
 from data_prep.stages import order
 from data_prep.stages.build import build_shards, count_tasks, run_task
 from data_prep.stages.map import document_draw
@@ -296,6 +297,37 @@ def test_documents_of_an_evaluation_set_are_dropped(tiny_config, tmp_path):
     (reject,) = rejects_of(config.output)
     assert reject["id"] == "texts.jsonl:12"
     assert len(reject["detail"].split()) >= 13
+
+
+def test_each_source_is_counted(tiny_config: PrepConfig, tmp_path: Path) -> None:
+    texts = sentences(60, 1)
+    corpus_of(tmp_path / "a", texts[:30], "one.jsonl")
+    corpus_of(tmp_path / "a", texts[30:], "two.jsonl")
+    corpus_of(tmp_path / "b", [*texts[:12], "", "  ", *sentences(8, 2)], "more.jsonl")  # 14 of 22 are left out
+    corpus_of(tmp_path / "c", sentences(50, 3), "half.jsonl")
+    paths = tuple(str(tmp_path / name) for name in "abc")
+    config = replace(
+        tiny_config, corpus=CorpusConfig(paths=paths, weights=(1, 1, 0.5)), output=str(tmp_path / "shards")
+    )
+    progress = NoProgress()
+    build_shards(config, progress)
+    statistics = open_shards(config.output).manifest["statistics"]
+    first, second, third = statistics["sources"]
+    assert first == {
+        "files": 2, "first_file": "one.jsonl", "read": 60, "not_sampled": 0, "documents": 60,
+        "tokens": first["tokens"], "rejects": {},
+    }  # fmt: skip
+    assert second["read"] == 22
+    assert second["documents"] == 8
+    assert second["rejects"] == {"duplicate": 12, "empty": 2}
+    assert 10 < third["not_sampled"] == 50 - third["documents"] < 40
+    for key in ("documents", "tokens"):
+        assert sum(source[key] for source in statistics["sources"]) == statistics["documents"][key]
+    assert merge(source["rejects"] for source in statistics["sources"]) == statistics["rejects"]
+    assert progress.notes == [
+        "entry 2 of corpus.paths (more.jsonl, 1 file): 14 of 22 documents are not in the shards (12 duplicate, 2 empty)"
+    ]
+    assert "more.jsonl" in (tmp_path / "shards/report.html").read_text().split("By source")[1].split("</table>")[0]
 
 
 def test_weights_repeat_and_sample_sources(tiny_config, tmp_path):
