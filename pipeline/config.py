@@ -132,6 +132,8 @@ class TrainingConfig:
     """Keep master weights and optimizer states in the host's memory and update them there (ZeRO 1 to 3)."""
     max_skipped_steps: int = 10
     """End the run after this many steps in a row whose gradients are not finite; such a step changes no weight."""
+    max_failed_saves: int = 10
+    """End the run after this many checkpoints in a row that could not be written."""
     seed: int = 42
     """Seed of initialisation and dropout."""
     log_interval: int = 10
@@ -198,6 +200,7 @@ RESUMABLE_CHANGES = {
     "training.zero_stage",
     "training.offload_optimizer",
     "training.max_skipped_steps",
+    "training.max_failed_saves",
     "training.log_interval",
     "training.eval_interval",
     "training.eval_rows",

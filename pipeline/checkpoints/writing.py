@@ -8,7 +8,8 @@ A save goes like this:
 4. rank 0 collects sizes and hashes and commits the folder (see ``commit``).
 
 Until the commit nothing counts, so a kill at any point leaves the checkpoints before it as they were. A save
-that fails (a full disk) leaves a line, and the next one starts from the beginning.
+that the disk fails (it is full) leaves a line, and the next one starts from the beginning. Where the group fails,
+no later save can work: its connections stay closed, and the ranks may be at different messages.
 """
 
 import dataclasses
@@ -24,6 +25,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from data_prep.contract.command_line import one_line
 from pipeline.checkpoints.commit import commit, remove_superseded
 from pipeline.checkpoints.format import KINDS, TEMPORARY, SizeAndHash, TrainerState
 from pipeline.checkpoints.tensor_file import TensorFile
@@ -45,6 +47,8 @@ class Saved:
     """From the copy to the rename."""
     problem: str
     """What went wrong, on one line; empty for a good end."""
+    lost_connection: bool
+    """Whether the ranks could not exchange their pieces: no save of this process will work any more."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -171,15 +175,21 @@ class CheckpointWriter:
         }
 
     def _run(self, state: TrainerState, started: float) -> None:
+        lost_connection = False
         try:
             problem = self._write(state)
-        except Exception as error:  # whatever it was, the training goes on, and the save counts as failed
-            problem = f"rank {dist.get_rank()}: {type(error).__name__}: {error}"
+        except Exception as error:  # what a disk does is not among these: the exchange has broken off
+            problem = one_line(f"rank {dist.get_rank()}: {type(error).__name__}: {error}")
+            lost_connection = True
         self._finished.append(
             Saved(
-                step=state.step, folder=self._final(state), seconds=time.perf_counter() - started, problem=problem
+                step=state.step,
+                folder=self._final(state),
+                seconds=time.perf_counter() - started,
+                problem=problem,
+                lost_connection=lost_connection,
             )
-        )  # fmt: skip
+        )
 
     def _final(self, state: TrainerState) -> Path:
         return self._checkpoints / f"step-{state.step:08d}"

@@ -5,12 +5,13 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from data_prep.contract.command_line import UserError, part_of, read_config, report_user_error
 from pipeline.commands import COMMANDS
 from pipeline.config import RunConfig
 from pipeline.processes.launch import die_with_launcher, start_local_processes
-from pipeline.processes.signals import catch_stop_signals
+from pipeline.processes.signals import LOST_CONNECTION_EXIT_CODE, LostConnectionError, catch_stop_signals
 from pipeline.processes.world import SINGLE_PROCESS, world_from_environment
 from pipeline.runs.directory import has_checkpoint, is_finished, prepare_run
 from pipeline.tracking.description import check_tracking
@@ -55,6 +56,15 @@ def run(argv: Sequence[str]) -> int:
             raise
         # An orderly end of the process group needs every rank. Without it the interpreter's own shutdown aborts now
         # and then ("terminate called without an active exception"), which would hide the exit code.
-        code = report_user_error("narrowbert", error)
-        sys.stdout.flush()
-        os._exit(code)
+        _exit_now(report_user_error("narrowbert", error))
+    except LostConnectionError as error:
+        if "--debug" in sys.argv:
+            raise
+        sys.stderr.write(f"narrowbert: {error}\n")
+        _exit_now(LOST_CONNECTION_EXIT_CODE)
+
+
+def _exit_now(code: int) -> NoReturn:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -14,6 +14,14 @@ REQUEUE_EXIT_CODE = 85
 HANG_EXIT_CODE = 86
 """The watchdog has ended the run."""
 
+LOST_CONNECTION_EXIT_CODE = 1
+"""Of any failure that is no mistake of the user's: the same command resumes the run."""
+
+
+class LostConnectionError(Exception):
+    """A group of ranks cannot talk to each other any more; only new processes can."""
+
+
 _stop_requested = False
 
 

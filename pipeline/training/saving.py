@@ -2,8 +2,10 @@
 
 import contextlib
 import logging
+import time
+from typing import NoReturn
 
-from data_prep.contract.command_line import config_as_dict
+from data_prep.contract.command_line import UserError, config_as_dict
 from data_prep.contract.redaction import redact
 from pipeline.checkpoints.format import TrainerState
 from pipeline.checkpoints.restore import optimizer_steps
@@ -13,6 +15,7 @@ from pipeline.data.mixture import Mixture
 from pipeline.engine.deepspeed_engine import loss_scaler_state
 from pipeline.engine.protocol import Engine
 from pipeline.processes.ranks import Ranks
+from pipeline.processes.signals import LostConnectionError
 from pipeline.runs.attempts import Attempt
 from pipeline.training.records import Records
 
@@ -45,11 +48,20 @@ class Saver:
         step: int,
     ) -> None:
         self.saved_step = step
+        self._failed_in_a_row = 0
         self._writer, self._engine, self._ranks, self._records = writer, engine, ranks, records
         self._config, self._shards, self._attempt = config, shards, attempt
 
     def begin(self, step: int, skipped_steps: int) -> None:
-        """Begin to write a checkpoint after ``step`` steps; its end is reported at a later log."""
+        """Begin to write a checkpoint after ``step`` steps; its end is reported at a later log.
+
+        Raises:
+            UserError: too many saves in a row have failed; on every rank.
+            LostConnectionError: no save can work any more.
+        """
+        started = time.perf_counter()
+        self.wait(step)  # from here on every rank knows the same of the saves before
+        self._check_failures()
         state = TrainerState(
             step=step,
             rows_consumed=step * self._config.training.global_batch_size,
@@ -64,15 +76,21 @@ class Saver:
         )
         self._ranks.reached("saving", step)
         self._records.sync()  # a resume from here does not compute those losses again
-        blocked_seconds = self._writer.save(state)
-        self._records.write(step, {"checkpoint/blocking_seconds": blocked_seconds})
-        self.report()
+        self._writer.save(state)
+        self._records.write(step, {"checkpoint/blocking_seconds": time.perf_counter() - started})
 
     def report(self) -> str:
-        """Report how the saves that have ended went. Returns the last one's problem, or nothing."""
+        """Report how the saves that have ended went. Returns the last one's problem, or nothing.
+
+        Raises:
+            LostConnectionError: no save can work any more.
+        """
         problem = ""
         for saved in self._writer.finished():
             problem = saved.problem
+            self._failed_in_a_row = self._failed_in_a_row + 1 if problem else 0
+            if saved.lost_connection:
+                self._end_unsaved(saved.step, problem)
             if problem:
                 log.warning("step %d  NOT SAVED, the next save tries again: %s", saved.step, problem)
                 with contextlib.suppress(OSError):  # the disk that was full for the checkpoint
@@ -83,6 +101,21 @@ class Saver:
             if self._ranks.is_main:
                 log.info("step %d  saved %s", saved.step, saved.folder)
         return problem
+
+    def _end_unsaved(self, step: int, problem: str) -> NoReturn:
+        text = f"the ranks lost each other while they saved step {step} ({problem})"
+        with contextlib.suppress(OSError):
+            self._records.event("checkpoint failed", step, text)
+        raise LostConnectionError(f"{text}: run the same command again to resume from the last checkpoint")
+
+    def _check_failures(self) -> None:
+        limit = self._config.training.max_failed_saves
+        if self._failed_in_a_row >= limit:
+            raise UserError(
+                f"{self._failed_in_a_row} checkpoints in a row could not be written (training.max_failed_saves is "
+                f"{limit}; events.jsonl says why): make room, then run the same command again to resume "
+                "from the last one"
+            )
 
     def wait(self, step: int) -> str:
         """Wait for an unfinished save, and report it. Returns its problem, or nothing."""

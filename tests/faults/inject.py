@@ -10,8 +10,10 @@ FAULTS is JSON: a list of {"do": ..., "rank": which one or null for all, and the
 - ``{"do": "sleep", "place": P, "step": N, "seconds": T}``: sleep there, each time;
 - ``{"do": "slow", "seconds": T}``: take so much longer to read each step's rows;
 - ``{"do": "poison", "steps": [N, ...]}``: every gradient of these steps is NaN;
+- ``{"do": "collective_limit", "seconds": T}``: how long every group waits for a rank;
+- ``{"do": "stall_write", "step": N, "seconds": T}``: the disk stands still so long in the checkpoint of step N;
 - ``{"do": "torch_timeout", "seconds": T}``: what torch gives groups that nobody has set a limit for;
-- ``{"do": "fail_write", "step": N}``: the disk takes nothing of the checkpoint of step N.
+- ``{"do": "fail_write", "steps": [N, ...]}``: the disk takes nothing of the checkpoints of these steps.
 """
 
 import datetime
@@ -105,13 +107,32 @@ def torch_timeout(fault: dict[str, Any]) -> None:
     distributed_c10d.default_pg_timeout = datetime.timedelta(seconds=fault["seconds"])
 
 
+def collective_limit(fault: dict[str, Any]) -> None:
+    from pipeline.engine import deepspeed_engine
+
+    deepspeed_engine.collective_limit_s = lambda _: fault["seconds"]
+
+
+def stall_write(fault: dict[str, Any]) -> None:
+    from pipeline.checkpoints.tensor_file import TensorFile
+
+    original = TensorFile.close
+
+    def close(file: Any) -> Any:
+        if f"step-{fault['step']:08d}" in file._file.name:
+            time.sleep(fault["seconds"])
+        return original(file)
+
+    TensorFile.close = close
+
+
 def fail_write(fault: dict[str, Any]) -> None:
     from pipeline.checkpoints.tensor_file import TensorFile
 
     original = TensorFile.write
 
     def write(file: Any, tensor: Any) -> None:
-        if f"step-{fault['step']:08d}" in file._file.name:
+        if any(f"step-{step:08d}" in file._file.name for step in fault["steps"]):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         original(file, tensor)
 
@@ -129,6 +150,8 @@ def main() -> None:
             "slow": slow,
             "poison": poison,
             "torch_timeout": torch_timeout,
+            "collective_limit": collective_limit,
+            "stall_write": stall_write,
             "fail_write": fail_write,
         }[fault["do"]](fault)
     command.main()

@@ -137,13 +137,47 @@ def user_error_with_log(package: str, *command: str) -> str:
 @pytest.mark.slow
 def test_a_save_that_one_rank_cannot_write_is_none_and_the_next_works(tmp_path: Path, shard_folder: Path) -> None:
     run_dir = tmp_path / "run"
-    printed = Ranks(2, *argv(run_dir, shard_folder), faults=[{"do": "fail_write", "rank": 1, "step": 4}]).end(0)
+    printed = Ranks(2, *argv(run_dir, shard_folder), faults=[{"do": "fail_write", "rank": 1, "steps": [4]}]).end(0)
     assert "step 4  NOT SAVED, the next save tries again: rank 1:" in printed[0]
     assert "No space left on device" in printed[0]
     assert [event["step"] for event in events(run_dir, "checkpoint failed")] == [4]
     names = sorted(path.name for path in (run_dir / "checkpoints").iterdir())
     assert names == ["latest", "step-00000008", "step-00000010"]
     assert "intact" in list_checkpoints(run_dir).table
+
+
+@pytest.mark.slow
+def test_a_write_that_stalls_past_the_time_limit_ends_the_run_and_the_same_command_resumes(
+    tmp_path: Path, shard_folder: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    command = argv(run_dir, shard_folder, "--training.save_interval", "10", "--training.train_steps", "500")
+    faults = [
+        {"do": "collective_limit", "seconds": 8},
+        {"do": "stall_write", "rank": 1, "step": 20, "seconds": 12},
+    ]
+    for text in Ranks(2, *command, faults=faults).end(1):
+        assert "the ranks lost each other while they saved step 20" in text
+        assert "Traceback" not in text
+    assert [event["step"] for event in events(run_dir, "checkpoint failed")] == [20]
+    stop = {"do": "signal", "place": "in the forward pass", "step": 15, "number": signal.SIGTERM}
+    assert "(step 10 of 500)" in Ranks(2, *command, faults=[stop]).end(85)[0]
+
+
+@pytest.mark.slow
+def test_failed_saves_in_a_row_end_the_run_on_every_rank(tmp_path: Path, shard_folder: Path) -> None:
+    run_dir = tmp_path / "run"
+    command = argv(
+        run_dir, shard_folder, "--training.save_interval", "2", "--training.train_steps", "1000",
+        "--training.max_failed_saves", "3",
+    )  # fmt: skip
+    steps = [2, 4, 8, 10, 12]  # that of step 6 is between
+    printed = Ranks(2, *command, faults=[{"do": "fail_write", "rank": 1, "steps": steps}]).end(2)
+    for text in printed:
+        assert "3 checkpoints in a row could not be written" in text
+        assert "Traceback" not in text
+    assert [event["step"] for event in events(run_dir, "checkpoint failed")] == steps
+    assert (run_dir / "checkpoints/latest").read_text() == "step-00000006\n"
 
 
 @given(
