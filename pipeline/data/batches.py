@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from pipeline.data.mixture import MixedSplit, Mixture
-from pipeline.data.order import MixedOrder, RowOrder, positions_of_process, variants_of_epochs
+from pipeline.data.order import ORDER_VERSION, interleaved, variants_of_epochs
 from pipeline.data.rows import apply_masks, pick_rows
 
 
@@ -50,6 +50,7 @@ class TrainingData:
         global_batch_size: rows per step over all processes.
         micro_batch_size: rows of one forward pass.
         data_rank, data_parallel_size: which share of each batch this process reads.
+        order_version: of the order of the rows, as ``run.json`` has it.
     """
 
     def __init__(
@@ -61,16 +62,11 @@ class TrainingData:
         micro_batch_size: int,
         data_rank: int = 0,
         data_parallel_size: int = 1,
+        order_version: int = ORDER_VERSION,
     ) -> None:
         self._split = shards.split("train")
         self._num_variants = np.array(shards.num_variants)
-        self._order = MixedOrder(
-            shards.deal(seed),
-            [
-                RowOrder(part.chunk_rows, folder.root_hash, seed)
-                for part, folder in zip(self._split.parts, shards.folders, strict=True)
-            ],
-        )
+        self._order = shards.order(seed, global_batch_size, order_version)
         self.global_batch_size = global_batch_size
         self._micro_batch_size = micro_batch_size
         self._data_rank = data_rank
@@ -78,7 +74,7 @@ class TrainingData:
 
     def step(self, rows_consumed: int) -> list[Batch]:
         """This process's micro-batches of the step that starts at ``rows_consumed``."""
-        positions = positions_of_process(
+        positions = self._order.positions_of_process(
             rows_consumed,
             self.global_batch_size,
             data_rank=self._data_rank,
@@ -106,7 +102,7 @@ def validation_batches(
     starts = np.concatenate([[0], np.cumsum(split.chunk_rows)])
     chosen = shards.validation_rows(max_rows)
     batch_rows = micro_batch_size * data_parallel_size
-    index = positions_of_process(
+    index = interleaved(
         0,
         -(-len(chosen) // batch_rows) * batch_rows,
         data_rank=data_rank,

@@ -17,7 +17,18 @@ import numpy as np
 from data_prep.contract.command_line import UserError
 from data_prep.contract.shard_split import ShardSplit
 from data_prep.contract.shards import ShardFolder, open_shards
-from pipeline.data.order import MAX_PERIOD, Deal, validation_order
+from pipeline.data import order_1
+from pipeline.data.order import (
+    MAX_PERIOD,
+    ORDER_VERSION,
+    Deal,
+    Dealing,
+    Order,
+    RowOrder,
+    StepOrder,
+    lanes_of,
+    validation_order,
+)
 
 
 def paths_of(path: str | Sequence[str]) -> tuple[str, ...]:
@@ -131,9 +142,19 @@ class Mixture:
         """The split ``train`` or ``validation`` of all folders."""
         return MixedSplit([folder.split(name) for folder in self.folders])
 
-    def deal(self, seed: int) -> Deal:
-        """Which folder each position comes from, with this data seed."""
-        return Deal(self.shares, self.root_hash, seed)
+    def order(self, seed: int, global_batch_size: int, version: int = ORDER_VERSION) -> Order:
+        """The rows of each step, with this data seed and so many rows a step."""
+        parts = [(folder.indexes["train"].chunk_rows, folder.root_hash) for folder in self.folders]
+        if version == 1:
+            deal = order_1.Deal(self.shares, self.root_hash, seed)
+            return order_1.MixedOrder(deal, [order_1.RowOrder(rows, root_hash, seed) for rows, root_hash in parts])
+        lanes = lanes_of(self.shares, global_batch_size)
+        orders = [RowOrder(*part, seed, count) for part, count in zip(parts, lanes, strict=True)]
+        return StepOrder(Deal(self.shares), orders, global_batch_size)
+
+    def deal(self, seed: int, version: int = ORDER_VERSION) -> Dealing:
+        """How many rows each folder has had after any number of steps."""
+        return order_1.Deal(self.shares, self.root_hash, seed) if version == 1 else Deal(self.shares)
 
     def validation_rows(self, max_rows: int) -> np.ndarray:
         """Numbers of the rows of the validation split to evaluate, at most ``max_rows``; see ``validation_order``."""

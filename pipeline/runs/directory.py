@@ -55,6 +55,8 @@ class RunRecord(TypedDict):
     """The shards of the newest start."""
     arithmetic: list[int]
     """Settings of the newest start that change the rounding of every figure."""
+    order_version: NotRequired[int]
+    """Of the order of the rows; 1 where it is missing."""
     eval_rows: NotRequired[int]
     """Validation rows of the newest start."""
     computed_otherwise: NotRequired[dict[str, int]]

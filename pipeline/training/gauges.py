@@ -33,15 +33,18 @@ class Gauges:
         config: of the run.
         shards: what it reads.
         world_size: processes.
+        order_version: of the order of the rows.
         device: of this process.
     """
 
-    def __init__(self, config: RunConfig, shards: Mixture, world_size: int, device: torch.device) -> None:
+    def __init__(
+        self, config: RunConfig, shards: Mixture, world_size: int, order_version: int, device: torch.device
+    ) -> None:
         self._run_dir, self._device = config.run_dir, device
         self._rows_per_step = config.training.global_batch_size
         self._seq_length = shards.seq_length
         self._train_rows = shards.train_rows
-        self._deal = shards.deal(config.data.seed)
+        self._deal = shards.deal(config.data.seed, order_version)
         shape = RowShape(
             seq_length=shards.seq_length, masked_per_row=shards.masked_per_row, vocab_size=shards.vocab_size
         )

@@ -105,7 +105,7 @@ def open_run(
         log.warning("this processor has no bf16 products: they are computed in fp32, at no more than its speed")
 
     # Rows: read ahead from the first one asked for.
-    data = _open_rows(config, shards, ranks, device)
+    data = _open_rows(config, shards, ranks, attempt.order_version, device)
 
     # Weights: of the newest intact checkpoint, or new ones.
     engine, step, skipped_steps = _build_or_resume(config, shards, ranks.world, device)
@@ -121,7 +121,7 @@ def open_run(
     )
 
     # Records: what is there from earlier starts is kept.
-    gauges, own_time = Gauges(config, shards, ranks.world.size, device), OwnTime(device)
+    gauges, own_time = Gauges(config, shards, ranks.world.size, attempt.order_version, device), OwnTime(device)
     records = Records(config, attempt, ranks, gauges, own_time)
     records.open(shards, step, str(device))
 
@@ -139,7 +139,9 @@ def open_run(
     )
 
 
-def _open_rows(config: RunConfig, shards: Mixture, ranks: Ranks, device: torch.device) -> Prefetcher:
+def _open_rows(
+    config: RunConfig, shards: Mixture, ranks: Ranks, order_version: int, device: torch.device
+) -> Prefetcher:
     data = TrainingData(
         shards,
         seed=config.data.seed,
@@ -147,6 +149,7 @@ def _open_rows(config: RunConfig, shards: Mixture, ranks: Ranks, device: torch.d
         micro_batch_size=config.training.micro_batch_size,
         data_rank=ranks.data_rank,
         data_parallel_size=ranks.data_parallel_size,
+        order_version=order_version,
     )
     return Prefetcher(data, device, num_workers=config.data.num_workers, prefetch_factor=config.data.prefetch_factor)
 

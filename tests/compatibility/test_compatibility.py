@@ -46,6 +46,9 @@ def assert_same_losses(actual: dict[int, float], expected: dict[int, float]) -> 
 def test_losses_of_the_golden_curve_are_those_of_the_earlier_commit(tmp_path: Path) -> None:
     assert len(EXPECTED) == STEPS
     assert EXPECTED[STEPS] < EXPECTED[1] - 0.3, "a curve that does not fall proves little"
+    # What a start leaves that is ended before its first step: the run keeps the order of rows of that commit.
+    (tmp_path / "run").mkdir()
+    shutil.copy(ARTIFACTS / "run/run.json", tmp_path / "run")
     assert_same_losses(train(tmp_path / "run"), EXPECTED)
 
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from pipeline.data.mixture import Mixture
-from pipeline.data.order import RowOrder
 from tests.processes import TINY_RUN, kill_group, losses, run_command, start_command, user_error, wait_until
 
 
@@ -145,11 +144,10 @@ def test_processes_started_by_srun_join_and_train(tmp_path: Path, shard_folder: 
 def test_corrupt_chunk_that_one_rank_reads_ends_all_with_its_name(
     tmp_path: Path, shard_folder: Path, shards: Mixture
 ) -> None:
-    chunk_rows = shards.split("train").chunk_rows
     index = shards.folders[0].indexes["train"]
     chunks = {}
     for seed in range(100):  # ranks 0 and 1 read the first two rows: find an order that has them in two chunks
-        _, (first, second), _ = RowOrder(chunk_rows, shards.root_hash, seed).locate(np.arange(2))
+        _, _, (first, second), _ = shards.order(seed, 2).locate(np.arange(2))
         if first != second and second in index.chunks(0):
             chunks[seed] = int(second)
     seed, chunk = next(iter(chunks.items()))

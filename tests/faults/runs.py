@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.contract.shards import open_shards
-from pipeline.data.order import RowOrder
+from pipeline.data.mixture import open_mixture
 from tests.processes import TINY_RUN
 
 LONG = os.environ.get("NARROWBERT_TEST_LONG") == "1"
@@ -48,18 +47,15 @@ def consumed(record: Path) -> dict[int, list[int]]:
         for size in {size for size, _ in parts}:
             if any((size, rank) not in parts for rank in range(size)):
                 continue  # a kill came between the ranks of a step that was computed again
-            ids = [0] * BATCH
-            for rank in range(size):
-                ids[rank::size] = parts[size, rank]
+            ids = [row for rank in range(size) for row in parts[size, rank]]
             assert found.setdefault(step, ids) == ids, f"step {step} had other rows on another number of ranks"
     return found
 
 
 def expected_rows(shard_folder: Path, steps: int, seed: int = 1234) -> dict[int, list[int]]:
     """The rows of every step by the definition of the order, without the trainer."""
-    shards = open_shards(shard_folder)
+    shards = open_mixture(str(shard_folder), None)
     split = shards.split("train")
-    order = RowOrder(split.chunk_rows, shards.root_hash, seed)
-    _, chunks, rows = order.locate(np.arange(steps * BATCH))
+    _, _, chunks, rows = shards.order(seed, BATCH).locate(np.arange(steps * BATCH))
     ids = [int(split.chunk(int(chunk))["sequence_ids"][row]) for chunk, row in zip(chunks, rows, strict=True)]
     return {step: ids[step * BATCH : (step + 1) * BATCH] for step in range(steps)}

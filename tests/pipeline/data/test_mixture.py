@@ -21,14 +21,14 @@ from data_prep.contract.manifest import read_manifest
 from data_prep.contract.shard_writing import write_manifest
 from data_prep.contract.shards import ShardFolder
 from pipeline.data.mixture import Mixture, open_mixture
-from pipeline.data.order import MAX_PERIOD, MixedOrder, RowOrder
+from pipeline.data.order import MAX_PERIOD, RowOrder
 from tests.data_prep.shard_folders import entries_of
 
 
 def test_one_folder_keeps_its_own_order(shards: Mixture) -> None:
     (folder,), positions = shards.folders, np.arange(5000)
-    alone = RowOrder(folder.split("train").chunk_rows, folder.root_hash, 5)
-    mixed = MixedOrder(shards.deal(5), [alone]).locate(positions)
+    alone = RowOrder(folder.split("train").chunk_rows, folder.root_hash, 5, lanes=10)
+    mixed = shards.order(5, 10).locate(positions)
     assert not mixed[0].any()
     for ours, theirs in zip(mixed[1:], alone.locate(positions), strict=True):
         assert np.array_equal(ours, theirs)

@@ -1,122 +1,156 @@
-"""The order of the rows: exact shares, every row once per epoch of its folder, any position at once."""
+"""The order of the rows: even shares, every row once per epoch of its folder, few readers of a chunk on any number of
+processes."""
 
-from fractions import Fraction
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.data import order as order_module
-from pipeline.data.order import MIN_PERIOD, Deal, MixedOrder, RowOrder, positions_of_process, variants_of_epochs
+from pipeline.data.order import Deal, RowOrder, StepOrder, interleaved, lanes_of, variants_of_epochs
 
-CHUNKS = st.lists(st.integers(1, 40), min_size=1, max_size=12)
-
-
-@given(CHUNKS, st.integers(0, 2**40))
-@settings(max_examples=40, deadline=None)
-def test_every_row_comes_exactly_once_per_epoch(chunk_rows: list[int], seed: int) -> None:
-    order = RowOrder(np.array(chunk_rows), "hash", seed)
-    epochs, chunks, rows = order.locate(np.arange(3 * order.num_rows))
-    flat = np.concatenate([[0], np.cumsum(chunk_rows)])[chunks] + rows
-    for epoch in range(3):
-        assert sorted(flat[epochs == epoch]) == list(range(order.num_rows))
-
-
-def test_lanes_and_windows_still_cover_every_row_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Reason for the patch: the real window would need a million rows to give many lanes.
-    monkeypatch.setattr(order_module, "WINDOW_ROWS", 16)
-    order = RowOrder(np.array([37] * 60 + [5]), "hash", 3)
-    assert order.lanes == 64
-    _, chunks, rows = order.locate(np.arange(2 * order.num_rows))
-    flat = 37 * chunks + rows
-    assert sorted(flat[: order.num_rows]) == list(range(order.num_rows))
-    assert sorted(flat[order.num_rows :]) == list(range(order.num_rows))
-
-
-@given(CHUNKS, st.integers(0, 200), st.integers(1, 100))
-@settings(max_examples=40, deadline=None)
-def test_any_position_is_found_without_the_ones_before(chunk_rows: list[int], start: int, count: int) -> None:
-    whole = RowOrder(np.array(chunk_rows), "hash", 7).locate(np.arange(start + count))
-    seek = RowOrder(np.array(chunk_rows), "hash", 7).locate(np.arange(start, start + count))
-    for from_whole, from_seek in zip(whole, seek, strict=True):
-        assert np.array_equal(from_whole[start:], from_seek)
-
-
-def test_order_changes_with_seed_data_and_epoch() -> None:
-    def rows(root_hash: str, seed: int, first: int = 0) -> list[int]:
-        _, chunks, rows = RowOrder(np.array([50, 50]), root_hash, seed).locate(np.arange(first, first + 100))
-        return (50 * chunks + rows).tolist()
-
-    assert rows("a", 1) == rows("a", 1)
-    assert rows("a", 1) != rows("a", 2)
-    assert rows("a", 1) != rows("b", 1)
-    assert rows("a", 1) != rows("a", 1, first=100)
-    # A run that was started by an earlier version must go on with the same rows.
-    assert rows("a", 1)[:12] == [87, 30, 27, 76, 34, 21, 80, 63, 10, 46, 31, 26]
-
-
-SHARES = st.lists(st.integers(1, 60), min_size=1, max_size=6)
 SEED = st.integers(0, 2**40)
+SHARES = st.lists(st.integers(1, 60), min_size=1, max_size=6)
 
 
-@given(SHARES, SEED, st.integers(0, 10**12))
-@settings(max_examples=60, deadline=None)
-def test_every_period_holds_exactly_the_shares(shares: list[int], seed: int, period: int) -> None:
-    deal = Deal(shares, "hash", seed)
-    assert deal.period >= MIN_PERIOD
-    folders, places = deal.locate(np.arange(period * deal.period, (period + 1) * deal.period))
-    counts = np.bincount(folders, minlength=len(shares))
-    assert [Fraction(int(count), deal.period) for count in counts] == [Fraction(n, sum(shares)) for n in shares]
-    for folder, count in enumerate(counts):  # the next rows of the folder, in turn
-        assert np.array_equal(places[folders == folder], np.arange(period * count, (period + 1) * count))
-
-
-@given(SHARES, SEED, st.integers(0, 3000), st.integers(1, 1500))
-@settings(max_examples=40, deadline=None)
-def test_any_position_of_a_deal_is_found_at_once(shares: list[int], seed: int, start: int, count: int) -> None:
-    dealt, walk = [0] * len(shares), []
-    for folder in Deal(shares, "hash", seed).locate(np.arange(start + count))[0]:
-        walk.append((int(folder), dealt[folder]))
-        dealt[folder] += 1
-    seek = Deal(shares, "hash", seed)
-    folders, places = seek.locate(np.arange(start, start + count))
-    assert np.array_equal(np.stack([folders, places], axis=1), walk[start:])
-    assert seek.rows_dealt(start + count).tolist() == dealt
-
-
-@given(st.lists(st.tuples(st.integers(1, 5), st.integers(10, 60)), min_size=1, max_size=3), SEED)
-@settings(max_examples=40, deadline=None)
-def test_every_row_comes_once_per_epoch_of_its_folder(folders: list[tuple[int, int]], seed: int) -> None:
-    shares = [share for share, _ in folders]
+def order_of(
+    sizes: Sequence[int], shares: Sequence[int], rows_of_step: int, chunk: int = 7, seed: int = 1
+) -> StepOrder:
+    """A mixture of folders of so many rows, in chunks of ``chunk``."""
+    folders = [np.array([chunk] * (size // chunk) + [size % chunk] * (size % chunk > 0)) for size in sizes]
     orders = [
-        RowOrder(np.array([7] * (rows // 7) + [rows % 7] * (rows % 7 > 0)), str(rows), seed) for _, rows in folders
+        RowOrder(rows, f"hash {number}", seed, lanes)
+        for number, (rows, lanes) in enumerate(zip(folders, lanes_of(shares, rows_of_step), strict=True))
     ]
-    order = MixedOrder(Deal(shares, "hash", seed), orders)
-    count = max(2 * rows * sum(shares) // share for share, rows in folders) + MIN_PERIOD
-    found, epochs, chunks, rows = order.locate(np.arange(count))
-    for folder, (_, num_rows) in enumerate(folders):
-        flat = (7 * chunks + rows)[found == folder]
-        assert len(flat) >= 2 * num_rows
-        for epoch in range(len(flat) // num_rows):
-            here = slice(epoch * num_rows, (epoch + 1) * num_rows)
-            assert np.array_equal(np.sort(flat[here]), np.arange(num_rows))
-            assert np.all(epochs[found == folder][here] == epoch)
+    return StepOrder(Deal(shares), orders, rows_of_step)
 
 
-def test_the_order_follows_from_seed_hash_and_shares() -> None:
-    def folders(shares: list[int], root_hash: str = "a", seed: int = 1, first: int = 0) -> list[int]:
-        return Deal(shares, root_hash, seed).locate(np.arange(first, first + 1000))[0].tolist()
+@st.composite
+def folders(draw: st.DrawFn) -> tuple[list[int], list[int], int]:
+    """Rows of each folder, some in windows and some not, their shares, and the rows of a step."""
+    shares = draw(st.lists(st.integers(1, 5), min_size=1, max_size=3))
+    sizes = draw(st.lists(st.integers(1, 60) | st.integers(4097, 6000), min_size=len(shares), max_size=len(shares)))
+    return sizes, shares, draw(st.integers(1, 40) | st.integers(3000, 9000))
 
-    assert folders([3, 1]) == folders([3, 1])
-    others = [folders([3, 1], seed=2), folders([3, 1], "b"), folders([3, 1], first=1000), folders([1, 3])]
-    assert all(other != folders([3, 1]) for other in others)
+
+@given(folders(), SEED)
+@settings(max_examples=30, deadline=None)
+def test_every_row_comes_once_per_epoch_of_its_folder(given: tuple[list[int], list[int], int], seed: int) -> None:
+    sizes, shares, rows_of_step = given
+    order = order_of(sizes, shares, rows_of_step, seed=seed)
+    steps = -(-3 * max(size * sum(shares) // share for size, share in zip(sizes, shares, strict=True)) // rows_of_step)
+    steps = min(steps, 1 + 20_000 // rows_of_step, 1000)
+    found, epochs, chunks, rows = order.locate(np.arange(steps * rows_of_step))
+    for folder, size in enumerate(sizes):
+        flat, epoch = (7 * chunks + rows)[found == folder], epochs[found == folder]
+        dealt = Deal(shares).rows_dealt(steps * rows_of_step)[folder]
+        assert len(flat) == dealt
+        for whole in range(dealt // size):
+            assert np.array_equal(np.sort(flat[epoch == whole]), np.arange(size))
+        rest = flat[epoch == dealt // size]
+        assert len(rest) == len(np.unique(rest)) == dealt % size
+
+
+@given(SHARES, st.integers(0, 10**12))
+@settings(max_examples=60, deadline=None)
+def test_every_folder_has_its_share_of_any_number_of_rows(shares: list[int], position: int) -> None:
+    deal, total = Deal(shares), sum(shares)
+    dealt = deal.rows_dealt(position)
+    assert dealt.sum() == position
+    for rows, share in zip(dealt.tolist(), shares, strict=True):
+        assert abs(rows * total - position * share) <= len(shares) * total
+    assert np.array_equal(deal.rows_dealt(total * 10**6), np.array(shares) * 10**6)
+    turns = deal.rows_dealt(position + 1) - dealt
+    assert sorted(turns.tolist()) == [0] * (len(shares) - 1) + [1]
+
+
+@given(folders(), st.integers(0, 300), st.data())
+@settings(max_examples=20, deadline=None)
+def test_any_number_of_processes_computes_the_same_step(
+    given: tuple[list[int], list[int], int], step: int, data: st.DataObject
+) -> None:
+    sizes, shares, rows_of_step = given
+    divisors = [number for number in range(1, rows_of_step + 1) if rows_of_step % number == 0]
+    processes = data.draw(st.sampled_from([number for number in divisors if number <= 64]))
+    whole = np.stack(order_of(sizes, shares, rows_of_step).locate(step * rows_of_step + np.arange(rows_of_step)))
+    order, first = order_of(sizes, shares, rows_of_step), step * rows_of_step
+    parts = [
+        order.positions_of_process(first, rows_of_step, data_rank=rank, data_parallel_size=processes)
+        for rank in range(processes)
+    ]
+    assert {len(part) for part in parts} == {rows_of_step // processes}
+    assert np.array_equal(np.concatenate([order.locate(part) for part in parts], axis=1), whole)
+
+
+def readers_of_a_chunk(shares: Sequence[int], processes: int, rows_of_process: int, chunks: int, steps: int) -> float:
+    """How many processes read a chunk, in the mean, where every folder has so many chunks of 32 rows."""
+    rows_of_step = processes * rows_of_process
+    order = order_of([32 * chunks] * len(shares), shares, rows_of_step, chunk=32)
+    positions = np.arange(steps * rows_of_step)
+    folder, epoch, chunk, _ = order.locate(positions)
+    keys = (epoch * len(shares) + folder) * chunks + chunk
+    ranks = np.empty_like(positions)
+    for rank in range(processes):
+        own = order.positions_of_process(0, rows_of_step, data_rank=rank, data_parallel_size=processes)
+        ranks[(np.arange(steps)[:, None] * rows_of_step + own).ravel()] = rank
+    return len(np.unique(keys * processes + ranks)) / len(np.unique(keys))
+
+
+@given(
+    st.sampled_from([1, 2, 3, 8, 64, 96, 100, 256, 1000, 1024, 4096]) | st.integers(1, 4096),
+    st.lists(st.integers(1, 20), min_size=1, max_size=4),
+    st.integers(8, 30),
+)
+@settings(max_examples=25, deadline=None)
+def test_at_most_two_processes_read_a_chunk_in_the_mean(processes: int, shares: list[int], rows: int) -> None:
+    steps = max(2, 400_000 // (processes * rows))
+    assert readers_of_a_chunk(shares, processes, rows, chunks=30_000, steps=min(steps, 300)) <= 2.0
+
+
+def test_order_changes_with_seed_data_epoch_and_rows_of_a_step() -> None:
+    def rows(root_hash: str = "a", seed: int = 1, first: int = 0, lanes: int = 8) -> list[int]:
+        _, chunks, rows = RowOrder(np.array([5000, 5000]), root_hash, seed, lanes).locate(np.arange(first, first + 50))
+        return (5000 * chunks + rows).tolist()
+
+    assert rows() == rows()
+    assert all(rows() != other for other in (rows(seed=2), rows("b"), rows(first=10_000), rows(lanes=16)))
     # A run that was started by an earlier version must go on with the same rows.
-    assert folders([3, 1])[:24] == [0] * 2 + [1] + [0] * 14 + [1] + [0] * 6
+    assert rows()[:8] == [5666, 7236, 7594, 9049, 1015, 2367, 3594, 4186]
+    assert [int(n) for n in order_of([60, 70], [3, 1], 8).locate(np.arange(16))[3]] == [
+        3,
+        0,
+        1,
+        1,
+        2,
+        1,
+        5,
+        2,
+        6,
+        1,
+        4,
+        5,
+        6,
+        2,
+        4,
+        3,
+    ]
 
 
-def test_the_processes_share_a_batch_without_gap_or_overlap() -> None:
-    shares = [positions_of_process(100, 12, data_rank=rank, data_parallel_size=3).tolist() for rank in range(3)]
+@pytest.mark.parametrize("size", [2, 60, 4096, 5000])
+def test_rows_are_shuffled_among_their_window(size: int) -> None:
+    order = RowOrder(np.full(size // 2, 2), "hash", 1, 4)
+    found = [
+        2 * chunks + rows for _, chunks, rows in (order.locate(np.arange(e * size, (e + 1) * size)) for e in (0, 1))
+    ]
+    if size > 2:
+        assert (found[0] == found[1]).sum() < 8  # another order in the next epoch
+        neighbours = (np.diff(found[0][::4]) == 1).sum()
+        assert neighbours < 8
+
+
+def test_the_processes_share_rows_without_gap_or_overlap() -> None:
+    shares = [interleaved(100, 12, data_rank=rank, data_parallel_size=3).tolist() for rank in range(3)]
     assert shares[1] == [101, 104, 107, 110]
     assert sorted(position for share in shares for position in share) == list(range(100, 112))
 

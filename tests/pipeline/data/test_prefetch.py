@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from data_prep.contract.command_line import UserError
 from pipeline.data.batches import Batch, TrainingData
 from pipeline.data.mixture import Mixture, open_mixture
-from pipeline.data.order import RowOrder
 from pipeline.data.prefetch import Prefetcher
 from tests.pipeline.data.damaged_shards import damage
 
@@ -83,8 +82,7 @@ def test_what_fails_in_reading_is_raised_at_the_step_that_asks(
     broken = tmp_path / "shards"
     shutil.copytree(shard_folder, broken)
     shards = open_mixture(str(broken), None)
-    order = RowOrder(shards.split("train").chunk_rows, shards.root_hash, 5)
-    steps = [set(chunks) for chunks in np.split(order.locate(np.arange(8 * 8))[1], 8)]
+    steps = [set(chunks) for chunks in np.split(shards.order(5, 8).locate(np.arange(8 * 8))[2], 8)]
     failing = next(step for step in range(2, 8) if steps[step] - set().union(*steps[:step]))
     chunk = int(min(steps[failing] - set().union(*steps[:failing])))
     damage(broken, shards, chunk)
