@@ -3,6 +3,7 @@
 import contextlib
 import os
 import resource
+import socket
 from pathlib import Path
 
 MOST_DESCRIPTORS = 65_536
@@ -22,7 +23,8 @@ def write_atomically(path: Path, content: str | bytes, *, durable: bool = False)
     Raises:
         OSError: the file cannot be written; the old one is still there.
     """
-    temporary = path.with_name(f".tmp-{path.name}.{os.getpid()}.partial")
+    # A file system may be shared: another machine has processes of the same numbers.
+    temporary = path.with_name(f".tmp-{path.name}.{socket.gethostname()}-{os.getpid()}.partial")
     try:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
         if durable:
@@ -33,6 +35,28 @@ def write_atomically(path: Path, content: str | bytes, *, durable: bool = False)
         raise
     if durable:
         flush_to_disk(path.parent)
+
+
+def create_once(path: Path, content: str) -> bool:
+    """Make a small file that is not there yet, durably.
+
+    Returns:
+        False where another process, on whichever machine, was first: exactly one makes it.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    try:
+        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    except FileExistsError:
+        return False
+    try:
+        os.write(descriptor, content.encode())
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    flush_to_disk(path.parent)
+    return True
 
 
 def is_unfinished(path: Path) -> bool:

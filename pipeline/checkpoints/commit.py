@@ -53,6 +53,7 @@ def commit(
         _remove(final)
     temporary.rename(final)
     flush_to_disk(final.parent)
+    flush_to_disk(final.parent.parent)  # the first checkpoint of a run has made the folder of them
     write_atomically(final.parent / "latest", final.name + "\n", durable=True)
 
 

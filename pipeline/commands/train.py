@@ -13,7 +13,7 @@ from pipeline.config import RunConfig
 from pipeline.processes.launch import die_with_launcher, start_local_processes
 from pipeline.processes.signals import LOST_CONNECTION_EXIT_CODE, LostConnectionError, catch_stop_signals
 from pipeline.processes.world import SINGLE_PROCESS, world_from_environment
-from pipeline.runs.directory import has_checkpoint, is_finished, prepare_run
+from pipeline.runs.directory import has_checkpoint, is_finished, prepare_run, restore_run_files
 from pipeline.tracking.description import check_tracking
 
 
@@ -38,6 +38,7 @@ def run(argv: Sequence[str]) -> int:
     shards = prepare_run(config, joined.size if joined else processes)
     if is_finished(config):
         if joined is None or joined.rank == 0:
+            restore_run_files(config, shards)
             print(f"{config.run_dir} is finished: nothing to do")
         return 0
     if config.init.from_huggingface is not None and not has_checkpoint(config):

@@ -1,9 +1,11 @@
 """The run directory: what may be started in it, and the small files that describe the run.
 
-``config.yaml`` the resolved configuration, ``run.json`` lineage, attempts and data, ``tokenizer.json``,
+``config.yaml`` the resolved configuration, ``run.json`` lineage, newest attempt and data, ``attempts/N`` who made
+which start, ``tokenizer.json``,
 ``checkpoints/``, ``metrics.jsonl``, ``logs/rank-N.log``, and ``DONE`` once the last step is saved. Imports no torch.
 """
 
+import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,10 +14,14 @@ from typing import Any, NotRequired, TypedDict, cast
 import yaml
 
 from data_prep.contract.command_line import UserError, config_as_dict, one_line
-from data_prep.contract.files import is_unfinished
+from data_prep.contract.files import is_unfinished, write_atomically
 from data_prep.contract.redaction import redact
+from data_prep.contract.remote import retried
 from pipeline.config import RESUMABLE_CHANGES, RunConfig, check_config
 from pipeline.data.mixture import Mixture, open_mixture
+
+ATTEMPTS = "attempts"
+"""The folder of the starts' claims."""
 
 
 class MixtureFacts(TypedDict, total=False):
@@ -111,18 +117,19 @@ def _check_run_dir(config: RunConfig, shards: Mixture) -> None:
     stored_path = run_dir / "config.yaml"
     if not stored_path.exists():
         # A job that was sent and a start that was killed early leave these; anything else belongs to somebody.
-        early = {"submission", "logs", "run.json", ".run.json", ".config.yaml", "events.jsonl"}
+        early = {"submission", "logs", "run.json", ATTEMPTS, ".run.json", ".config.yaml", "events.jsonl"}
         if run_dir.is_dir() and {path.name for path in run_dir.iterdir() if not is_unfinished(path)} - early:
             raise UserError(f"run_dir {run_dir} holds other files: give a new or empty folder")
         return
-    stored = flatten(read_run_config(run_dir))
+    stored = _stored_config(run_dir)
     current = flatten(redact(config_as_dict(config)))  # as it was stored
     different = [
         f"{key} {stored.get(key)} there, {current.get(key)} here"
         for key in sorted(stored.keys() | current.keys())
         if stored.get(key) != current.get(key) and key not in RESUMABLE_CHANGES
     ]
-    if read_run_record(run_dir)["data"]["root_hash"] != shards.root_hash:
+    data = stored_record(run_dir).get("data")
+    if data is not None and data["root_hash"] != shards.root_hash:
         different.append("the shards' contents")
     if different:
         raise UserError(
@@ -167,7 +174,7 @@ def read_run_config(run_dir: Path) -> dict[str, Any]:
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(one_line(f"{path} cannot be read: {error}")) from error
     if not isinstance(content, dict):
-        raise UserError(f"{path} is damaged: it holds no configuration")
+        raise UserError(f"{path} is damaged: give the run's training command again, which makes the file anew")
     return content
 
 
@@ -178,12 +185,118 @@ def read_run_record(run_dir: Path) -> RunRecord:
         UserError: the folder holds no run, or its record is damaged.
     """
     path = run_dir / "run.json"
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{run_dir} is no run directory: it has no run.json") from error
-    except (OSError, ValueError) as error:
-        raise UserError(one_line(f"{path} cannot be read: {error}")) from error
-    if not isinstance(record, dict) or not {"lineage_id", "attempt", "data", "arithmetic"} <= record.keys():
-        raise UserError(f"{path} is damaged: it does not describe a run")
+    content = _read(path)
+    if content is None:
+        raise UserError(f"{run_dir} is no run directory: it has no run.json")
+    record = _parse_record(content)
+    if record is None:
+        raise UserError(f"{path} is damaged: give the run's training command again, which makes the file anew")
     return cast(RunRecord, record)
+
+
+def stored_record(run_dir: Path) -> dict[str, Any]:
+    """What ``run.json`` holds. Where it is missing, empty or torn: what the newest checkpoint and start say of the run.
+
+    That is its lineage, an attempt, the order of the rows and the root hash of the data, as far as it is known. Empty
+    before the first start.
+
+    Raises:
+        UserError: the file is there and cannot be read.
+    """
+    content = _read(run_dir / "run.json")
+    record = None if content is None else _parse_record(content)
+    if record is not None:
+        return record
+    state, claim = _newest_trainer_state(run_dir), _newest_claim(run_dir)
+    found = {key: claim[key] for key in ("lineage_id", "order_version") if key in claim}
+    if state:
+        found |= {"lineage_id": state["lineage_id"], "attempt": state["attempt"]}
+        found["data"] = {"root_hash": state["data_root_hash"]}
+    return found
+
+
+def restore_run_files(config: RunConfig, shards: Mixture) -> None:
+    """Write what describes a finished run anew, as far as it is damaged: no start will do it. Rank 0 only."""
+    run_dir = Path(config.run_dir)
+    try:
+        read_run_record(run_dir)
+        read_run_config(run_dir)
+    except UserError:
+        record = {"arithmetic": [], **stored_record(run_dir), "data": data_facts(shards)}
+        write_atomically(run_dir / "run.json", json.dumps(record, indent=1) + "\n", durable=True)
+        write_configuration(config, shards)
+
+
+def write_configuration(config: RunConfig, shards: Mixture) -> None:
+    """Write ``config.yaml`` and ``tokenizer.json``: an export needs both, and the shards may be gone by then.
+
+    Raises:
+        OSError: they cannot be written.
+    """
+    run_dir, content = Path(config.run_dir), redact(config_as_dict(config))
+    write_atomically(run_dir / "config.yaml", yaml.safe_dump(content, sort_keys=False), durable=True)
+    write_atomically(run_dir / "tokenizer.json", shards.tokenizer_path.read_bytes(), durable=True)
+
+
+def data_facts(shards: Mixture) -> DataFacts:
+    """What a run records of its shards."""
+    path, *others = shards.locations
+    of_mixture: MixtureFacts = {}
+    if others:
+        of_mixture = {"weights": list(shards.shares), "root_hashes": [folder.root_hash for folder in shards.folders]}
+    return {
+        "root_hash": shards.root_hash,
+        "path": [path, *others] if others else path,
+        **of_mixture,
+        "seq_length": shards.seq_length,
+        "masked_per_row": shards.masked_per_row,
+        "vocab_size": shards.vocab_size,
+        "special_ids": shards.special_ids,
+    }
+
+
+def _stored_config(run_dir: Path) -> dict[str, Any]:
+    """The configuration with dotted keys. A key that the run's version did not have is at its default: it did that."""
+    try:
+        content = read_run_config(run_dir)
+    except UserError:
+        content = _newest_trainer_state(run_dir).get("config")
+        if not content:
+            raise
+    return flatten(redact(config_as_dict(RunConfig()))) | flatten(content)
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        return retried(path.read_bytes, f"read {path}")
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UserError(one_line(f"{path} cannot be read: {error}")) from error
+
+
+def _parse_record(content: bytes) -> dict[str, Any] | None:
+    with contextlib.suppress(ValueError):
+        record = json.loads(content)
+        if isinstance(record, dict) and {"lineage_id", "attempt", "data", "arithmetic"} <= record.keys():
+            return record
+    return None
+
+
+def _newest_claim(run_dir: Path) -> dict[str, Any]:
+    """What the newest start that got so far has written of itself; empty where there is none."""
+    numbers = [int(path.name) for path in run_dir.glob(f"{ATTEMPTS}/*") if path.name.isdigit()]
+    for number in sorted(numbers, reverse=True):
+        with contextlib.suppress(OSError, ValueError):
+            return dict(json.loads((run_dir / ATTEMPTS / str(number)).read_bytes()))
+    return {}
+
+
+def _newest_trainer_state(run_dir: Path) -> dict[str, Any]:
+    """``trainer.json`` of the newest checkpoint that has one; empty where there is none."""
+    for path in sorted(run_dir.glob("checkpoints/step-*/trainer.json"), reverse=True):
+        with contextlib.suppress(OSError, ValueError):
+            state = json.loads(path.read_bytes())
+            if isinstance(state, dict) and {"lineage_id", "attempt", "data_root_hash", "config"} <= state.keys():
+                return state
+    return {}

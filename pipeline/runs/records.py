@@ -14,12 +14,14 @@ import dataclasses
 import json
 import os
 import shutil
+import socket
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NotRequired, TypedDict, cast
 
 from data_prep.contract.command_line import UserError
+from data_prep.contract.files import flush_to_disk
 from data_prep.contract.redaction import redact
 
 SPOOL = "metrics.jsonl"
@@ -211,14 +213,14 @@ def _take_over(path: Path, check_newest: Callable[[], None]) -> None:
     if not path.exists():
         check_newest()
         return
-    copy = path.with_name(f".{path.name}-{os.getpid()}")  # two starts at once must not share it
+    copy = path.with_name(f".{path.name}-{socket.gethostname()}-{os.getpid()}")  # two starts at once must not share it
     try:
         shutil.copyfile(path, copy)
         _cut_torn_line(copy)
-        with copy.open("rb") as file:
-            os.fsync(file.fileno())  # the name must not move to a file that a power cut empties
+        flush_to_disk(copy)  # the name must not move to a file that a power cut empties
         check_newest()
         copy.replace(path)
+        flush_to_disk(path.parent)
     except OSError as error:
         raise _not_written(path, error) from error
     finally:

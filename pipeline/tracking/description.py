@@ -23,8 +23,8 @@ from data_prep.contract.shard_format import SPLITS
 from pipeline.config import RunConfig, TrackingConfig
 from pipeline.data.mixture import Mixture
 from pipeline.model.parameters import count_parameters
-from pipeline.runs.attempts import Attempt, data_facts
-from pipeline.runs.directory import flatten
+from pipeline.runs.attempts import Attempt
+from pipeline.runs.directory import data_facts, flatten
 from pipeline.runs.records import read_events
 
 DESCRIPTION = "tracking.json"
@@ -159,7 +159,7 @@ def write_description(run_dir: Path, description: Description) -> None:
     if "MLFLOW_TRACKING_URI" not in os.environ:
         # Absolute, so that ``narrowbert sync`` finds it from any folder.
         description["default_store"] = f"sqlite:///{Path('mlflow.db').resolve()}"
-    write_atomically(run_dir / DESCRIPTION, json.dumps(description, indent=1))
+    write_atomically(run_dir / DESCRIPTION, json.dumps(description, indent=1), durable=True)
 
 
 def _dataset(shards: Mixture) -> DatasetDescription:

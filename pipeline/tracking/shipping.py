@@ -137,7 +137,7 @@ class _Progress:
         return cls(run_id=run_id)
 
     def write(self, run_dir: Path) -> None:
-        write_atomically(run_dir / _PROGRESS, json.dumps(dataclasses.asdict(self)))
+        write_atomically(run_dir / _PROGRESS, json.dumps(dataclasses.asdict(self)), durable=True)
 
 
 def _send_artifacts(

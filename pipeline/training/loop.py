@@ -123,7 +123,7 @@ def _end(run: Run) -> int:
         run.records.event("stopped by a signal", run.step, f"exit code {REQUEUE_EXIT_CODE}")
         return REQUEUE_EXIT_CODE
     if run.ranks.is_main:
-        write_atomically(run_dir / "DONE", f"{run.step} steps\n")
+        write_atomically(run_dir / "DONE", f"{run.step} steps\n", durable=True)
         log.info("done: %d steps; the last checkpoint is %s", run.step, run_dir / "checkpoints/latest")
     return 0
 

@@ -2,20 +2,15 @@
 
 import logging
 import os
-import shutil
 import socket
 from pathlib import Path
 
-import yaml
-
-from data_prep.contract.command_line import UserError, config_as_dict
-from data_prep.contract.files import write_atomically
-from data_prep.contract.redaction import redact
 from pipeline.config import RunConfig
 from pipeline.data.mixture import Mixture
 from pipeline.processes.ranks import Ranks
 from pipeline.processes.stragglers import OwnTime, Stragglers
-from pipeline.runs.attempts import Attempt, is_newest_attempt
+from pipeline.runs.attempts import Attempt, is_newest_attempt, taken_over
+from pipeline.runs.directory import write_configuration
 from pipeline.runs.records import Spool, append_event
 from pipeline.tracking.description import describe_run
 from pipeline.tracking.shipper import Shipper
@@ -52,7 +47,7 @@ class Records:
         hosts = self._hosts = self._ranks.gather(socket.gethostname())
         if self._ranks.is_main:
             self._check_newest()  # a newer start may have registered while this one was loading
-            _write_configuration(self.run_dir, self._config, shards)
+            write_configuration(self._config, shards)
             self._spool = Spool(
                 self.run_dir, may_differ_until=self._attempt.may_differ_until, check_newest=self._check_newest
             )
@@ -115,9 +110,8 @@ class Records:
 
     def _check_newest(self) -> None:
         """End a start that a newer one of the run has taken over: nothing of its own may be written any more."""
-        number = self._attempt.number
-        if not is_newest_attempt(self.run_dir, number):
-            raise UserError(f"a newer start of this run has taken over: start {number} of {self.run_dir} ends")
+        if not is_newest_attempt(self.run_dir, self._attempt.number):
+            raise taken_over(self.run_dir, self._attempt.number)
 
     def _straggler_ratio(self, step: int, own_seconds: list[float], step_seconds: float) -> float:
         """Slowest over median own time; a rank that stays behind is named."""
@@ -137,9 +131,3 @@ class Records:
             log.warning("not deterministic: %s", change)
             append_event(self.run_dir, "not deterministic", step, change)
         self._spool.changed.clear()
-
-
-def _write_configuration(run_dir: Path, config: RunConfig, shards: Mixture) -> None:
-    write_atomically(run_dir / "config.yaml", yaml.safe_dump(redact(config_as_dict(config)), sort_keys=False))
-    # The run keeps what an export needs: its shards may be gone by then.
-    shutil.copyfile(shards.tokenizer_path, run_dir / "tokenizer.json")

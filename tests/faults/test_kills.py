@@ -96,6 +96,24 @@ def test_a_signal_in_any_phase_saves_and_asks_to_be_requeued(tmp_path: Path, sha
 
 
 @pytest.mark.slow
+def test_files_that_are_away_for_a_second_end_nothing(tmp_path: Path, shard_folder: Path) -> None:
+    run_dir = tmp_path / "run"
+    faults = [{"do": "slow", "seconds": 0.05}]
+    ranks = Ranks(1, *argv(run_dir, shard_folder, "--training.train_steps", "80"), faults=faults)
+    try:
+        wait_until((run_dir / "checkpoints/latest").exists, ranks.processes[0], "the first checkpoint")
+        for name in ("run.json", "attempts"):  # what a failover of a metadata server looks like
+            (run_dir / name).rename(tmp_path / name)
+        time.sleep(1)
+        for name in ("run.json", "attempts"):
+            (tmp_path / name).rename(run_dir / name)
+    finally:
+        (printed,) = ranks.end(0)
+    assert "done: 80 steps" in printed
+    assert len(losses(run_dir)) == 80
+
+
+@pytest.mark.slow
 def test_a_start_that_was_taken_over_can_write_nothing(tmp_path: Path, shard_folder: Path) -> None:
     run_dir = tmp_path / "run"
     command = argv(run_dir, shard_folder, "--training.train_steps", "60", "--training.save_interval", "5")

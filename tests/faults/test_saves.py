@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from pipeline.checkpoints.commit import superseded
 from pipeline.checkpoints.listing import list_checkpoints
 from pipeline.checkpoints.reading import newest_checkpoint
+from pipeline.data.order import ORDER_VERSION
 from tests.faults.runs import argv, events
 from tests.processes import Ranks, losses, run_command, run_ranks, user_error
 
@@ -75,6 +76,34 @@ def test_any_damage_to_any_file_is_named_and_the_one_before_is_used(finished: Pa
             assert re.search(r"1 of 3 checkpoints .* \(step-00000010\)", shown.problem)
             assert shown.table.count("DAMAGED") == 1
             shutil.rmtree(run_dir)
+
+
+@pytest.mark.slow
+def test_files_that_a_power_cut_has_emptied_are_made_anew_from_the_checkpoint(finished: Path, tmp_path: Path) -> None:
+    run_dir = shutil.copytree(finished, tmp_path / "run")
+    command = (run_dir / "config.yaml").read_text()
+    data = json.loads((run_dir / "run.json").read_text())["data"]["path"]
+    lineage = json.loads((run_dir / "run.json").read_text())["lineage_id"]
+    for name in ("run.json", "config.yaml"):
+        (run_dir / name).write_bytes(b"")
+    line = user_error("pipeline", "checkpoints", str(run_dir))
+    assert line.endswith("is damaged: give the run's training command again, which makes the file anew")
+    assert "is finished" in run_command("pipeline", *argv(run_dir, Path(data))).stdout
+    run_command("pipeline", "checkpoints", str(run_dir))
+    assert json.loads((run_dir / "run.json").read_text())["order_version"] == ORDER_VERSION
+    assert (run_dir / "config.yaml").read_text() == command.replace(str(finished), str(run_dir))
+    # The same in a run that goes on, where another configuration is refused as ever.
+    (run_dir / "DONE").unlink()
+    shutil.rmtree(run_dir / "checkpoints/step-00000010")
+    (run_dir / "run.json").write_text('{"lineage_id": "')
+    assert "holds a run of another configuration" in user_error(
+        "pipeline", *argv(run_dir, Path(data), "--data.seed", "1")
+    )
+    run_command("pipeline", *argv(run_dir, Path(data)))
+    record = json.loads((run_dir / "run.json").read_text())
+    assert (record["lineage_id"], record["attempt"]) == (lineage, 2)
+    assert losses(run_dir) == losses(finished)
+    assert not events(run_dir, "not deterministic")
 
 
 @pytest.mark.slow

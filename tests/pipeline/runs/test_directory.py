@@ -1,10 +1,15 @@
-"""Which recorded losses a resume must reproduce to the bit."""
+"""What a run directory says of its run: which losses a resume must reproduce, and with which configuration."""
 
 from pathlib import Path
 
-from pipeline.config import RunConfig, TrainingConfig
+import pytest
+import yaml
+
+from data_prep.contract.command_line import UserError
+from pipeline.config import DataConfig, ModelConfig, RunConfig, TrainingConfig
 from pipeline.data.mixture import Mixture
 from pipeline.runs.attempts import register_attempt
+from pipeline.runs.directory import check_run, write_configuration
 from pipeline.runs.records import Spool
 
 
@@ -36,3 +41,23 @@ def test_another_topology_gives_other_roundings_for_the_steps_before_it(tmp_path
     rounded = {8: {"train/loss": 1.5, "validation/loss": 2.5}, 9: {"train/loss": 0.5}}
     assert changes(tmp_path, shards, rounded, 4) == []
     assert changes(tmp_path, shards, rounded | {9: {"train/loss": 0.75}}, 4) == ["train/loss of step 9"]
+
+
+def test_a_run_of_a_version_that_lacked_an_option_had_its_default(
+    tmp_path: Path, shards: Mixture, shard_folder: Path
+) -> None:
+    def config(**model: float) -> RunConfig:
+        return RunConfig(
+            run_dir=str(tmp_path),
+            data=DataConfig(path=str(shard_folder)),
+            model=ModelConfig(**model),  # pyright: ignore[reportArgumentType]
+        )
+
+    register_attempt(tmp_path, config(), shards, 1)
+    write_configuration(config(), shards)
+    stored = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    del stored["model"]["rotary_base"], stored["init"], stored["training"]["max_failed_saves"]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(stored))
+    check_run(config(), 1)
+    with pytest.raises(UserError, match=r"\(model.rotary_base 10000.0 there, 500.0 here\)"):
+        check_run(config(rotary_base=500.0), 1)
