@@ -15,6 +15,7 @@ from typing import Any
 from data_prep.config import CleaningConfig, CorpusConfig, PrepConfig
 from data_prep.corpus.builtin_corpus import BUILTIN, builtin_documents
 from data_prep.corpus.documents import CorpusFile, Document, Partition, Reject, whole_document
+from data_prep.corpus.formats.gzip_index import GzipIndex
 from data_prep.corpus.formats.line_formats import read_lines
 from data_prep.corpus.partitions import plan_partitions
 from data_prep.corpus.streams import DamagedFile, TextStream, file_state, open_text
@@ -26,9 +27,15 @@ same file, its reader reads on instead of decompressing the file from its beginn
 
 
 def read_partition(
-    file: CorpusFile, partition: Partition, config: CorpusConfig, cleaning: CleaningConfig
+    file: CorpusFile,
+    partition: Partition,
+    config: CorpusConfig,
+    cleaning: CleaningConfig,
+    index: GzipIndex | None = None,
 ) -> Iterator[Document | Reject]:
     """The documents and rejects of one partition, in their order.
+
+    A .gz file with an ``index`` is read from there on; the others from their beginning.
 
     Raises:
         UserError: the file cannot be read; damaged content is a Reject instead.
@@ -37,9 +44,12 @@ def read_partition(
         for document_id, text in builtin_documents(config.builtin_max_bytes)[partition.begin : partition.end]:
             yield from whole_document(document_id, text, cleaning)
         return
-    read = _read_parquet if file.kind == "parquet" else _read_text
+    if file.kind == "parquet":
+        items = _read_parquet(file, partition, config, cleaning)
+    else:
+        items = _read_text(file, partition, config, cleaning, index)
     found = False
-    for item in read(file, partition, config, cleaning):
+    for item in items:
         found = True
         yield item
     if not found and partition.begin == 0 and _holds_nothing(file):
@@ -82,7 +92,7 @@ class _LineReader:
 
 
 def _read_text(
-    file: CorpusFile, partition: Partition, config: CorpusConfig, cleaning: CleaningConfig
+    file: CorpusFile, partition: Partition, config: CorpusConfig, cleaning: CleaningConfig, index: GzipIndex | None
 ) -> Iterator[Document | Reject]:
     whole = file.kind == "txt" and config.txt_documents == "file"
     if whole and partition.begin > 0:
@@ -90,7 +100,10 @@ def _read_text(
     key = (file_state(file), config.txt_documents, config.text_field, cleaning)
     reader = _take(key, partition.begin)
     if reader is None:
-        reader = _open_reader(file, partition, config, cleaning)
+        if index is None:
+            reader = _open_reader(file, partition, config, cleaning)
+        else:
+            reader = _LineReader(index.open_text(file, partition.begin), file, config, cleaning)
     yield from reader.read(partition)
     if whole:
         reader.stream.close()

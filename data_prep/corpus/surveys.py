@@ -75,25 +75,25 @@ def survey(file: CorpusFile, config: CorpusConfig) -> dict[str, Any]:
     return survey_and_pin(file, config)[0]
 
 
-def survey_and_pin(file: CorpusFile, config: CorpusConfig) -> tuple[dict[str, Any], CorpusFile]:
-    """As ``survey``, and the file: one of a web server with the size and version that were read, which any later
-    reading of it must find again."""
+def survey_and_pin(file: CorpusFile, config: CorpusConfig) -> tuple[dict[str, Any], CorpusFile, bool]:
+    """As ``survey``; the file, one of a web server with the size and version that were read, which any later reading
+    of it must find again; and whether it is text without damage."""
     if file.path is None:
-        return _survey_builtin(config), file
+        return _survey_builtin(config), file, False
     raw = open_raw(file)
-    hashed = _Hashed(raw)
+    hashed, whole = _Hashed(raw), False
     try:
         if file.kind == "parquet":
             entry = _parquet_units(file, config)
             hashed.read_on()
         else:
-            entry = _text_units(file, config, hashed)
+            entry, whole = _text_units(file, config, hashed)
     finally:
         hashed.close()
     version = web_version(raw)
     if version is not None:
         file = dataclasses.replace(file, size=hashed.size, version=version)
-    return {"name": file.name, "size": hashed.size, "sha256": hashed.sha256.hexdigest(), **entry}, file
+    return {"name": file.name, "size": hashed.size, "sha256": hashed.sha256.hexdigest(), **entry}, file, whole
 
 
 def _survey_builtin(config: CorpusConfig) -> dict[str, Any]:
@@ -106,18 +106,18 @@ def _survey_builtin(config: CorpusConfig) -> dict[str, Any]:
     return {"name": BUILTIN, "size": size, "sha256": digest.hexdigest(), "units": documents, "bytes": size}
 
 
-def _text_units(file: CorpusFile, config: CorpusConfig, raw: _Hashed) -> dict[str, Any]:
+def _text_units(file: CorpusFile, config: CorpusConfig, raw: _Hashed) -> tuple[dict[str, Any], bool]:
     counts = _LineCounts()
     stream = open_text(file, raw=raw)
     while block := stream.read(1 << 20):
         counts.add(block)
     raw.read_on()
     if file.kind == "txt" and config.txt_documents == "file":
-        return {"units": 1, "bytes": counts.size}
+        return {"units": 1, "bytes": counts.size}, stream.damage is None
     entry = {"units": counts.size, "bytes": counts.size}
     if counts.counts and stream.can_enter and file.kind in ("txt", "jsonl"):
         entry |= {"line_step": counts.step, "lines": counts.counts}
-    return entry
+    return entry, stream.damage is None
 
 
 def _parquet_units(file: CorpusFile, config: CorpusConfig) -> dict[str, Any]:

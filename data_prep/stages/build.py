@@ -33,7 +33,7 @@ from data_prep.stages.records import (
     task_record,
 )
 from data_prep.stages.reduce import run_reduce
-from data_prep.stages.work_folder import locked_work_folder, prepare_work_folder, read_plan
+from data_prep.stages.work_folder import index_large_files, locked_work_folder, prepare_work_folder, read_plan
 from data_prep.stages.work_plan import (
     PLAN,
     Planned,
@@ -85,6 +85,7 @@ def build_planned(planned: Planned, workers: Workers, progress: Progress) -> Sum
     try:
         with locked_work_folder(plan.work, progress, exclusive=True):
             prepare_work_folder(planned, progress)
+            index_large_files(planned, workers, progress)
             for stage in STAGES[1:-1]:
                 _run_stage(plan, stage, None, workers, progress)
             return _finish(plan, identity, workers, progress)
@@ -109,6 +110,7 @@ def run_task(config: PrepConfig, task: str, index: int | None, progress: Progres
             planned = make_plan(config, workers, progress)
             check_draws([found.file for found in planned.files], config)
             prepare_work_folder(planned, progress)
+            index_large_files(planned, workers, progress)
             return f"{planned.plan.work}: map and pack tasks 0 to {planned.plan.num_tasks - 1}"
         plan, identity = read_plan(config)
         if Path(config.output).exists():

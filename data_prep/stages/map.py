@@ -21,6 +21,7 @@ from data_prep.contract.shard_format import TOKENIZER
 from data_prep.contract.tokenizer import load_tokenizer
 from data_prep.corpus.documents import CorpusFile, Document, Partition, Reject
 from data_prep.corpus.draws import copies_of, document_draw
+from data_prep.corpus.formats.gzip_index import GzipIndex
 from data_prep.corpus.reading import read_partition
 from data_prep.corpus.surveys import survey
 from data_prep.corpus.written_texts import TextFile
@@ -31,7 +32,7 @@ from data_prep.filters.near_duplicates import NUM_PERMUTATIONS, band_table, near
 from data_prep.filters.registry import open_filters
 from data_prep.report.statistics import merge
 from data_prep.stages.records import RECORD, committed, sizes_and_hashes
-from data_prep.stages.work_plan import PLAN, SurveyedFile, WorkPlan, as_json, map_task, stamp_of
+from data_prep.stages.work_plan import GZIP_INDEXES, PLAN, SurveyedFile, WorkPlan, as_json, map_task, stamp_of
 from data_prep.tokens.word_table import TextEncoder
 
 BATCH_CHARACTERS = 1 << 19
@@ -236,7 +237,11 @@ def _kept(
     counts = sources.setdefault(str(source), {"read": 0, "not_sampled": 0})
     filters = _filters(plan.work, plan.hash, plan.config)
     _check_unchanged(plan, found)
-    for item in read_partition(found.file, partition, plan.config.corpus, plan.config.cleaning):
+    index = GzipIndex(plan.work / GZIP_INDEXES, found.survey["sha256"])
+    items = read_partition(
+        found.file, partition, plan.config.corpus, plan.config.cleaning, index if index.exists() else None
+    )
+    for item in items:
         counts["read"] += 1
         if isinstance(item, Reject):
             reject(item, source)

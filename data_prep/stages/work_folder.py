@@ -13,10 +13,13 @@ from typing import Any
 from data_prep.config import PrepConfig
 from data_prep.contract.command_line import UserError
 from data_prep.contract.shard_format import TOKENIZER, Geometry
+from data_prep.corpus.formats.gzip_index import GzipIndex, make_index, needs_index
 from data_prep.report.progress import Progress
 from data_prep.stages.work_plan import (
+    GZIP_INDEXES,
     PLAN,
     Planned,
+    SurveyedFile,
     WorkPlan,
     as_json,
     difference,
@@ -27,6 +30,7 @@ from data_prep.stages.work_plan import (
     work_path,
     write_plan,
 )
+from data_prep.stages.workers import Workers
 
 
 def read_plan(config: PrepConfig) -> tuple[WorkPlan, dict[str, Any]]:
@@ -107,6 +111,26 @@ def prepare_work_folder(planned: Planned, progress: Progress) -> None:
     write_plan(planned)
 
 
+def index_large_files(planned: Planned, workers: Workers, progress: Progress) -> None:
+    """Make the indexes that the map tasks of large .gz files need, unless they are there."""
+    folder = planned.plan.work / GZIP_INDEXES
+    large = [found for found in planned.files if found.whole and needs_index(found.file, found.survey)]
+    missing = [(found, folder) for found in large if not GzipIndex(folder, found.survey["sha256"]).exists()]
+    if not missing:
+        return
+    progress.start("index", len(missing), "files")
+    for (found, _), made in zip(missing, workers.run(_make_index, missing), strict=True):
+        progress.advance(1)
+        if not made:
+            name = found.file.path or found.file.name
+            progress.note(f"{name} gets no index: each process that reads a part of it reads all before that too")
+
+
+def _make_index(task: tuple[SurveyedFile, Path]) -> bool:
+    found, folder = task
+    return make_index(found.file, found.survey, folder)
+
+
 def _hash_of_plan(work: Path) -> str | None:
     try:
         return identity_hash(json.loads((work / PLAN).read_text())["identity"])
@@ -123,7 +147,8 @@ def _set_aside(plan: WorkPlan, found: str | None, progress: Progress) -> None:
     entries = list(plan.work.iterdir())
     if not entries:
         return
-    if not any(path.is_dir() and path.name != plan.shards.name for path in entries):  # a plan that nothing came of
+    kinds = (plan.shards.name, GZIP_INDEXES)
+    if not any(path.is_dir() and path.name not in kinds for path in entries):  # a plan that nothing came of
         for entry in entries:
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
         return

@@ -6,7 +6,7 @@ import importlib.metadata
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -30,6 +30,7 @@ PLAN = "plan.json"
 FILES = "files.jsonl"
 TASKS = "tasks.jsonl"
 TASK_OFFSETS = "tasks.npy"
+GZIP_INDEXES = "gzip-indexes"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,6 +68,8 @@ class SurveyedFile:
     """What ``corpus.surveys.survey`` says of it."""
     stamp: list[int | str] | None
     """Size and time of change of a local file: where they are as planned, so is its content."""
+    whole: bool = False
+    """Whether it is known to be text without damage."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -136,13 +139,21 @@ def input_line(found: dict[str, Any]) -> bytes:
     return (json.dumps(found, sort_keys=True) + "\n").encode()
 
 
-def _survey(task: tuple[CorpusFile, PrepConfig, tuple[dict[str, Any], list[int | str]] | None]) -> SurveyedFile:
+class _Known(NamedTuple):
+    """What an earlier plan found in a file."""
+
+    survey: dict[str, Any]
+    stamp: list[int | str]
+    whole: bool
+
+
+def _survey(task: tuple[CorpusFile, PrepConfig, _Known | None]) -> SurveyedFile:
     file, config, known = task
     stamp = stamp_of(file)
-    if known is not None and stamp is not None and known[1] == stamp:
-        return SurveyedFile(file=file, survey=known[0], stamp=stamp)
-    found, file = survey_and_pin(file, config.corpus)
-    return SurveyedFile(file=file, survey=found, stamp=stamp_of(file))
+    if known is not None and stamp is not None and known.stamp == stamp:
+        return SurveyedFile(file=file, survey=known.survey, stamp=stamp, whole=known.whole)
+    found, file, whole = survey_and_pin(file, config.corpus)
+    return SurveyedFile(file=file, survey=found, stamp=stamp_of(file), whole=whole)
 
 
 def stamp_of(file: CorpusFile) -> list[int | str] | None:
@@ -164,8 +175,8 @@ def _known_key(file: CorpusFile) -> tuple[str, str | None]:
     return file.name, file.path
 
 
-def _known_surveys(config: PrepConfig) -> dict[tuple[str, str | None], tuple[dict[str, Any], list[int | str]]]:
-    """(name, path) -> survey and stamp of the local files of the plan that is there, if it read them so."""
+def _known_surveys(config: PrepConfig) -> dict[tuple[str, str | None], _Known]:
+    """(name, path) -> what the plan that is there found in a file with a stamp, if it read them so."""
     work = work_path(config)
     try:
         reading = json.loads((work / PLAN).read_text())["reading"]
@@ -174,7 +185,9 @@ def _known_surveys(config: PrepConfig) -> dict[tuple[str, str | None], tuple[dic
             return {}
         entries = map(json.loads, lines)
         return {
-            (entry["file"]["name"], entry["file"]["path"]): (entry["survey"], entry["stamp"])
+            (entry["file"]["name"], entry["file"]["path"]): _Known(
+                entry["survey"], entry["stamp"], entry.get("whole", False)
+            )
             for entry in entries
             if entry["stamp"] is not None
         }
