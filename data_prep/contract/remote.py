@@ -1,7 +1,7 @@
-"""Files that are elsewhere: opened by URL, tried again after faults that may pass, and for shards fetched once.
+"""Files that are elsewhere: opened by URL, tried again after faults that may pass, and fetched whole into the cache.
 
-WebDataset's cache keeps the shards. Under it fsspec does the reading, not WebDataset's own openers: those start
-programs such as curl and gsutil, and one of them, ``pipe:``, runs a shell.
+WebDataset's cache keeps whole files; ``fetching`` has single chunks of shards. Under both fsspec does the reading, not
+WebDataset's own openers: those start programs such as curl and gsutil, and one of them, ``pipe:``, runs a shell.
 """
 
 import contextlib
@@ -181,8 +181,7 @@ class RemoteFolder:
     def cache(self, root_hash: str) -> Path:
         """The folder for the files of one version; two URLs or two versions never share one."""
         place = hashlib.sha256(str(self).encode()).hexdigest()[:16]
-        base = os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "narrowbert"
-        return Path(base) / f"{place}-{root_hash[:16]}"
+        return cache_folder() / f"{place}-{root_hash[:16]}"
 
     def read(self, name: str) -> bytes:
         """A small file's bytes, always from the URL.
@@ -192,10 +191,10 @@ class RemoteFolder:
         """
 
         def whole() -> bytes:
-            with _open(self._file_url(name)) as stream:
+            with _open(self.file_url(name)) as stream:
                 return b"".join(iter(lambda: stream.read(1 << 20), b""))
 
-        return self._retried(name, whole)
+        return self.retried(name, whole)
 
     def fetch(self, name: str, folder: Path, *, sha256: str, size: int | None = None) -> Path:
         """The path of the file's copy in ``folder``, fetched unless it is there already.
@@ -214,33 +213,39 @@ class RemoteFolder:
         gopen_schemes[_OPENER] = lambda url, *_, **__: _open(url.removeprefix(f"{_OPENER}:"))
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with _locked(folder / f".{name}.lock") as alone:
+            with locked(folder / f".{name}.lock") as alone:
                 if path.is_file() and _problem(path, sha256 if size is None else None, size):
                     path.unlink()
                 if not path.is_file():
                     for left in folder.glob(f"{name}.temp*") if alone else ():  # of a process that was killed
                         left.unlink()
-                    self._retried(name, lambda: cache.get_file(f"{_OPENER}:{self._file_url(name)}"))
+                    self.retried(name, lambda: cache.get_file(f"{_OPENER}:{self.file_url(name)}"))
                     problem = _problem(path, sha256, size)
                     if problem:
                         path.unlink()
                         raise UserError(f"{self}/{name} {problem}: what was fetched has been deleted; check the source")
         except OSError as error:
-            raise UserError(f"cannot keep {name} in the cache {folder}: {_reason(error)}") from error
+            raise UserError(f"cannot keep {name} in the cache {folder}: {reason_on_disk(error)}") from error
         return path
 
-    def _file_url(self, name: str) -> str:
+    def file_url(self, name: str) -> str:
+        """The URL of a file of the folder; no message may show it."""
         parts = urlsplit(self.url)
         return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{name}"))
 
-    def _retried(self, name: str, action: Callable[[], Result]) -> Result:
+    def retried(self, name: str, action: Callable[[], Result]) -> Result:
         """What ``action`` gives; what may pass, such as a broken connection, is tried again."""
         try:
             return retried(action, f"read {self}/{name}")
         except UserError:
             raise
         except Exception as error:  # each of fsspec's file systems raises exceptions of its own
-            raise UserError(f"cannot read {self}/{name}: {_reason(error)}") from error
+            raise UserError(f"cannot read {self}/{name}: {reason_on_disk(error)}") from error
+
+
+def cache_folder() -> Path:
+    """Where what is fetched is kept."""
+    return Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "narrowbert")
 
 
 def filesystem_of(url: str) -> tuple[Any, str]:
@@ -289,7 +294,8 @@ def _open(url: str) -> IO[bytes] | Any:
     return filesystem.open(path, "rb")
 
 
-def _reason(error: Exception) -> str:
+def reason_on_disk(error: Exception) -> str:
+    """``reason``, with what helps where the cache cannot be written."""
     if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
         return f"{error.strerror}; make room, or name another cache folder in the variable {CACHE_VARIABLE}"
     return reason(error)
@@ -306,7 +312,7 @@ def _problem(path: Path, sha256: str | None, size: int | None) -> str | None:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[bool]:
+def locked(path: Path) -> Iterator[bool]:
     """Hold a lock among the processes of this machine; False where the file system has none."""
     with path.open("wb") as stream:
         try:

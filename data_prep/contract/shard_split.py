@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from data_prep.contract.command_line import UserError
+from data_prep.contract.fetching.chunk_cache import ChunkCache
 from data_prep.contract.remote import RemoteFolder
-from data_prep.contract.shard_format import MASK_FIELDS, Geometry
+from data_prep.contract.shard_format import MASK_FIELDS, Geometry, decode_arrays
 from data_prep.contract.shard_index import RECENT_CHUNKS, ShardIndex, map_file, read_chunk
 
 if TYPE_CHECKING:  # it brings tokenizers along
@@ -79,6 +80,7 @@ class ShardSplit:
         self._files = files
         self._geometry = geometry
         self._masking = masking
+        self._remote_chunks = None if files.remote is None else ChunkCache(files.remote, files.path, index)
         self._maps: weakref.WeakValueDictionary[int, mmap.mmap] = weakref.WeakValueDictionary()
         self._sound = bytearray(index.num_chunks)  # 1 where a chunk's hash has been checked
 
@@ -89,7 +91,8 @@ class ShardSplit:
     def chunk(self, index: int) -> dict[str, np.ndarray]:
         """The fields of a chunk (see ``shard_format``): read-only views of the mapped file.
 
-        The chunk's hash is checked at the first touch. A remote shard is fetched at the first touch of a chunk of it.
+        The chunk's hash is checked at the first touch. Of a remote shard the chunk alone is fetched then, or the whole
+        shard where the server sends no ranges.
         A shard stays mapped while one of its chunks is among those that this process has read last, or is in use.
 
         Raises:
@@ -141,13 +144,29 @@ class ShardSplit:
 
     def _read(self, chunk: int) -> dict[str, np.ndarray]:
         shard = self.index.shard_of(chunk)
-        data = self._maps.get(shard)
-        if data is None:
-            data = self._maps[shard] = map_file(self._files.local(self.index.file(shard)))
         try:
-            arrays = read_chunk(data, self.index, shard, chunk, self._geometry, is_sound=bool(self._sound[chunk]))
+            arrays = self._read_alone(chunk, shard)
+            if arrays is None:
+                arrays = self._read_from_shard(chunk, shard)
         except ValueError as error:
             number = chunk - self.index.chunks(shard).start
             raise self._files.refuse(self.index.name(shard), f"chunk {number}: {error}") from error
         self._sound[chunk] = 1
+        return arrays
+
+    def _read_from_shard(self, chunk: int, shard: int) -> dict[str, np.ndarray]:
+        data = self._maps.get(shard)
+        if data is None:
+            data = self._maps[shard] = map_file(self._files.local(self.index.file(shard)))
+        return read_chunk(data, self.index, shard, chunk, self._geometry, is_sound=bool(self._sound[chunk]))
+
+    def _read_alone(self, chunk: int, shard: int) -> dict[str, np.ndarray] | None:
+        """A chunk of a remote shard that is not here; None where only whole shards can be had."""
+        if self._remote_chunks is None or (self._files.path / self.index.name(shard)).exists():
+            return None
+        content = self._remote_chunks.open(chunk)
+        if content is None:
+            return None
+        arrays = decode_arrays(memoryview(content))
+        self._geometry.check(arrays, int(self.chunk_rows[chunk]))
         return arrays

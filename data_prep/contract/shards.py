@@ -126,8 +126,10 @@ class ShardFolder:
 def open_shards(folder: str | Path) -> ShardFolder:
     """Open a shard folder: checks schema version, root hash, tokenizer, counts, and every shard's size.
 
-    Of a folder behind a URL the manifest is read and the tokenizer is fetched; a shard is fetched into the cache
-    (~/.cache/narrowbert, or the variable NARROWBERT_CACHE) when it is first touched, and checked then.
+    Of a folder behind a URL the manifest is read and the tokenizer is fetched; a chunk is fetched into the cache
+    (~/.cache/narrowbert, or the variable NARROWBERT_CACHE) when it is first touched, and checked then. The chunks there
+    stay within 32 GiB, or the bytes in the variable NARROWBERT_CACHE_BYTES. From a server that sends no ranges of
+    bytes, the whole shard is fetched.
 
     Raises:
         UserError: whatever does not match, by file name.

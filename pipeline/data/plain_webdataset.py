@@ -64,7 +64,7 @@ def as_webdataset(
     ``DataLoader``. Ranks may therefore get different numbers of rows.
 
     Args:
-        folder: a shard folder, or its URL; a shard behind a URL is fetched into the cache when it is first read.
+        folder: a shard folder, or its URL; a chunk behind a URL is fetched into the cache when it is first read.
         split: ``train`` or ``validation``.
         epoch: training rows take mask variant ``epoch`` mod the number of variants. So build one pipeline per epoch.
             Validation rows always take variant 0, as in ``narrowbert train``.

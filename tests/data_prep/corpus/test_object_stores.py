@@ -195,6 +195,9 @@ def test_shards_in_it_open_and_read(store, moto_port, tiny_shards, tmp_path, mon
     assert there.root_hash == here.root_hash
     chunk = there.split("train").chunk(0)
     assert all((chunk[name] == values).all() for name, values in here.split("train").chunk(0).items())
+    (asked,) = [asked for _, path, asked in store.asked if path.endswith(".tar")]
+    begin, length = here.indexes["train"].place(0)
+    assert asked == f"bytes={begin}-{begin + length - 1}", "the bytes of the chunk and no others"
 
 
 def puts(store):
