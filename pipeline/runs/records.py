@@ -12,10 +12,12 @@ each name means. A last line without its newline is still being written.
 
 import dataclasses
 import json
+import math
 import os
 import shutil
 import socket
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NotRequired, TypedDict, cast
@@ -38,6 +40,7 @@ class Spool:
         run_dir: holds the file.
         may_differ_until: as in ``Attempt``.
         check_newest: called just before the file is replaced; raises in a start that was taken over.
+        tolerance: a recomputed loss may differ by this share of the recorded one.
 
     Raises:
         UserError: the disk is full.
@@ -49,26 +52,31 @@ class Spool:
         *,
         may_differ_until: Mapping[str, int] | None = None,
         check_newest: Callable[[], None] = lambda: None,
+        tolerance: float = 0.0,
     ) -> None:
         self._path = run_dir / SPOOL
         self._may_differ_until = may_differ_until or {}
+        self._tolerance = tolerance
         _take_over(self._path, check_newest)
         # Only what was there before this start: the memory must not grow with the run.
         self._before: dict[int, dict[str, float]] = {}
         for point in read_points(run_dir):
             self._before.setdefault(point.step, {}).update(point.metrics)
         self._newest: tuple[int, set[str]] = (-1, set())
-        self._file = self._path.open("a", encoding="utf-8")
+        self._file = self._path.open("ab", buffering=0)
+        self._unwritten: deque[bytes] = deque()
+        self.problem = ""
+        """Why the disk does not take what was last written; empty if it does."""
         self.changed: list[str] = []
+        """Losses that a resume should have repeated and has not."""
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append metrics of optimizer step ``step`` (1 is the first), on disk against kill -9 at once.
 
+        What the disk does not take is kept in memory, and every later call tries to write it again.
+
         A point that is there already, from before a resume, is kept as it is. A *loss* that differs
         from it adds a line to ``changed``, unless it may differ there: the run is not deterministic.
-
-        Raises:
-            UserError: the disk is full.
         """
         known = self._before.get(step, {})
         written = self._newest[1] if self._newest[0] == step else set()
@@ -76,7 +84,7 @@ class Spool:
         for key, value in metrics.items():
             if key in known:
                 compared = key.endswith("/loss") and step > self._may_differ_until.get(key, -1)
-                if compared and repr(known[key]) != repr(value):
+                if compared and not self._is_repeated(known[key], value):
                     self.changed.append(f"{key} of step {step} is {value!r}, was {known[key]!r} before the resume")
             elif key not in written:
                 new[key] = value
@@ -84,30 +92,50 @@ class Spool:
             if step >= self._newest[0]:  # how a save ended is known some steps later
                 self._newest = (step, written | new.keys())
             record = {"step": step, "timestamp_ms": time.time_ns() // 1_000_000, "metrics": new}
-            try:
-                self._file.write(json.dumps(record) + "\n")
-                self._file.flush()
-            except OSError as error:
-                raise _not_written(self._path, error) from error
+            self._unwritten.append(json.dumps(record).encode() + b"\n")
+        self._try_to_write()
 
     def sync(self) -> None:
-        """Have what was written survive a loss of power; before a checkpoint that makes it unrepeatable.
-
-        Raises:
-            UserError: the disk is full.
-        """
+        """Have what was written survive a loss of power; before a checkpoint that makes it unrepeatable."""
+        self._try_to_write()
         try:
             os.fsync(self._file.fileno())
         except OSError as error:
-            raise _not_written(self._path, error) from error
+            self.problem = error.strerror or str(error)
 
     def has(self, step: int, key: str) -> bool:
         """Whether the metric of a step was there before this start."""
         return key in self._before.get(step, {})
 
     def close(self) -> None:
-        """Close the file; nothing is left to write."""
+        """Write what is left, and close the file.
+
+        Raises:
+            UserError: the disk does not take it.
+        """
+        self._try_to_write()
         self._file.close()
+        if self._unwritten:
+            raise UserError(
+                f"{self._path} cannot be written ({self.problem}), and its last {len(self._unwritten)} lines are lost: "
+                "make room, then run the same command again to resume from the last checkpoint"
+            )
+
+    def _try_to_write(self) -> None:
+        """No line is ever torn for a reader: half of one has no newline, and its rest comes first the next time."""
+        try:
+            while self._unwritten:
+                rest = self._unwritten[0][self._file.write(self._unwritten[0]) :]
+                if rest:
+                    self._unwritten[0] = rest
+                else:
+                    self._unwritten.popleft()
+            self.problem = ""
+        except OSError as error:
+            self.problem = error.strerror or str(error)
+
+    def _is_repeated(self, before: float, now: float) -> bool:
+        return repr(before) == repr(now) or math.isclose(before, now, rel_tol=self._tolerance)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -178,12 +206,30 @@ class Event(TypedDict):
 
 
 def append_event(run_dir: Path, kind: str, step: int, text: str, **details: str | int | list[str] | None) -> None:
-    """Record that something happened to the run. Rank 0 only; rare, so the file is opened each time."""
+    """Record that something happened to the run. Rank 0 only.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    write_event(run_dir, new_event(kind, step, text, **details))
+
+
+def new_event(kind: str, step: int, text: str, **details: str | int | list[str] | None) -> Event:
+    """Something that happens now."""
+    record = {"timestamp_ms": time.time_ns() // 1_000_000, "kind": kind, "step": step, "text": text, **details}
+    return cast(Event, redact(record))
+
+
+def write_event(run_dir: Path, event: Event) -> None:
+    """Append to ``events.jsonl``. Rank 0 only; rare, so the file is opened each time.
+
+    Raises:
+        OSError: the file cannot be written; half a line that is left is cut by the next call.
+    """
     path = run_dir / EVENTS
     _cut_torn_line(path)
-    record = {"timestamp_ms": time.time_ns() // 1_000_000, "kind": kind, "step": step, "text": text, **details}
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(redact(record)) + "\n")
+        file.write(json.dumps(event) + "\n")
 
 
 def read_events(run_dir: Path) -> list[Event]:

@@ -1,8 +1,10 @@
 """What rank 0 writes down of a training: metrics, events, and the process that carries them to MLflow."""
 
+import contextlib
 import logging
 import os
 import socket
+from collections import deque
 from pathlib import Path
 
 from pipeline.config import RunConfig
@@ -11,13 +13,16 @@ from pipeline.processes.ranks import Ranks
 from pipeline.processes.stragglers import OwnTime, Stragglers
 from pipeline.runs.attempts import Attempt, is_newest_attempt, taken_over
 from pipeline.runs.directory import write_configuration
-from pipeline.runs.records import Spool, append_event
+from pipeline.runs.records import Event, Spool, append_event, new_event, write_event
 from pipeline.tracking.description import describe_run
 from pipeline.tracking.shipper import Shipper
 from pipeline.training.gauges import Gauges
 from pipeline.training.terminal import Progress
 
 log = logging.getLogger("narrowbert")
+
+TOLERANCE_ON_CUDA = 0.01
+"""By which share a loss may differ from the one before a resume: kernels there add in an order that changes."""
 
 Points = dict[int, dict[str, float]]
 """Metrics by name, by step."""
@@ -41,6 +46,9 @@ class Records:
         self._spool: Spool | None = None
         self._shipper: Shipper | None = None
         self._hosts: list[str] = []
+        self._unwritten_events: deque[Event] = deque()
+        self._problem = ""
+        self._has_changed = False
 
     def open(self, shards: Mixture, step: int, device: str) -> None:
         """Describe this start, which begins after ``step`` steps; every rank calls this."""
@@ -49,7 +57,10 @@ class Records:
             self._check_newest()  # a newer start may have registered while this one was loading
             write_configuration(self._config, shards)
             self._spool = Spool(
-                self.run_dir, may_differ_until=self._attempt.may_differ_until, check_newest=self._check_newest
+                self.run_dir,
+                may_differ_until=self._attempt.may_differ_until,
+                check_newest=self._check_newest,
+                tolerance=TOLERANCE_ON_CUDA if device.startswith("cuda") else 0.0,
             )
             world_size, number = self._ranks.world.size, self._attempt.number
             append_event(
@@ -62,15 +73,17 @@ class Records:
         self.progress = Progress(self._config.training.train_steps, step, is_main=self._ranks.is_main)
 
     def event(self, kind: str, step: int, text: str) -> None:
-        """Record that something happened to the run."""
+        """Record that something happened to the run; what the disk does not take is written at a later log."""
         if self._ranks.is_main:
-            append_event(self.run_dir, kind, step, text)
+            self._unwritten_events.append(new_event(kind, step, text))
+            self._write_events()
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """Record metrics of a step; a loss that a resume should have repeated, and has not, is reported."""
         if self._spool is not None:
             self._spool.write(step, metrics)
             self._report_changes(step)
+            self._report_problem(step)
 
     def has(self, step: int, metric: str) -> bool:
         """Whether an earlier start has recorded this; the same answer on every rank."""
@@ -95,11 +108,19 @@ class Records:
             self._spool.write(point, metrics)
         self.progress.show(step, last)
         self._report_changes(step)
+        self._report_problem(step)
+        self._write_events()
         if self._shipper is not None:
-            self._shipper.keep_alive()
+            with contextlib.suppress(OSError):  # its log on a full disk; the next log tries again
+                self._shipper.keep_alive()
 
     def close(self) -> None:
-        """Close the files; what MLflow did not get stays on disk."""
+        """Close the files; what MLflow did not get stays on disk.
+
+        Raises:
+            UserError: the disk does not take what is left.
+        """
+        self._write_events()
         if self._spool is not None:
             self._spool.close()
         if self._shipper is not None and not self._shipper.finish():
@@ -122,12 +143,34 @@ class Records:
                 f"{ratio:.1f} times the median rank's"
             )
             log.warning("slow: %s", text)
-            append_event(self.run_dir, "straggler", step, text)
+            self.event("straggler", step, text)
         return ratio
 
     def _report_changes(self, step: int) -> None:
+        """The first loss alone: where one differs, all that follow it do."""
         assert self._spool is not None
-        for change in self._spool.changed:
-            log.warning("not deterministic: %s", change)
-            append_event(self.run_dir, "not deterministic", step, change)
+        if self._spool.changed and not self._has_changed:
+            self._has_changed = True
+            text = f"{self._spool.changed[0]} (others that follow are not listed)"
+            log.warning("not deterministic: %s", text)
+            self.event("not deterministic", step, text)
         self._spool.changed.clear()
+
+    def _report_problem(self, step: int) -> None:
+        """Say when the disk takes no more metrics, and when it takes them again."""
+        assert self._spool is not None
+        before, self._problem = self._problem, self._spool.problem
+        if self._problem and not before:
+            log.warning(
+                "step %d  metrics.jsonl cannot be written (%s): metrics are kept in memory, and every log tries again",
+                step, self._problem,
+            )  # fmt: skip
+            self.event("metrics not written", step, self._problem)
+        elif before and not self._problem:
+            log.info("step %d  metrics.jsonl is written again, with all that was kept", step)
+
+    def _write_events(self) -> None:
+        with contextlib.suppress(OSError):
+            while self._unwritten_events:
+                write_event(self.run_dir, self._unwritten_events[0])
+                self._unwritten_events.popleft()

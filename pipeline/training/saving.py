@@ -1,6 +1,5 @@
 """When checkpoints are written, and how their writing went."""
 
-import contextlib
 import logging
 import time
 from typing import NoReturn
@@ -93,8 +92,7 @@ class Saver:
                 self._end_unsaved(saved.step, problem)
             if problem:
                 log.warning("step %d  NOT SAVED, the next save tries again: %s", saved.step, problem)
-                with contextlib.suppress(OSError):  # the disk that was full for the checkpoint
-                    self._records.event("checkpoint failed", saved.step, problem)
+                self._records.event("checkpoint failed", saved.step, problem)
                 continue
             self.saved_step = saved.step
             self._records.write(saved.step, {"checkpoint/seconds": saved.seconds})
@@ -104,8 +102,7 @@ class Saver:
 
     def _end_unsaved(self, step: int, problem: str) -> NoReturn:
         text = f"the ranks lost each other while they saved step {step} ({problem})"
-        with contextlib.suppress(OSError):
-            self._records.event("checkpoint failed", step, text)
+        self._records.event("checkpoint failed", step, text)
         raise LostConnectionError(f"{text}: run the same command again to resume from the last checkpoint")
 
     def _check_failures(self) -> None:

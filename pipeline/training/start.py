@@ -77,11 +77,26 @@ class Run:
         """Whether something that is done every ``interval`` steps, and after the last, is due now."""
         return self.step % interval == 0 or self.step == self.train_steps
 
-    def close(self) -> None:
-        """End the reader, the writer and the records, in good order or after an error."""
-        self.rows.close()
-        self.saver.wait(self.step)
-        self.records.close()
+    def close(self, error: BaseException | None = None) -> None:
+        """End the reader, the writer and the records.
+
+        Args:
+            error: what ends the run; what goes wrong on the way out does not take its place.
+
+        Raises:
+            Exception: the first thing that goes wrong, where nothing has before.
+        """
+        first = error
+        for end in (self.rows.close, lambda: self.saver.wait(self.step), self.records.close):
+            try:
+                end()
+            except Exception as further:
+                if first is None:
+                    first = further
+                else:
+                    log.warning("at the end of the run: %s", further)
+        if first is not None and first is not error:
+            raise first
 
 
 def register(config: RunConfig, world: World, shards: Mixture) -> Attempt:

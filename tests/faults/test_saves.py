@@ -1,5 +1,6 @@
 """Saves that are killed, meet a full disk, or lose their writer; checkpoints that are damaged."""
 
+import contextlib
 import json
 import re
 import shutil
@@ -18,7 +19,7 @@ from pipeline.checkpoints.listing import list_checkpoints
 from pipeline.checkpoints.reading import newest_checkpoint
 from pipeline.data.order import ORDER_VERSION
 from tests.faults.runs import argv, events
-from tests.processes import Ranks, losses, run_command, run_ranks, user_error
+from tests.processes import Ranks, losses, run_command, run_ranks, user_error, wait_until
 
 
 @pytest.mark.slow
@@ -107,6 +108,25 @@ def test_files_that_a_power_cut_has_emptied_are_made_anew_from_the_checkpoint(fi
 
 
 @pytest.mark.slow
+def test_losses_that_differ_after_a_resume_are_reported_once(finished: Path, tmp_path: Path) -> None:
+    run_dir = shutil.copytree(finished, tmp_path / "run")
+    shards = json.loads((run_dir / "run.json").read_text())["data"]["path"]
+    (run_dir / "DONE").unlink()
+    for step in (8, 10):
+        shutil.rmtree(run_dir / f"checkpoints/step-{step:08d}")
+    path = run_dir / "metrics.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    for record in records:
+        if record["step"] > 4 and "train/loss" in record["metrics"]:
+            record["metrics"]["train/loss"] += 1e-6
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    printed = run_command("pipeline", *argv(run_dir, Path(shards))).stdout
+    assert printed.count("not deterministic") == 1
+    (event,) = events(run_dir, "not deterministic")
+    assert event["text"].startswith("train/loss of step 5 is ")
+
+
+@pytest.mark.slow
 def test_checkpoints_command_and_plain_safetensors(finished: Path, tmp_path: Path) -> None:
     shown = run_command("pipeline", "checkpoints", str(finished)).stdout
     assert [line.split()[0] for line in shown.splitlines()] == ["step", "4", "8", "10"]
@@ -153,6 +173,61 @@ def test_full_disk_keeps_the_old_checkpoint_and_goes_on_once_there_is_room(
     run_command("pipeline", *command)
     run_command("pipeline", *argv(tmp_path / "whole", shard_folder, *command[-4:]))
     assert losses(run_dir) == losses(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_full_for_a_while_between_two_saves_costs_nothing(
+    small_disk: Path, tmp_path: Path, shard_folder: Path
+) -> None:
+    run_dir = small_disk / "run"
+    options = ["--training.save_interval", "1000", "--training.train_steps", "150"]
+    record = tmp_path / "rows"
+    faults = [{"do": "record", "file": str(record)}, {"do": "slow", "seconds": 0.03}]
+    ranks = Ranks(1, *argv(run_dir, shard_folder, *options), faults=faults)
+    rows = tmp_path / "rows-0"
+
+    def reached(step: int) -> bool:
+        return rows.exists() and len(rows.read_text().splitlines()) > step
+
+    try:
+        wait_until(lambda: reached(20), ranks.processes[0], "step 20")
+        filler = small_disk / "filler"
+        fill(filler)
+        wait_until(lambda: reached(100), ranks.processes[0], "step 100")
+        written = len((run_dir / "metrics.jsonl").read_text().splitlines())
+        assert written < 80, "the disk was not full"
+        filler.unlink()
+        subprocess.run(["mount", "-o", "remount,size=20m", str(small_disk)], check=True)
+    finally:
+        (printed,) = ranks.end(0)
+    assert "metrics are kept in memory" in printed
+    assert "metrics.jsonl is written again" in printed
+    run_command("pipeline", *argv(tmp_path / "whole", shard_folder, *options))
+    assert losses(run_dir) == losses(tmp_path / "whole")
+    assert len(losses(run_dir)) == 150
+    assert [event["step"] for event in events(run_dir, "metrics not written")]
+
+
+@pytest.mark.slow
+def test_a_disk_that_stays_full_is_told_as_what_could_not_be_saved(small_disk: Path, shard_folder: Path) -> None:
+    run_dir = small_disk / "run"
+    options = ["--training.save_interval", "1000", "--training.train_steps", "120"]
+    ranks = Ranks(1, *argv(run_dir, shard_folder, *options), faults=[{"do": "slow", "seconds": 0.03}])
+    try:
+        wait_until((run_dir / "metrics.jsonl").exists, ranks.processes[0], "the first metrics")
+        fill(small_disk / "filler")
+    finally:
+        (printed,) = ranks.end(2)
+    assert "metrics are kept in memory" in printed
+    assert "narrowbert: error: step 120 could not be saved (" in printed
+    assert "Traceback" not in printed
+
+
+def fill(path: Path) -> None:
+    """Write until the disk takes no more."""
+    with path.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while file.write(b"x" * 4096):
+            pass
 
 
 def user_error_with_log(package: str, *command: str) -> str:

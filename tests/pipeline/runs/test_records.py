@@ -1,6 +1,8 @@
 """What a run keeps on disk of its metrics and events."""
 
 import json
+import resource
+import signal
 from pathlib import Path
 
 import pytest
@@ -42,6 +44,46 @@ def test_other_arithmetic_or_nan_is_no_fault(tmp_path: Path) -> None:
     before = Spool(tmp_path, may_differ_until={"train/loss": 1, "validation/loss": 2})
     before.write(2, {"train/loss": 2.0000001})
     assert before.changed == ["train/loss of step 2 is 2.0000001, was 2.0 before the resume"]
+
+
+def test_a_tolerance_lets_a_rounding_pass_and_no_other_data(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    spool.write(1, {"train/loss": 2.0})
+    spool.close()
+    again = Spool(tmp_path, tolerance=0.01)
+    again.write(1, {"train/loss": 2.0001})
+    assert again.changed == []
+    again.write(1, {"train/loss": 2.1})
+    assert again.changed == ["train/loss of step 1 is 2.1, was 2.0 before the resume"]
+
+
+@given(sizes=st.lists(st.integers(min_value=0, max_value=120), max_size=12))
+def test_lines_that_a_full_disk_does_not_take_wait_and_come_whole(
+    sizes: list[int], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("full")
+    spool = Spool(folder)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # the write is an OSError then
+    try:
+        room = 0
+        for step, size in enumerate(sizes, start=1):
+            room += size  # a line has about 70 bytes: some are cut in the middle, and some wait behind others
+            resource.setrlimit(resource.RLIMIT_FSIZE, (max(room, 1), limits[1]))
+            spool.write(step, {"train/loss": 1.0 / step})
+            assert read_metrics(folder).get("train/loss", []) == [(n, 1.0 / n) for n in range(1, 1 + lines(folder))]
+            assert bool(spool.problem) == (lines(folder) < step)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    spool.sync()
+    assert spool.problem == ""
+    spool.close()
+    assert read_metrics(folder).get("train/loss", []) == [(n, 1.0 / n) for n in range(1, 1 + len(sizes))]
+
+
+def lines(folder: Path) -> int:
+    return (folder / "metrics.jsonl").read_bytes().count(b"\n")
 
 
 @given(cut=st.integers(min_value=0, max_value=400))
