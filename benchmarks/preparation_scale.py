@@ -52,6 +52,17 @@ class StageTimes:
             self.seconds[self._stage] = time.process_time() - self._began
 
 
+def write_templates(folder: Path, files: int, documents: int) -> None:
+    """Files of so many documents of one template, in which the last two of 40 words are the document's own."""
+    draw = random.Random(1)
+    folder.mkdir(parents=True)
+    template = " ".join(draw.choices(VOCABULARY, k=38))
+    for number in range(files):
+        own = ((number * documents + document).to_bytes(4, "big").hex() for document in range(documents))
+        lines = [json.dumps({"text": f"{template} {name[:4]} {name[4:]}"}) + "\n" for name in own]
+        (folder / f"{number:06d}.jsonl").write_text("".join(lines))
+
+
 def write_corpus(folder: Path, files: int, documents: int, copies: float) -> None:
     """Files of so many documents of 120 words, a share of them copies of earlier ones."""
     draw = random.Random(1)
@@ -71,7 +82,11 @@ def write_corpus(folder: Path, files: int, documents: int, copies: float) -> Non
 
 def measure(work: Path, tokenizer: str, tasks: int, options: argparse.Namespace) -> dict[str, float]:
     """Processor seconds of each stage for a corpus of so many tasks."""
-    write_corpus(work / "corpus", tasks, options.documents, options.copies)
+    if options.template:
+        write_templates(work / "corpus", tasks, options.documents)
+        write_corpus(work / "corpus/others", 20, 40, 0.0)  # so that both splits have rows
+    else:
+        write_corpus(work / "corpus", tasks, options.documents, options.copies)
     config = PrepConfig(
         output=str(work / "shards"),
         tokenizer=tokenizer,
@@ -101,6 +116,7 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=4, help="of each task")
     parser.add_argument("--copies", type=float, default=0.3, help="share of the documents that are copies")
     parser.add_argument("--near_threshold", type=float, default=None)
+    parser.add_argument("--template", action="store_true", help="all documents are of one template, without copies")
     parser.add_argument("--work", type=Path, default=Path("scale.work"), help="a folder to be made, and removed")
     parser.add_argument("--record", action="store_true", help="add the table to results/preparation.jsonl")
     options = parser.parse_args()
