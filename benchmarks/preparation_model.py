@@ -31,9 +31,6 @@ from data_prep.stages.order import MIN_TASKS, shard_starts
 from data_prep.stages.pack import row_dtype
 from data_prep.stages.records import MAX_RANGES, MIN_RANGE_BYTES, range_tasks
 
-TOKEN_BYTES = 4.3
-"""Bytes of English text that a token stands for."""
-
 RECORDS = 5
 """Files of a map task that others open: tokens, documents, keys, rejects, record."""
 
@@ -126,7 +123,7 @@ def stages_of(options: argparse.Namespace, units: Units) -> list[Stage]:
     """The stages of a preparation of that size."""
     size = int(options.terabytes * 1e12)
     tasks = math.ceil(size / partitions.partition_bytes(size))
-    documents, tokens = size // options.document_bytes, int(size / TOKEN_BYTES)
+    documents, tokens = size // options.document_bytes, int(size / options.token_bytes)
     rows = tokens // (options.seq_length - 2)
     geometry = Geometry(
         seq_length=options.seq_length,
@@ -201,6 +198,7 @@ def main() -> None:
     parser.add_argument("--tokenizer", required=True, help="tokenizer.json")
     parser.add_argument("--terabytes", type=float, default=10.0)
     parser.add_argument("--document_bytes", type=int, default=4_000)
+    parser.add_argument("--token_bytes", type=float, default=4.3, help="of English text that a token stands for")
     parser.add_argument("--files", type=int, default=100_000)
     parser.add_argument("--seq_length", type=int, default=512)
     parser.add_argument("--variants", type=int, default=10)

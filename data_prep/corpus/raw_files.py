@@ -4,6 +4,7 @@ They are fetched in windows. What fails for a reason that may pass is tried agai
 file that has become another one by then is refused: nothing is lost and nothing mixed.
 """
 
+import abc
 import contextlib
 import io
 import os
@@ -65,7 +66,7 @@ def web_version(raw: BinaryIO) -> str | None:
     return source.version if isinstance(source, _Web) else None
 
 
-class _Source:
+class _Source(abc.ABC):
     """Where the bytes of one file come from."""
 
     largest_window = LARGEST_WINDOW
@@ -80,13 +81,13 @@ class _Source:
         self.version: str | None = None
         """What tells it from a later one at the same place, once known."""
 
+    @abc.abstractmethod
     def fetch(self, begin: int, end: int) -> bytes:
         """Some of the bytes from ``begin`` to ``end``, at least one; none at the end of the file."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def close(self) -> None:
         """Let go of what is open; ``fetch`` opens it again."""
-        raise NotImplementedError
 
     def _check_version(self, size: int | None, version: str | None) -> None:
         """Keep size and version of what was opened first, and refuse another."""
