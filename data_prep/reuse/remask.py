@@ -14,7 +14,7 @@ import dataclasses
 import gzip
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ from data_prep.contract.shards import ShardFolder, open_folder, open_shards
 from data_prep.report.page import write_report
 from data_prep.report.progress import Progress
 from data_prep.report.rows_as_text import rows_as_text
-from data_prep.report.statistics import merge
+from data_prep.report.statistics import merge, notes_on_masks
 from data_prep.stages.finish import REPORT_ROWS, Summary, first_rejects, summary
 from data_prep.stages.reduce import masked_chunk
 from data_prep.stages.work_folder import locked_work_folder
@@ -119,7 +119,7 @@ def remask(parent: str, config: RemaskConfig, progress: Progress) -> Summary:
             progress.start("remask", len(tasks), "shards", len(tasks) - len(todo))
             for _ in workers.run(_run_task, todo):
                 progress.advance(1)
-            return _finish(folder, wanted, work, tasks)
+            return _finish(folder, wanted, work, tasks, progress.note)
     except OSError as error:
         raise UserError(f"cannot write the shards {output}: {error}; the same command goes on from here") from error
 
@@ -258,7 +258,9 @@ def _copied(folder: ShardFolder, shards: Path) -> dict[str, Any]:
     return files
 
 
-def _finish(folder: ShardFolder, config: PrepConfig, work: Path, tasks: list[_Task]) -> Summary:
+def _finish(
+    folder: ShardFolder, config: PrepConfig, work: Path, tasks: list[_Task], note: Callable[[str], None]
+) -> Summary:
     """Write what stands beside the shards, and put the folder in its place."""
     shards, output = work / "shards", Path(config.output)
     identity = _identity(folder, config)
@@ -268,11 +270,14 @@ def _finish(folder: ShardFolder, config: PrepConfig, work: Path, tasks: list[_Ta
         for key, value in folder.manifest["configuration"].items()
         if key not in ("keep_documents", "write_text")
     }
+    rows = merge(x["statistics"] for x in _records(tasks))
+    for line in notes_on_masks(config.mask.unit, rows):
+        note(line)
     manifest = {
         **{key: value for key, value in folder.manifest.items() if key not in ("root_hash", "documents", "text")},
         **dataclasses.asdict(_geometry(folder, config)),
         "configuration": {**made, "mask": identity["mask"], "seed": config.seed},
-        "statistics": {**folder.manifest["statistics"], "rows": merge(x["statistics"] for x in _records(tasks))},
+        "statistics": {**folder.manifest["statistics"], "rows": rows},
         "files": _copied(folder, shards),
         "parent": {"root_hash": folder.root_hash, "made_by": "remask"},
     }

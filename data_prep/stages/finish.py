@@ -19,7 +19,7 @@ from data_prep.contract.shards import open_shards
 from data_prep.corpus.draws import more_documents
 from data_prep.report.page import write_report
 from data_prep.report.rows_as_text import rows_as_text
-from data_prep.report.statistics import merge, mostly_rejected, source_statistics
+from data_prep.report.statistics import merge, mostly_rejected, notes_on_masks, source_statistics
 from data_prep.stages.map import REJECTS_PART, TEXT
 from data_prep.stages.records import checked_folder, records_of, require_stage_before, summary_of
 from data_prep.stages.work_plan import WorkPlan, input_line, planned_files, work_path
@@ -119,7 +119,8 @@ def finish(plan: WorkPlan, identity: dict[str, Any], note: Callable[[str], None]
         }
         for split in SPLITS
     }
-    for line in mostly_rejected(sources):
+    rows = merge(record["statistics"] for record in records_of(plan, "reduce"))
+    for line in [*mostly_rejected(sources), *notes_on_masks(plan.config.mask.unit, rows)]:
         note(line)
     samples = _write_rejects(plan, rejects)
     inputs = plan.shards / INPUTS
@@ -132,7 +133,7 @@ def finish(plan: WorkPlan, identity: dict[str, Any], note: Callable[[str], None]
         "sources": sources,
         "dropped_tokens": packed["dropped_tokens"],
         "documents": packed["statistics"],
-        "rows": merge(record["statistics"] for record in records_of(plan, "reduce")),
+        "rows": rows,
     }
     manifest = {
         **identity,

@@ -65,6 +65,8 @@ def test_mask_statistics_are_those_of_a_loop(tmp_path, mode):
         expected.update(rows=1, real_tokens=length, padding_tokens=ids.count(SPECIAL["pad"]), short_rows=length < 32)
         for variant in range(GEOMETRY.num_variants):
             expected["slots"] += GEOMETRY.masked_per_row
+            masked = arrays["masked_positions"][row, variant, : int(arrays["num_masked"][row, variant])].tolist()
+            expected["masked_runs"] += sum(position - 1 not in masked for position in masked)
             for slot in range(int(arrays["num_masked"][row, variant])):
                 original = ids[arrays["masked_positions"][row, variant, slot]]
                 now = int(arrays["replacement_ids"][row, variant, slot])

@@ -16,7 +16,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.config import CleaningConfig, CorpusConfig, DuplicatesConfig, MaskConfig, PackingConfig, PrepConfig
+from data_prep.config import (
+    CleaningConfig,
+    CorpusConfig,
+    DuplicatesConfig,
+    MaskConfig,
+    PackingConfig,
+    PrepConfig,
+    RemaskConfig,
+)
 from data_prep.contract.command_line import UserError, config_as_dict
 from data_prep.contract.shards import open_shards
 from data_prep.contract.tokenizer import load_tokenizer
@@ -24,6 +32,7 @@ from data_prep.corpus import partitions as corpus_partitions
 from data_prep.corpus.files import find_corpus_files
 from data_prep.corpus.reading import read_partition, read_texts
 from data_prep.report.statistics import merge
+from data_prep.reuse.remask import remask
 from data_prep.stages import order
 from data_prep.stages.build import build_shards, count_tasks, run_task
 from data_prep.stages.map import document_draw
@@ -297,6 +306,29 @@ def test_documents_of_an_evaluation_set_are_dropped(tiny_config, tmp_path):
     (reject,) = rejects_of(config.output)
     assert reject["id"] == "texts.jsonl:12"
     assert len(reject["detail"].split()) >= 13
+
+
+@pytest.mark.parametrize("without_spaces", [False, True])
+def test_words_without_spaces_are_noted(without_spaces: bool, tiny_config: PrepConfig, tmp_path: Path) -> None:
+    texts = sentences(100, 1)
+    if without_spaces:  # phrases of six words
+        texts = [" ".join("".join(text.split()[i : i + 6]) for i in range(0, len(text.split()), 6)) for text in texts]
+    config = replace(
+        tiny_config,
+        corpus=corpus_of(tmp_path / "corpus", texts),
+        mask=MaskConfig(unit="word", variants=1),
+        seq_length=64,
+        output=str(tmp_path / "shards"),
+    )
+    progress = NoProgress()
+    build_shards(config, progress)
+    assert [note[:15] for note in progress.notes] == ["mask.unit word:"] * without_spaces
+    rows = open_shards(config.output).manifest["statistics"]["rows"]
+    assert (rows["masked"] / rows["masked_runs"] > 4) == without_spaces
+    again = NoProgress()
+    mask = replace(config.mask, variants=2)
+    remask(config.output, RemaskConfig(output=str(tmp_path / "again"), mask=mask, num_workers=1), again)
+    assert [note[:15] for note in again.notes] == ["mask.unit word:"] * without_spaces
 
 
 def test_each_source_is_counted(tiny_config: PrepConfig, tmp_path: Path) -> None:
