@@ -7,6 +7,7 @@ waits for the one before it to end well (``afterok``). All are sent at once from
 import dataclasses
 import glob
 import itertools
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -96,7 +97,7 @@ def submit_prep(config: PrepConfig, cluster: ClusterConfig, *, dry_run: bool) ->
         remove_if_empty(submission)
         raise
     stages = ", ".join(f"{job.stage} {job_id}" for job, job_id in zip(jobs, sent, strict=True))
-    line = f"jobs: {stages}; narrowbert-submit status {config.output} (or logs, cancel)"
+    line = f"jobs: {stages}; narrowbert-submit status {shlex.quote(config.output)} (or logs, cancel)"
     if secret:
         line += f"; {' and '.join(secret)} has a URL with a secret: {submission.config_file} is readable by you alone"
     return line

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import shlex
 import tempfile
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
@@ -72,7 +73,7 @@ def submit_train(config: RunConfig, cluster: ClusterConfig, *, dry_run: bool) ->
     submission.add_job(job_id)
     return (
         f"job {job_id}: {cluster.nodes} nodes x {cluster.processes_per_node} processes; "
-        f"narrowbert-submit status {config.run_dir} (or logs, cancel)"
+        f"narrowbert-submit status {shlex.quote(config.run_dir)} (or logs, cancel)"
     )
 
 

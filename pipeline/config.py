@@ -286,6 +286,11 @@ def _check_ranges(config: RunConfig) -> None:
     ]:
         if not value >= 0:
             raise UserError(f"{name} is {value}: give a number of at least 0")
+    if config.optimizer.min_lr > config.optimizer.lr:
+        raise UserError(
+            f"optimizer.min_lr is {config.optimizer.min_lr}, above optimizer.lr {config.optimizer.lr}: the rate would "
+            "rise to the end; give at most optimizer.lr"
+        )
     for name, value in [("data.seed", config.data.seed), ("training.seed", config.training.seed)]:
         if not 0 <= value < 2**63:
             raise UserError(f"{name} is {value}: give a number from 0 to 2^63 - 1")

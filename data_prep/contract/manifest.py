@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / MANIFEST
     if not folder.is_dir():
-        raise UserError(f"no shard folder {folder}: make one with `narrowbert-prep shards --output {folder}`")
+        raise UserError(
+            f"no shard folder {folder}: make one with `narrowbert-prep shards --output {shlex.quote(str(folder))}`"
+        )
     try:
         content = path.read_bytes()
     except FileNotFoundError as error:

@@ -31,8 +31,11 @@ _WORDS_AFTER_A_HARMLESS_TOKEN = {"type", "id", "ids", "count", "embedding", "emb
 _SECRET_QUERY_KEYS = {"sig", "signature", "key", "auth", "code"}
 _SHORTEST_SECRET = 5  # shorter values of secret variables are words that occur everywhere
 
-# scheme://user:password@host or scheme://token@host. A password may hold '/' and '@' (database URLs).
-_USER_INFO = re.compile(r"(?P<scheme>\b[a-zA-Z][a-zA-Z0-9+.-]*://)(?:[^\s:/?#@\"'<>]*:[^\s\"'<>]*|[^\s/?#@\"'<>]+)@")
+# scheme://user:password@host or scheme://token@host. A password may hold '/' and '@' (database URLs). What stands
+# before the @ of abfs://container@account is no secret.
+_USER_INFO = re.compile(
+    r"(?P<scheme>\b(?!(?:abfss?|az)://[a-z0-9$-]{1,63}@)[a-zA-Z][a-zA-Z0-9+.-]*://)(?:[^\s:/?#@\"'<>]*:[^\s\"'<>]*|[^\s/?#@\"'<>]+)@"
+)
 _PASSWORD = re.compile(r"\b[a-zA-Z][a-zA-Z0-9+.-]*://[^\s:/?#@\"'<>]*:(?P<password>[^\s\"'<>]+)@")
 _QUERY = re.compile(
     r"(?P<start>[?&;](?P<key>[^=&;\s#?]+)=)[^&;\s#\"'<>]+?(?=[:,.]?(?:[&;\s#\"'<>]|$))"

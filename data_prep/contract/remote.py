@@ -25,6 +25,9 @@ from data_prep.contract.redaction import redact_urls
 SCHEMES = ("http", "https", "s3", "gs", "hf", "az", "abfs")
 """What may stand before ://."""
 
+AZURE_SCHEMES = ("az", "abfs", "abfss")
+"""Those of them in which what stands before an @ is a container."""
+
 CACHE_VARIABLE = "NARROWBERT_CACHE"
 CONNECT_TIMEOUT_S = 30
 SILENCE_TIMEOUT_S = 120
@@ -170,7 +173,10 @@ class RemoteFolder:
     def __str__(self) -> str:
         """The URL without what may be secret in it: user, password, query."""
         parts = urlsplit(self.url)
-        return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/"), "", ""))
+        user, _, host = parts.netloc.rpartition("@")
+        if user and parts.scheme in AZURE_SCHEMES and ":" not in user:
+            host = parts.netloc  # abfs://container@account: no user, but half of the place
+        return urlunsplit((parts.scheme, host, parts.path.rstrip("/"), "", ""))
 
     def check(self) -> None:
         """Raise UserError for a URL that will not be read."""

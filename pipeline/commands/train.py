@@ -12,7 +12,7 @@ from pipeline.commands import COMMANDS
 from pipeline.config import RunConfig
 from pipeline.processes.launch import die_with_launcher, start_local_processes
 from pipeline.processes.signals import LOST_CONNECTION_EXIT_CODE, LostConnectionError, catch_stop_signals
-from pipeline.processes.world import SINGLE_PROCESS, world_from_environment
+from pipeline.processes.world import SINGLE_PROCESS, choose_world
 from pipeline.runs.directory import has_checkpoint, is_finished, prepare_run, restore_run_files
 from pipeline.tracking.description import check_tracking
 
@@ -22,7 +22,7 @@ class TrainArguments(RunConfig):
     """A run and how many processes to start for it."""
 
     processes: int | None = None
-    """Processes to start on this machine (default 1); under torchrun or srun this process joins those instead."""
+    """Processes to start on this machine (default 1). Under torchrun or srun leave it out: this process joins those."""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -31,11 +31,10 @@ def run(argv: Sequence[str]) -> int:
     catch_stop_signals()
     arguments = read_config(TrainArguments, argv, "narrowbert train", COMMANDS["train"])
     config = part_of(RunConfig, arguments)
-    joined = world_from_environment()
-    processes = 1 if arguments.processes is None else arguments.processes
+    joined, processes = choose_world(arguments.processes)
     # Here, before anything heavy is imported or started: a mistake is one quick line.
     check_tracking(config.tracking)
-    shards = prepare_run(config, joined.size if joined else processes)
+    shards = prepare_run(config, processes)
     if is_finished(config):
         if joined is None or joined.rank == 0:
             restore_run_files(config, shards)

@@ -17,12 +17,14 @@ from transformers.utils import logging as transformers_logging
 import pipeline.export  # noqa: F401 - registers the classes, so that folders load without remote code
 from data_prep.contract.command_line import UserError, config_as_dict
 from data_prep.contract.files import write_atomically
+from data_prep.contract.redaction import redact
 from pipeline.engine.bf16_products import ensure_bf16_products
 from pipeline.finetune.config import FinetuneConfig
 from pipeline.finetune.files import read_splits
 from pipeline.finetune.results import Result, log_to_mlflow, write_results
 from pipeline.finetune.tasks import open_task
 from pipeline.finetune.tasks.base import Task
+from pipeline.runs.directory import flatten
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,12 +61,14 @@ def finetune(config: FinetuneConfig, say: Callable[[str], None] = print) -> Resu
     for split, number in cut.items():
         if number:
             say(f"{number} of {len(splits[split])} {split} texts are cut at {config.training.max_length} tokens")
+    if torch.cuda.device_count() > 1:
+        say(f"one of {torch.cuda.device_count()} GPUs is used: on several the batch would be another one")
     results = []
     for seed in config.training.seeds:
         kept = output / f"seed-{seed}" / "result.json"
         if not kept.is_file():
             result = _train(config, task, tokenizer, seed, [split for split in splits if split != "train"])
-            write_atomically(kept, json.dumps(result, indent=2) + "\n")
+            write_atomically(kept, json.dumps(result, indent=2) + "\n", durable=True)
         result = Result(**json.loads(kept.read_text(encoding="utf-8")))
         say(f"seed {seed}: " + ", ".join(f"{name} {value:.4f}" for name, value in result.metrics.items()))
         results.append(result)
@@ -77,23 +81,32 @@ def finetune(config: FinetuneConfig, say: Callable[[str], None] = print) -> Resu
 
 def _claim(output: Path, config: FinetuneConfig) -> None:
     """The folder is this configuration's, apart from seeds and tracking."""
-    own = {**config_as_dict(config), "tracking": None}
-    own["training"] = {**own["training"], "seeds": None}
+    own = _identity(config)
     path = output / "config.json"
     if path.is_file():
-        kept = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            kept = redact(dict(json.loads(path.read_text(encoding="utf-8"))))
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(f"{path} cannot be read ({error}): name another output or remove this one") from error
         if "output_dir" in kept:  # the name of ``output`` in folders of version 0.1
             kept["output"] = kept.pop("output_dir")
-        if kept != own:
+        # An option that the folder's version did not have was at its default there.
+        if flatten(_identity(FinetuneConfig())) | flatten(kept) != flatten(own):
             raise UserError(f"{output} holds results of another configuration: name another output or remove it")
         return
     if output.is_file() or (output.is_dir() and any(output.iterdir())):
         raise UserError(f"{output} exists and is no folder of results: name another output")
     try:
         output.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(own, indent=2) + "\n")
+        write_atomically(path, json.dumps(own, indent=2) + "\n", durable=True)
     except OSError as error:
         raise UserError(f"cannot write {output}: {error.strerror}") from error
+
+
+def _identity(config: FinetuneConfig) -> dict[str, Any]:
+    """What results depend on, apart from the seeds, without secrets."""
+    content = config_as_dict(config)
+    return redact({**content, "tracking": None, "training": {**content["training"], "seeds": None}})
 
 
 def _require_packages() -> None:
@@ -174,6 +187,8 @@ def _train(
         log_level="error",
         dataloader_pin_memory=False,
     )
+    if arguments.n_gpu > 1:  # the Trainer would spread a batch over all of them: other steps, fewer negatives
+        arguments._n_gpu = 1
     if training.precision == "bf16":
         ensure_bf16_products(arguments.device)
     trainer = Trainer(model=task.wrap(model), args=arguments, train_dataset=features, data_collator=task.collator)  # type: ignore[arg-type]

@@ -1,6 +1,7 @@
 """A pretrained BERT or NarrowBERT written in the exported form, without training."""
 
 import dataclasses
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -46,8 +47,8 @@ def export_pretrained(
     if not tokenizer_path.is_file():
         raise UserError(
             f"no tokenizer at {tokenizer_path}: name a tokenizer.json with --tokenizer, or make one of a "
-            f"vocab.txt with python -c \"from transformers import AutoTokenizer as A; A.from_pretrained('{folder}')"
-            f".save_pretrained('{folder}')\""
+            "vocab.txt with python -c 'import sys; from transformers import AutoTokenizer as A; "
+            f"A.from_pretrained(sys.argv[1]).save_pretrained(sys.argv[1])' {shlex.quote(str(folder))}"
         )
     ids = special_ids(load_tokenizer(tokenizer_path))
     model_config = _model_config(source, layout)

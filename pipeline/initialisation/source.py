@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import TypeAlias
 
@@ -128,10 +129,10 @@ def _weight_files(folder: Path) -> list[Path]:
     pickled = sorted(folder.glob("pytorch_model*.bin"))
     if pickled:
         raise UserError(
-            f'{pickled[0]} is a pickle, not read here; convert it with: python -c "import glob, torch, '
-            "safetensors.torch as s; s.save_file({k: v.clone().contiguous() for f in "
-            f"glob.glob('{folder / 'pytorch_model*.bin'}') for k, v in "
-            f"torch.load(f, map_location='cpu', weights_only=True).items()}}, '{folder / 'model.safetensors'}')\""
+            f"{pickled[0]} is a pickle, not read here; convert it with: python -c 'import pathlib, sys, torch, "
+            "safetensors.torch as s; p = pathlib.Path(sys.argv[1]); s.save_file({k: v.clone().contiguous() for f in "
+            'p.glob("pytorch_model*.bin") for k, v in torch.load(f, map_location="cpu", weights_only=True).items()}, '
+            f'p / "model.safetensors")\' {shlex.quote(str(folder))}'
         )
     raise UserError(f"{folder} has no model.safetensors")
 

@@ -95,18 +95,20 @@ def _wait_for_all(children: list[subprocess.Popen[bytes]], log_dir: Path) -> int
             # A rank that says what is wrong tells more than the ranks that it leaves behind.
             telling = (USER_ERROR_EXIT_CODE, HANG_EXIT_CODE)
             first = next((rank for rank in failed if codes[rank] in telling), failed[0])
-            return _report_failure(first, codes[first] or 1, log_dir)
+            return report_failure(first, codes[first] or 1, log_dir)
         if None not in codes:
             return REQUEUE_EXIT_CODE if REQUEUE_EXIT_CODE in codes else 0
         time.sleep(0.05)
 
 
-def _report_failure(rank: int, code: int, log_dir: Path) -> int:
+def report_failure(rank: int, code: int, log_dir: Path) -> int:
+    """Say which rank has ended a run with which code, and why. Returns the exit code of the run."""
     log = log_dir / f"rank-{rank}.log"
     if code == USER_ERROR_EXIT_CODE:
         if rank != 0:  # rank 0 has printed its line on the terminal already
-            lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-            _tell([line for line in lines if line.startswith("narrowbert: error: ")][-1])
+            lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
+            ours = [line for line in lines if line.startswith("narrowbert: error: ")]
+            _tell(ours[-1] if ours else f"narrowbert: error: rank {rank} does not say why it ended; its log is {log}")
         return USER_ERROR_EXIT_CODE
     where = "see above" if rank == 0 else f"its log is {log}"
     if code == HANG_EXIT_CODE:

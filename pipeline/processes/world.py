@@ -27,6 +27,34 @@ class World:
 SINGLE_PROCESS = World(rank=0, local_rank=0, size=1)
 
 
+def choose_world(processes: int | None) -> tuple[World | None, int]:
+    """Which processes a run has: those that a launcher has started, or those to start here.
+
+    Args:
+        processes: how many are asked for; None where nothing is.
+
+    Returns:
+        This process among those of torchrun or srun, or None where none are to be joined; and how many processes the
+        run has.
+
+    Raises:
+        UserError: another number is asked for than a launcher has started, or its variables contradict each other.
+    """
+    joined = world_from_environment()
+    if joined is None:
+        return None, 1 if processes is None else processes
+    if processes is None or processes == joined.size:
+        return joined, joined.size
+    if joined.size == 1:  # a shell inside of `srun --pty`, or variables that a launcher has left: nobody else is there
+        return None, processes
+    variable = "WORLD_SIZE" if "WORLD_SIZE" in os.environ else "SLURM_STEP_NUM_TASKS"
+    raise UserError(
+        f"--processes is {processes}, but this process is one of {joined.size} that a launcher has started "
+        f"(environment variable {variable}): leave --processes out to join them, or unset RANK, WORLD_SIZE and "
+        "SLURM_STEP_ID to start processes here"
+    )
+
+
 def world_from_environment() -> World | None:
     """The world that torchrun or srun describes, or None outside of both.
 

@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import json
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,7 +36,8 @@ def connect_to_run(run_dir: Path) -> tuple[str, str]:
         experiment = client.get_experiment_by_name(description["experiment_name"])
         run = experiment and _find_run(client, experiment.experiment_id, description)
         if not run:
-            raise UserError(f"MLflow does not have the run {run_dir}: send it first with narrowbert sync {run_dir}")
+            command = f"narrowbert sync {shlex.quote(str(run_dir))}"
+            raise UserError(f"MLflow does not have the run {run_dir}: send it first with {command}")
         return tracking_store(description), run.info.run_id
 
 

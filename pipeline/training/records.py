@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import shlex
 import socket
 from collections import deque
 from pathlib import Path
@@ -126,7 +127,7 @@ class Records:
         if self._shipper is not None and not self._shipper.finish():
             log.warning(
                 "MLflow did not get all metrics (see %s): they are kept, send them with: narrowbert sync %s",
-                self.run_dir / "logs/tracking.log", self.run_dir,
+                self.run_dir / "logs/tracking.log", shlex.quote(str(self.run_dir)),
             )  # fmt: skip
 
     def _check_newest(self) -> None:

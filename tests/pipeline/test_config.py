@@ -44,6 +44,7 @@ def training(**values: Any) -> RunConfig:
         (RunConfig(model=ModelConfig(rotary_base=0)), 1, "model.rotary_base is 0: give a number above 0"),
         (RunConfig(model=ModelConfig(hidden_dropout=1.0)), 1, "model.hidden_dropout is 1.0"),
         (RunConfig(optimizer=OptimizerConfig(lr=float("nan"))), 1, "optimizer.lr is nan"),
+        (RunConfig(optimizer=OptimizerConfig(lr=5e-4, min_lr=1e-2)), 1, "min_lr is 0.01, above optimizer.lr 0.0005"),
     ],
 )
 def test_what_cannot_work_is_refused_with_what_would(config: RunConfig, world_size: int, expected: str) -> None:

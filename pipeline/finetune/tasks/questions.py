@@ -38,7 +38,7 @@ class QuestionTask(Task):
             for number, row in enumerate(rows, 1):
                 self._check(row, f"{split} example {number}")
         self.has_unanswerable = any(not self._answers(row)["text"] for rows in splits.values() for row in rows)
-        self.windows = {split: self._windows(tokenizer, rows) for split, rows in splits.items()}
+        self.windows = {split: self._windows(tokenizer, split, rows) for split, rows in splits.items()}
 
     def _answers(self, row: Row) -> dict[str, list[Any]]:
         return row[self.config.data.label]
@@ -49,17 +49,37 @@ class QuestionTask(Task):
             raise UserError(f"{place} has no field '{self.context}': see --data.second_text")
         if not isinstance(answers, dict) or not {"text", "answer_start"} <= set(answers):
             raise UserError(f"{place}: '{self.config.data.label}' is not SQuAD's answers, with text and answer_start")
-        for text, start in zip(answers["text"], answers["answer_start"], strict=True):
+        texts, starts = answers["text"], answers["answer_start"]
+        if not isinstance(texts, list) or not isinstance(starts, list) or len(texts) != len(starts):
+            raise UserError(f"{place}: text and answer_start are not lists of the same length")
+        for text, start in zip(texts, starts, strict=True):
             if row[self.context][start : start + len(text)] != text:
                 raise UserError(f"{place}: the answer '{text}' is not at character {start} of its context")
 
-    def _windows(self, tokenizer: PreTrainedTokenizerBase, rows: list[Row]) -> list[list[Encoding]]:
+    def _check_room(self, tokenizer: PreTrainedTokenizerBase, question: str, context: str, place: str) -> None:
+        """Refuse a question that leaves a window no room to move on in a context that needs several."""
+        training = self.config.training
+        length = len(tokenizer(question, add_special_tokens=False)["input_ids"])  # pyright: ignore[reportArgumentType]
+        room = training.max_length - tokenizer.num_special_tokens_to_add(pair=True) - length
+        if room > training.window_stride:
+            return
+        needed = len(tokenizer(context, add_special_tokens=False)["input_ids"])  # pyright: ignore[reportArgumentType]
+        if needed > room:
+            raise UserError(
+                f"{place}: its question has {length} tokens and leaves {max(room, 0)} of training.max_length "
+                f"{training.max_length} for the context, no more than training.window_stride {training.window_stride}: "
+                "give a larger max_length or a smaller window_stride, or shorten the question"
+            )
+
+    def _windows(self, tokenizer: PreTrainedTokenizerBase, split: str, rows: list[Row]) -> list[list[Encoding]]:
         """The windows of each row."""
         training = self.config.training
         found = []
-        for row in rows:
+        for number, row in enumerate(rows, 1):
+            question = str(row[self.config.data.text]).strip()
+            self._check_room(tokenizer, question, row[self.context], f"{split} example {number}")
             encoding = tokenizer(
-                [str(row[self.config.data.text]).strip()],
+                [question],
                 [row[self.context]],
                 truncation="only_second",
                 max_length=training.max_length,

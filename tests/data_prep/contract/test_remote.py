@@ -16,6 +16,8 @@ import pytest
 
 from data_prep.contract.command_line import UserError
 from data_prep.contract.manifest import compute_root_hash, manifest_bytes
+from data_prep.contract.redaction import redact_urls
+from data_prep.contract.remote import RemoteFolder
 from data_prep.contract.shards import open_shards
 from data_prep.verification.folder import verify
 from tests.data_prep.shard_folders import as_schema_1, make_folder
@@ -257,3 +259,16 @@ def test_processes_that_start_at_once_fetch_each_file_once(server, served):
     assert [process.communicate(timeout=120)[0] for process in processes] == ["()\n"] * 3
     tars = [path for path in server.asked_whole if path.endswith(".tar")]
     assert sorted(tars) == sorted(f"/shards/{path.name}" for path in served.glob("*.tar"))
+
+
+@pytest.mark.parametrize("scheme", ["abfs", "abfss", "az"])
+def test_an_azure_container_is_part_of_the_place_and_a_password_is_not(scheme: str) -> None:
+    one, other = (
+        RemoteFolder(url=f"{scheme}://{name}@account.dfs.core.windows.net/shards/") for name in ("one", "other")
+    )
+    assert str(one) == f"{scheme}://one@account.dfs.core.windows.net/shards"
+    assert redact_urls(str(one)) == str(one)
+    assert one.cache("0" * 16) != other.cache("0" * 16)
+    secret = RemoteFolder(url=f"{scheme}://user:planted@account.dfs.core.windows.net/shards?sig=planted")
+    assert str(secret) == f"{scheme}://account.dfs.core.windows.net/shards"
+    assert "planted" not in redact_urls(secret.url)

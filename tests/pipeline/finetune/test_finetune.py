@@ -79,6 +79,12 @@ def results(config: FinetuneConfig) -> dict[str, Any]:
     return json.loads((Path(config.output) / "results.json").read_text())
 
 
+def question(*, words: int, context: int) -> str:
+    """An example of question answering, by the number of words of the question and of its context."""
+    answers = {"text": [], "answer_start": []}
+    return json.dumps({"text": "the " * words, "context": "the " * context, "label": answers}) + "\n"
+
+
 # --- every task end to end ---------------------------------------------------------------------------
 
 
@@ -111,6 +117,45 @@ def test_classification_learns_and_its_models_load_everywhere(model: Path, tmp_p
     assert results(config)["seeds"][1]["metrics"]["validation/accuracy"] == 0.125
     with pytest.raises(UserError, match="results of another configuration"):
         finetune(dataclasses.replace(config, task="multi_label"))
+
+
+@pytest.mark.slow
+def test_several_gpus_change_neither_batches_nor_steps(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = transformers.TrainingArguments.__post_init__
+
+    def find_eight(arguments: transformers.TrainingArguments) -> None:
+        begin(arguments)
+        _ = arguments.device
+        arguments._n_gpu = 8
+
+    monkeypatch.setattr(transformers.TrainingArguments, "__post_init__", find_eight)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    data = files(tmp_path, lambda words: {"text": " ".join(words), "label": "cats" if "cat" in words else "none"})
+    said: list[str] = []
+    found = finetune(configure(model, tmp_path, "classification", data, epochs=2.0), said.append)
+    assert found.seeds[0].losses[-1][0] == 2 * 160 / 16
+    assert said[0] == "one of 8 GPUs is used: on several the batch would be another one"
+
+
+@pytest.mark.slow
+def test_a_folder_of_results_is_known_by_what_its_version_knew_and_holds_no_secret(model: Path, tmp_path: Path) -> None:
+    data = files(tmp_path, lambda words: {"text": " ".join(words), "label": "cats" if "cat" in words else "none"})
+    config = configure(model, tmp_path, "classification", data, epochs=0.2)
+    config = dataclasses.replace(
+        config, model=str(model), data=dataclasses.replace(config.data, subset="api_key=planted")
+    )
+    results(config)
+    path = tmp_path / "out/config.json"
+    kept = json.loads(path.read_text())
+    assert "planted" not in path.read_text()
+    del kept["training"]["dropout"], kept["contrastive"]
+    path.write_text(json.dumps(kept))
+    results(config)
+    path.write_text("")
+    with pytest.raises(UserError, match=r"config\.json cannot be read"):
+        finetune(config)
 
 
 @pytest.mark.slow
@@ -326,6 +371,15 @@ def test_a_data_set_of_the_library_gives_names_of_classes(model: Path, tmp_path:
             "the answer 'x' is not at character 1",
         ),
         ("a.jsonl", '{"text": "q", "label": "x"}\n', {"task": "question_answering"}, "no field 'context'"),
+        (
+            "a.jsonl",
+            '{"text": "q", "context": "abc", "label": {"text": ["abc", "b"], "answer_start": [0]}}\n',
+            {"task": "question_answering"},
+            "train example 1: text and answer_start are not lists of the same length",
+        ),
+        ("a.jsonl", question(words=40, context=3), {"task": "question_answering"}, "its question has 40 tokens"),
+        ("a.jsonl", question(words=19, context=3), {"task": "question_answering"}, "leaves 2 of training.max_length"),
+        ("a.jsonl", question(words=18, context=30), {"task": "question_answering"}, "no more than training.window_st"),
     ],
 )  # fmt: skip
 def test_mistakes_in_files_are_one_line(

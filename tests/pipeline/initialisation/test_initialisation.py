@@ -371,14 +371,17 @@ def test_another_vocabulary_or_tokenizer(tmp_path: Path, shards: Mixture) -> Non
 
 
 def test_pickle_is_refused_with_a_command_that_converts_it(tmp_path: Path, shards: Mixture) -> None:
-    model = bert(tmp_path, shards.vocab_size)
-    (tmp_path / "model.safetensors").unlink()
-    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
-    line = refusal(shards, configuration(tmp_path, "3sf"))
+    folder = tmp_path / "it's $(touch ran) `touch ran`"  # a shell must see a name, and nothing to run
+    folder.mkdir()
+    model = bert(folder, shards.vocab_size)
+    (folder / "model.safetensors").unlink()
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    line = refusal(shards, configuration(folder, "3sf"))
     assert "pytorch_model.bin is a pickle" in line
-    command = shlex.split(line.partition("convert it with: ")[2])
-    subprocess.run([sys.executable, *command[1:]], check=True)
-    loaded(shards, configuration(tmp_path, "3sf"))
+    command = line.partition("convert it with: ")[2].replace("python", shlex.quote(sys.executable), 1)
+    subprocess.run(["bash", "-c", command], check=True, cwd=tmp_path)
+    assert not (tmp_path / "ran").exists()
+    loaded(shards, configuration(folder, "3sf"))
 
 
 def test_folders_that_hold_no_model(tmp_path: Path, shards: Mixture) -> None:

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import TINY_RUN, start_command, wait_until
+from pipeline.processes.launch import report_failure
+from tests.processes import TINY_RUN, run_command, start_command, wait_until
 
 
 def ranks_of(run_dir: Path) -> list[int]:
@@ -40,3 +41,24 @@ def test_nothing_goes_on_when_the_launcher_or_a_rank_is_killed(tmp_path: Path, s
         signal.sigtimedwait([], 0.05)
         wait += 1
     assert ranks_of(run_dir) == []
+
+
+@pytest.mark.slow
+def test_an_interactive_srun_shell_starts_the_processes_that_are_asked_for(tmp_path: Path, shard_folder: Path) -> None:
+    shell = {
+        "SLURM_STEP_ID": "0", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_STEP_NUM_TASKS": "1",
+        "SLURM_STEP_NODELIST": "localhost",
+    }  # fmt: skip
+    run_command(
+        "pipeline", "train", *TINY_RUN, "--run_dir", str(tmp_path / "run"), "--data.path", str(shard_folder),
+        "--processes", "2", **shell,
+    )  # fmt: skip
+    assert '"start 1, 2 processes"' in (tmp_path / "run/events.jsonl").read_text()
+
+
+def test_a_rank_that_ends_without_its_line_is_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert report_failure(1, 2, tmp_path) == 2
+    (tmp_path / "rank-1.log").write_text("unknown option -P\n")  # of the interpreter, which ends with 2 as well
+    assert report_failure(1, 2, tmp_path) == 2
+    line = f"narrowbert: error: rank 1 does not say why it ended; its log is {tmp_path / 'rank-1.log'}\n"
+    assert capfd.readouterr().err == 2 * line

@@ -5,7 +5,7 @@ import psutil
 import pytest
 
 from data_prep.contract.command_line import UserError
-from pipeline.processes.world import World, world_from_environment
+from pipeline.processes.world import World, choose_world, world_from_environment
 
 LAUNCH_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GLOO_SOCKET_IFNAME")
 
@@ -27,6 +27,36 @@ def test_outside_of_launchers_there_is_no_world(monkeypatch: pytest.MonkeyPatch)
     # A batch script or an salloc shell: SLURM, but no srun step to join.
     set_all(monkeypatch, SLURM_JOB_ID="7", SLURM_PROCID="0", SLURM_NTASKS="4")
     assert world_from_environment() is None
+
+
+SRUN_SHELL = {
+    "SLURM_STEP_ID": "0", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_STEP_NUM_TASKS": "1",
+    "SLURM_STEP_NODELIST": "localhost",
+}  # fmt: skip
+LEFT_BEHIND = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+OF_TORCHRUN = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
+
+
+@pytest.mark.parametrize("variables", [{}, SRUN_SHELL, LEFT_BEHIND])
+def test_processes_that_are_asked_for_are_started_wherever_nobody_waits(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]
+) -> None:
+    set_all(monkeypatch, **variables)
+    monkeypatch.setenv("MASTER_PORT", "1")
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    assert choose_world(8) == (None, 8)
+    joined = World(rank=0, local_rank=0, size=1) if variables else None
+    assert choose_world(None) == (joined, 1)
+    assert choose_world(1) == (joined, 1)
+
+
+def test_another_number_than_a_launcher_has_started_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_all(monkeypatch, **OF_TORCHRUN)
+    world = World(rank=1, local_rank=1, size=4)
+    assert choose_world(None) == choose_world(4) == (world, 4)
+    for processes in (1, 8):
+        with pytest.raises(UserError, match=rf"--processes is {processes}, .* one of 4 .* variable WORLD_SIZE\)"):
+            choose_world(processes)
 
 
 def test_torchrun_variables(monkeypatch: pytest.MonkeyPatch) -> None:
