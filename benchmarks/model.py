@@ -89,10 +89,12 @@ def random_rows(setting: Setting, device: torch.device) -> dict[str, torch.Tenso
 class Contestant:
     """An engine that can do a step."""
 
-    def __init__(self, config: RunConfig, device: torch.device, batch: dict[str, torch.Tensor]) -> None:
+    def __init__(
+        self, config: RunConfig, shape: RowShape, device: torch.device, batch: dict[str, torch.Tensor]
+    ) -> None:
         torch.manual_seed(1)
         model = NarrowBertForPretraining(config.model, VOCAB, padded_vocab_size(VOCAB, 1))
-        self.engine = build_engine(config, model, device)
+        self.engine = build_engine(config, model, device, shape)
         self.engine.train()
         self.config = config
         self.batch = batch
@@ -122,7 +124,7 @@ def table(setting: Setting, options: argparse.Namespace, device: torch.device) -
     print(f"\n{setting.seq_length} tokens, {setting.rows} rows per step in micro-batches of {setting.micro_rows}")
     cases = (("12sf", "per_layer"), *CASES)
     configs = [configuration(setting, layout, narrow_kv) for layout, narrow_kv in cases]
-    contestants = [Contestant(config, device, batch) for config in configs]
+    contestants = [Contestant(config, setting.shape, device, batch) for config in configs]
     for contestant in contestants:
         contestant.step()
     rounds = []
@@ -179,7 +181,7 @@ def trainer_steps(setting: Setting, rounds: int, threads: int) -> list[float]:
 def against_trainer(setting: Setting, options: argparse.Namespace, device: torch.device) -> None:
     """Rows a second of K = 2 and of transformers' BertForMaskedLM under its Trainer, on the same rows."""
     batch = random_rows(setting, device)
-    ours = Contestant(configuration(setting, "2sf:10sf", "per_layer"), device, batch)
+    ours = Contestant(configuration(setting, "2sf:10sf", "per_layer"), setting.shape, device, batch)
     ours.step()
     before = [seconds(ours.step, device) for _ in range(options.rounds)]
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:

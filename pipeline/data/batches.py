@@ -9,6 +9,7 @@ import torch
 from pipeline.data.mixture import MixedSplit, Mixture
 from pipeline.data.order import ORDER_VERSION, interleaved, variants_of_epochs
 from pipeline.data.rows import apply_masks, pick_rows
+from pipeline.model.arithmetic import RowShape
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -128,18 +129,36 @@ def make_batch(split: MixedSplit, chunks: np.ndarray, rows: np.ndarray, variants
                 fields[name] = np.empty((len(chunks), *values.shape[1:]), values.dtype)
             fields[name][of_chunk] = values
     masked = apply_masks({**fields, **split.masks(chunks, rows, variants)})
-    key_mask = None
-    if not masked.attention_mask.all():
-        key_mask = torch.from_numpy(masked.attention_mask)[:, None, None, :]
     return Batch(
         input_ids=torch.from_numpy(masked.input_ids),
         masked_positions=torch.from_numpy(masked.masked_positions),
         labels=torch.from_numpy(masked.labels),
         label_mask=torch.from_numpy(masked.label_mask),
-        key_mask=key_mask,
+        key_mask=None if masked.attention_mask.all() else _key_mask(masked.attention_mask),
         document_ids=torch.from_numpy(masked.document_ids),
         sequence_ids=masked.sequence_ids,
     )
+
+
+def example_batch(shape: RowShape, num_rows: int, *, padded: bool) -> Batch:
+    """A batch that holds no text, laid out as those of ``make_batch`` are; with ``padded`` rows that end early."""
+    ids = np.zeros((num_rows, shape.seq_length), np.int64)
+    positions = np.tile(np.arange(shape.masked_per_row), (num_rows, 1))
+    seen = np.ones(ids.shape, bool)
+    seen[:, -1] = False
+    return Batch(
+        input_ids=torch.from_numpy(ids),
+        masked_positions=torch.from_numpy(positions),
+        labels=torch.zeros(positions.shape, dtype=torch.int64),
+        label_mask=torch.ones(positions.shape, dtype=torch.bool),
+        key_mask=_key_mask(seen) if padded else None,
+        document_ids=torch.zeros(ids.shape, dtype=torch.int16),
+        sequence_ids=np.zeros(num_rows, np.uint64),
+    )
+
+
+def _key_mask(attention_mask: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(attention_mask)[:, None, None, :]
 
 
 def _slices(total: int, size: int) -> Iterator[slice]:

@@ -29,6 +29,7 @@ from pipeline.data.order import (
     lanes_of,
     validation_order,
 )
+from pipeline.model.arithmetic import RowShape
 
 
 def paths_of(path: str | Sequence[str]) -> tuple[str, ...]:
@@ -127,6 +128,11 @@ class Mixture:
     def vocab_size(self) -> int:
         """One more than the largest token id of the tokenizer."""
         return self.folders[0].vocab_size
+
+    @property
+    def row_shape(self) -> RowShape:
+        """S, P and V together."""
+        return RowShape(seq_length=self.seq_length, masked_per_row=self.masked_per_row, vocab_size=self.vocab_size)
 
     @property
     def special_ids(self) -> dict[str, int]:

@@ -18,8 +18,10 @@ from torch import nn
 from data_prep.contract.command_line import UserError
 from pipeline.config import LIVE_ELEMENTS, RunConfig
 from pipeline.engine.bf16_products import ensure_bf16_products
+from pipeline.engine.compilation import compile_and_warm_up
 from pipeline.engine.optimizer import build_optimizer, clip_gradients
 from pipeline.engine.protocol import Engine, FragmentMapping
+from pipeline.model.arithmetic import RowShape
 from pipeline.model.masked_lm import NarrowBertForPretraining
 from pipeline.parallel.groups import (
     data_parallel_group,
@@ -49,6 +51,7 @@ def initialise_process_group(
     use_cuda = torch.cuda.is_available()
     index = _cuda_index(world) if use_cuda else world.local_rank
     device = torch.device("cuda", index) if use_cuda else torch.device("cpu")
+    group_device = device if use_cuda else None  # named, so that a barrier need not guess the GPU
     if use_cuda:
         torch.cuda.set_device(device)
     else:
@@ -64,10 +67,11 @@ def initialise_process_group(
             store=dist.HashStore(),  # pyright: ignore[reportPrivateImportUsage]
             rank=0,
             world_size=1,
+            device_id=group_device,
         )
     else:
         limit_collectives(collective_limit_s(hang_timeout_s))
-        dist.init_process_group(backend, rank=world.rank, world_size=world.size)
+        dist.init_process_group(backend, rank=world.rank, world_size=world.size, device_id=group_device)
     initialise_tensor_parallel(tensor_parallel_size)
     return device
 
@@ -99,7 +103,8 @@ def deepspeed_config(config: RunConfig, data_parallel_size: int) -> DeepSpeedCon
     accumulation = training.global_batch_size // (training.micro_batch_size * data_parallel_size)
     zero: DeepSpeedConfig = {
         "stage": training.zero_stage,
-        "overlap_comm": False,
+        # A sublayer's gradients are summed while the backward pass goes on. On CPU both would share the same cores.
+        "overlap_comm": torch.cuda.is_available(),
         "reduce_bucket_size": _BUCKET_ELEMENTS,
         "allgather_bucket_size": _BUCKET_ELEMENTS,
         "stage3_max_live_parameters": LIVE_ELEMENTS,
@@ -120,13 +125,23 @@ def deepspeed_config(config: RunConfig, data_parallel_size: int) -> DeepSpeedCon
         # torch's own AdamW: nothing to compile, the same on CPU and CUDA, offloaded or not.
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
+        # They would wait for the device twice in every micro-batch.
+        "timers": {"throughput": {"enabled": False}},
         "steps_per_print": 2**31,
         "wall_clock_breakdown": False,
     }
 
 
-def build_engine(config: RunConfig, model: NarrowBertForPretraining, device: torch.device) -> Engine:
-    """Wrap ``model`` (fp32, weights already in place) in a DeepSpeed engine on ``device``.
+def build_engine(
+    config: RunConfig, model: NarrowBertForPretraining, device: torch.device, shape: RowShape | None = None
+) -> Engine:
+    """Wrap a model in a DeepSpeed engine.
+
+    Args:
+        config: of the run.
+        model: fp32, its weights already in place.
+        device: to compute on.
+        shape: of the rows, for which the model is compiled where that brings something; None: it is not compiled.
 
     Raises:
         UserError: the device cannot compute in the configured precision.
@@ -147,8 +162,12 @@ def build_engine(config: RunConfig, model: NarrowBertForPretraining, device: tor
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     # An inference-only shared-memory operator that would be compiled (25 s) and never used.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    model.to(device)
+    # Collectives inside the forward pass (partitioned layers, ZeRO 3) stay uncompiled.
+    if shape is not None and config.training.zero_stage < 3 and tensor_parallel_group().size() == 1:
+        compile_and_warm_up(model, shape, config.training, device)
     initialised = deepspeed.initialize(
-        model=model.to(device),
+        model=model,
         optimizer=build_optimizer(model.named_parameters(), config.optimizer),
         config=deepspeed_config(config, dist.get_world_size(data_parallel_group())),
         mpu=model_parallel_unit(),
@@ -159,9 +178,6 @@ def build_engine(config: RunConfig, model: NarrowBertForPretraining, device: tor
     if config.training.precision == "fp16":
         # At the smallest scale keep skipping: training.max_skipped_steps says when to stop.
         engine.optimizer.loss_scaler.raise_error_at_min_scale = False
-    if device.type == "cuda" and config.training.zero_stage < 3 and tensor_parallel_group().size() == 1:
-        # Shapes never change. Collectives inside the forward pass (partitioned layers, ZeRO 3) stay uncompiled.
-        engine.compile(compile_kwargs={"dynamic": False})
     return engine
 
 

@@ -114,10 +114,6 @@ class Engine(ForwardPass, Protocol):
         """Whether the loss is scaled."""
         ...
 
-    def compile(self, *, compile_kwargs: dict[str, bool]) -> None:
-        """Compile the forward pass."""
-        ...
-
     def destroy(self) -> None:
         """Remove DeepSpeed's hooks and buffers."""
         ...

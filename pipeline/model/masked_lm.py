@@ -86,6 +86,14 @@ class MaskedLMHead(nn.Module):
         return F.linear(copy_to_tensor_parallel(state_BPH), decoder_VH, bias_V)
 
 
+class MaskedLMLoss(nn.Module):
+    """Sum of the cross-entropy in nats over the labels that count."""
+
+    def forward(self, logits: torch.Tensor, labels: torch.Tensor, label_mask: torch.Tensor) -> torch.Tensor:
+        """[N, V], which may be overwritten, int64 [N], bool [N] -> fp32 scalar."""
+        return (cross_entropy(logits.float(), labels) * label_mask).sum()
+
+
 class NarrowBertForPretraining(nn.Module):
     """Masked-LM pretraining model for any layout.
 
@@ -104,6 +112,7 @@ class NarrowBertForPretraining(nn.Module):
         self.embeddings = Embeddings(config, vocab_size, padded_size, init_method)
         self.encoder = Encoder(config, init_method)
         self.head = MaskedLMHead(config, vocab_size, padded_size, init_method)
+        self.loss = MaskedLMLoss()
 
     def logits(
         self,
@@ -144,12 +153,12 @@ class NarrowBertForPretraining(nn.Module):
         A sum, not a mean: the mean over the *global* count of masked tokens of a step can only be
         formed across micro-batches and ranks, and that is the trainer's to do.
         """
-        logits = self.logits(input_ids, narrow_positions, key_mask, document_ids).flatten(0, 1).float()
+        logits = self.logits(input_ids, narrow_positions, key_mask, document_ids).flatten(0, 1)
         num_correct = None
-        if count_correct:  # first: the loss may overwrite the logits
-            num_correct = ((argmax(logits) == labels.flatten()) & label_mask.flatten()).sum()
+        if count_correct:
+            num_correct = ((argmax(logits.float()) == labels.flatten()) & label_mask.flatten()).sum()
         returned = None
-        if return_logits:
-            returned, logits = logits.unflatten(0, labels.shape), logits.clone()
-        loss_sum = (cross_entropy(logits, labels.flatten()) * label_mask.flatten()).sum()
+        if return_logits:  # a copy: the loss may overwrite its own
+            returned, logits = logits.float().unflatten(0, labels.shape), logits.clone()
+        loss_sum = self.loss(logits, labels.flatten(), label_mask.flatten())
         return MaskedLMOutput(loss_sum, num_correct, returned)

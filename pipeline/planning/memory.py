@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pipeline.config import LIVE_ELEMENTS, RunConfig
+from pipeline.engine.compilation import DTYPES
 from pipeline.layout import group_sublayers, parse_layout
 from pipeline.model.arithmetic import RowShape
 from pipeline.model.masked_lm import NarrowBertForPretraining
@@ -26,8 +27,6 @@ from pipeline.model.parameters import count_parameters, padded_vocab_size
 
 Argument = torch.Tensor | torch.dtype | torch.device | float | bool | None
 Result = TypeVar("Result")
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class LiveBytes(TorchDispatchMode):

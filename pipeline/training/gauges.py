@@ -10,7 +10,7 @@ import torch
 from pipeline.config import RunConfig
 from pipeline.data.mixture import Mixture
 from pipeline.layout import parse_layout
-from pipeline.model.arithmetic import RowShape, training_flops
+from pipeline.model.arithmetic import training_flops
 
 # Dense bf16 matrix FLOP/s of a device by a part of its name, the vendors' data sheets. First match counts.
 _PEAK_BF16 = [
@@ -45,10 +45,7 @@ class Gauges:
         self._seq_length = shards.seq_length
         self._train_rows = shards.train_rows
         self._deal = shards.deal(config.data.seed, order_version)
-        shape = RowShape(
-            seq_length=shards.seq_length, masked_per_row=shards.masked_per_row, vocab_size=shards.vocab_size
-        )
-        row_flops = training_flops(parse_layout(config.model.layout), config.model, shape)
+        row_flops = training_flops(parse_layout(config.model.layout), config.model, shards.row_shape)
         self._step_flops = row_flops * self._rows_per_step / world_size
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
         self._peak = peak_flops(name, config.training.precision)

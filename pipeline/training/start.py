@@ -182,10 +182,10 @@ def _build_or_resume(config: RunConfig, shards: Mixture, world: World, device: t
 
             for line in load_init(model, config, shards):
                 log.info(line)
-        return build_engine(config, model, device), 0, 0
+        return build_engine(config, model, device, shards.row_shape), 0, 0
     state = read_trainer_state(folder)
     load_weights(model, folder)
-    engine = build_engine(config, model, device)
+    engine = build_engine(config, model, device, shards.row_shape)
     load_optimizer(engine, folder, state)
     log.info("resuming from %s (step %d of %d)", folder, state.step, config.training.train_steps)
     return engine, state.step, state.skipped_steps
