@@ -24,6 +24,7 @@ from pipeline.data.mixture import Mixture, open_mixture
 from pipeline.data.prefetch import Prefetcher
 from pipeline.engine.bf16_products import has_bf16_products
 from pipeline.model.masked_lm import NarrowBertForPretraining
+from pipeline.training.objective import MASKED_LANGUAGE_MODELLING
 
 PRESET = Path(__file__).parent.parent / "configs/pretrain/quickstart.yaml"
 ROUNDS = 5
@@ -61,13 +62,15 @@ class Trainer:
         model = dataclasses.replace(config.model, max_position_embeddings=shards.seq_length)
         self.model = NarrowBertForPretraining(model, shards.vocab_size).to(dtype)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
-        self.data = Prefetcher(reader(shards, config), CPU, num_workers=1, prefetch_factor=2)
+        self.data = Prefetcher(
+            reader(shards, config), MASKED_LANGUAGE_MODELLING.weight, CPU, num_workers=1, prefetch_factor=2
+        )
         self.size, self.done = config.training.global_batch_size, 0
 
     def step(self) -> tuple[float, float]:
         """Seconds waited for the rows, and of the whole step."""
         started = time.perf_counter()
-        batches = self.data.step(self.done * self.size)
+        batches = self.data.step(self.done * self.size).batches
         waited = time.perf_counter() - started
         for b in batches:
             output = self.model(b.input_ids, b.masked_positions, b.key_mask, b.labels, b.label_mask, b.document_ids)

@@ -169,7 +169,7 @@ def check_writable(name: str, folder: Path) -> None:
 
 
 def check_lead_time(config: RunConfig, cluster: ClusterConfig, shards: Mixture) -> None:
-    """Whether a step and a checkpoint fit between Slurm's signal and the time limit.
+    """Whether two steps and a checkpoint fit between Slurm's signal and the time limit.
 
     Raises:
         UserError: they do not, by what earlier checkpoints of the run took, or by the model's size.
@@ -184,7 +184,7 @@ def check_lead_time(config: RunConfig, cluster: ClusterConfig, shards: Mixture) 
         size = 12 * count_parameters(config.model, shards.vocab_size)  # fp32 weight and two moments
         seconds = size / _ASSUMED_BYTES_PER_SECOND
         reason = f"a checkpoint has {size / 1e9:.1f} GB"
-    needed = round(2 * seconds + 2 * max(steps, default=0.0))  # twice: a disk is slower on some days
+    needed = round(2 * seconds + 3 * max(steps, default=0.0))  # two steps; a disk is slower on some days
     if cluster.signal_lead_seconds < needed:
         raise UserError(
             f"cluster.signal_lead_seconds {cluster.signal_lead_seconds} is too short, {reason}: give {needed} or more"

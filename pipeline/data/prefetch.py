@@ -1,15 +1,26 @@
 """Batches read ahead of the training by threads."""
 
+import dataclasses
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import Self, TypeAlias
+from typing import Self
 
 import torch
 
 from pipeline.data.batches import Batch, TrainingData
 
-Loaded: TypeAlias = tuple[list[Batch], torch.cuda.Event | None]
-"""Batches, and when their copies are done."""
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepRows:
+    """What a process computes in a step."""
+
+    batches: list[Batch]
+    """Its micro-batches, on its device."""
+    weight: float
+    """The sum of what they weigh, known without asking the device."""
+    copied: torch.cuda.Event | None = None
+    """When the copies to the device are done."""
 
 
 class Prefetcher:
@@ -22,17 +33,26 @@ class Prefetcher:
 
     Args:
         data: what to read.
+        weigh: a scalar of a micro-batch, which is still on the CPU, such as the number of its masked positions.
         device: where the batches go.
         num_workers: threads.
         prefetch_factor: steps that each of them may be ahead.
     """
 
-    def __init__(self, data: TrainingData, device: torch.device, *, num_workers: int, prefetch_factor: int) -> None:
-        self._data, self._device = data, device
+    def __init__(
+        self,
+        data: TrainingData,
+        weigh: Callable[[Batch], torch.Tensor],
+        device: torch.device,
+        *,
+        num_workers: int,
+        prefetch_factor: int,
+    ) -> None:
+        self._data, self._weigh, self._device = data, weigh, device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._threads = ThreadPoolExecutor(max_workers=num_workers, thread_name_prefix="prefetch")
         self._steps_ahead = num_workers * prefetch_factor
-        self._reading: dict[int, Future[Loaded]] = {}
+        self._reading: dict[int, Future[StepRows]] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -42,8 +62,8 @@ class Prefetcher:
     ) -> None:
         self.close()
 
-    def step(self, rows_consumed: int) -> list[Batch]:
-        """``TrainingData.step`` on the device.
+    def step(self, rows_consumed: int) -> StepRows:
+        """``TrainingData.step`` on the device, and its weight.
 
         Raises:
             UserError: what a thread found wrong in reading this step.
@@ -55,24 +75,25 @@ class Prefetcher:
         for position in wanted:  # the nearest first: threads take them in this order
             if position not in self._reading:
                 self._reading[position] = self._threads.submit(self._load, position)
-        batches, copied = self._reading.pop(rows_consumed).result()
-        if copied is not None:
+        rows = self._reading.pop(rows_consumed).result()
+        if rows.copied is not None:
             current = torch.cuda.current_stream(self._device)
-            current.wait_event(copied)
-            for tensor in (tensor for batch in batches for tensor in batch.tensors.values()):
+            current.wait_event(rows.copied)
+            for tensor in (tensor for batch in rows.batches for tensor in batch.tensors.values()):
                 tensor.record_stream(current)  # its memory is not free before the computation is done with it
-        return batches
+        return rows
 
     def close(self) -> None:
         """Drop what is not being read yet, so that the end of the process does not wait for it."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _load(self, rows_consumed: int) -> Loaded:
+    def _load(self, rows_consumed: int) -> StepRows:
         batches = self._data.step(rows_consumed)
+        weight = float(torch.stack([self._weigh(batch) for batch in batches]).sum().double())
         if self._stream is None:
-            return [batch.to(self._device) for batch in batches], None
+            return StepRows(batches=[batch.to(self._device) for batch in batches], weight=weight)
         with torch.cuda.stream(self._stream):
             batches = [batch.to(self._device) for batch in batches]
         copied = torch.cuda.Event()
         copied.record(self._stream)
-        return batches, copied
+        return StepRows(batches=batches, weight=weight, copied=copied)

@@ -71,6 +71,9 @@ def initialise_process_group(
         )
     else:
         limit_collectives(collective_limit_s(hang_timeout_s))
+        # Gloo then connects ranks when they first speak to each other. All to all, a group of 1,024 ranks would take
+        # more than a thousand descriptors of every process.
+        os.environ.setdefault("TORCH_GLOO_LAZY_INIT", "1")
         dist.init_process_group(backend, rank=world.rank, world_size=world.size, device_id=group_device)
     initialise_tensor_parallel(tensor_parallel_size)
     return device

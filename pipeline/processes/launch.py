@@ -92,9 +92,9 @@ def _wait_for_all(children: list[subprocess.Popen[bytes]], log_dir: Path) -> int
             time.sleep(_SECOND_FAILURE_S)
             codes = [child.poll() for child in children]
             failed = [rank for rank, code in enumerate(codes) if code not in (None, 0, REQUEUE_EXIT_CODE)]
-            # A rank that says what is wrong tells more than the ranks that it leaves behind.
+            # A rank that says what is wrong, or was killed, tells more than the ranks that it leaves behind.
             telling = (USER_ERROR_EXIT_CODE, HANG_EXIT_CODE)
-            first = next((rank for rank in failed if codes[rank] in telling), failed[0])
+            first = min(failed, key=lambda rank: (codes[rank] not in telling, (codes[rank] or 0) > 0))
             return report_failure(first, codes[first] or 1, log_dir)
         if None not in codes:
             return REQUEUE_EXIT_CODE if REQUEUE_EXIT_CODE in codes else 0

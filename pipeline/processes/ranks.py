@@ -5,8 +5,8 @@ from typing import TypeVar
 import torch.distributed as dist
 
 from data_prep.contract.command_line import UserError
-from pipeline.parallel.groups import data_parallel_group
-from pipeline.processes.agreement import Agreement
+from pipeline.parallel.groups import data_parallel_group, tensor_parallel_group
+from pipeline.processes.agreement import Agreed, Agreement, PendingAgreement
 from pipeline.processes.watchdog import Watchdog
 from pipeline.processes.world import World
 
@@ -47,12 +47,32 @@ class Ranks:
         Raises:
             UserError: on every rank, if any has a problem.
         """
+        return self.agreed(self.begin_agreement(problem), step).stop
+
+    def begin_agreement(self, problem: str, weight: float = 0.0) -> PendingAgreement:
+        """Tell all ranks of a problem, if there is one, and add up the weights of those that read other rows.
+
+        Nothing is waited for. Every rank calls this at the same point of a step.
+        """
+        reads_alone = tensor_parallel_group().rank() == 0  # the others of the group have the same rows
+        return self._agreement.begin(problem, weight if reads_alone else 0.0)
+
+    def agreed(self, pending: PendingAgreement, step: int) -> Agreed:
+        """Wait until all ranks have begun an agreement.
+
+        Raises:
+            UserError: on every rank, if any has a problem.
+        """
         self.reached("waiting for the others", step)
-        problem, stop = self._agreement.agree(problem)
-        if problem:
-            raise UserError(problem)
-        return stop
+        agreed = pending.wait()
+        if agreed.problem:
+            raise UserError(agreed.problem)
+        return agreed
 
     def gather(self, value: T) -> list[T]:
         """Every rank's value, by rank."""
         return self._agreement.gather(value)
+
+    def gather_number(self, value: float) -> list[float]:
+        """Every rank's number, by rank."""
+        return self._agreement.gather_number(value)

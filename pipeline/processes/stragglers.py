@@ -12,6 +12,8 @@ log = logging.getLogger("narrowbert")
 
 STRAGGLER_RATIO = 1.5
 STRAGGLER_LOGS = 3
+STRAGGLER_STEPS = 4
+"""Fewest steps between two comparisons of the ranks: a log after every step must not ask all of them each time."""
 
 
 class OwnTime:
@@ -25,7 +27,8 @@ class OwnTime:
         self._on_cuda = device.type == "cuda"
         self._seconds = 0.0
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
-        self._steps = 0
+        self.steps = 0
+        """Steps since ``mean_and_reset`` was called."""
 
     @contextlib.contextmanager
     def forward(self) -> Iterator[None]:
@@ -49,13 +52,13 @@ class OwnTime:
 
     def end_step(self) -> None:
         """One more step is done."""
-        self._steps += 1
+        self.steps += 1
 
     def mean_and_reset(self) -> float:
         """Mean seconds per step since the last call. Call where the device has been waited for."""
         seconds = self._seconds + sum(begin.elapsed_time(end) for begin, end in self._events) / 1000
-        mean = seconds / max(self._steps, 1)
-        self._seconds, self._events, self._steps = 0.0, [], 0
+        mean = seconds / max(self.steps, 1)
+        self._seconds, self._events, self.steps = 0.0, [], 0
         return mean
 
 

@@ -33,10 +33,10 @@ def train_to_end(run: Run) -> int:
         if run.is_due(training.eval_interval):
             stop = run.validation.catch_up(run.step)
     while run.step < run.train_steps and not stop:
-        batches, stop = run.rows.read(run.step)
-        if stop:
+        batches, agreed = run.rows.read(run.step)
+        if agreed.stop:
             break
-        run.meter.add(run.trainer.step(batches, run.step))
+        run.meter.add(run.trainer.step(batches, agreed.weight, run.step))
         run.step += 1
         run.records.progress.advance()
         to_save = run.is_due(training.save_interval)
@@ -48,6 +48,7 @@ def train_to_end(run: Run) -> int:
                 stop = run.validation.run(run.step)
             if to_save:
                 run.saver.begin(run.step, run.meter.skipped_steps)
+    run.rows.end()
     run.records.progress.close()
     return _end(run)
 

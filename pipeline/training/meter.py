@@ -25,8 +25,8 @@ class StepSums:
 
     sums: dict[str, torch.Tensor]
     """Scalars of this rank by metric, added over its micro-batches; one of them is ``LOSS``."""
-    weight: torch.Tensor
-    """Scalar, fp64: what the sums of all ranks are divided by."""
+    weight: float
+    """What the sums of all ranks are divided by."""
     gradient_norm: torch.Tensor | float
     """Of all ranks, before clipping; not finite where the update was skipped."""
 
@@ -97,6 +97,6 @@ def _means(steps: list[StepSums]) -> list[dict[str, float]]:
     names = list(steps[0].sums)
     sums = torch.stack([one.sums[name] for name in names for one in steps]).double()
     dist.all_reduce(sums, group=data_parallel_group())
-    weights = torch.stack([one.weight for one in steps])
-    means = (sums.view(len(names), len(steps)) / weights).tolist()
+    weights = torch.tensor([one.weight for one in steps], dtype=torch.float64)
+    means = (sums.view(len(names), len(steps)).cpu() / weights).tolist()
     return [{name: means[i][j] for i, name in enumerate(names)} for j in range(len(steps))]

@@ -36,11 +36,13 @@ class Objective(Protocol):
     def weight(self, batch: Batch) -> torch.Tensor:
         """How many terms the loss of a micro-batch has; called for every micro-batch before any forward pass.
 
+        It is called in the threads that read ahead, and must follow from the batch alone.
+
         Args:
-            batch: one micro-batch of this rank, on its device.
+            batch: one micro-batch of this rank, still on the CPU, so that no device has to be asked.
 
         Returns:
-            A scalar on the device of the batch, such as the number of masked positions.
+            A scalar, such as the number of masked positions.
         """
         ...
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from pipeline.config import RunConfig
 from pipeline.data.mixture import Mixture
 from pipeline.processes.ranks import Ranks
-from pipeline.processes.stragglers import OwnTime, Stragglers
+from pipeline.processes.stragglers import STRAGGLER_STEPS, OwnTime, Stragglers
 from pipeline.runs.attempts import Attempt, is_newest_attempt, taken_over
 from pipeline.runs.directory import write_configuration
 from pipeline.runs.records import Event, Spool, append_event, new_event, write_event
@@ -97,13 +97,15 @@ class Records:
 
     def log(self, step: int, points: Points) -> None:
         """Write and show the metrics of a log after ``step`` steps; every rank calls this."""
-        own_seconds = self._ranks.gather(self._own_time.mean_and_reset())
+        own_seconds: list[float] = []
+        if self._own_time.steps >= STRAGGLER_STEPS:
+            own_seconds = self._ranks.gather_number(self._own_time.mean_and_reset())
         if self._spool is None:
             return
         self._check_newest()
         last = points[step]
         last |= self._gauges.read(step, last["train/step_seconds"])
-        if self._ranks.world.size > 1:
+        if len(own_seconds) > 1:
             last["train/straggler_ratio"] = self._straggler_ratio(step, own_seconds, last["train/step_seconds"])
         for point, metrics in points.items():
             self._spool.write(point, metrics)

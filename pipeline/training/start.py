@@ -120,7 +120,7 @@ def open_run(
         log.warning("this processor has no bf16 products: they are computed in fp32, at no more than its speed")
 
     # Rows: read ahead from the first one asked for.
-    data = _open_rows(config, shards, ranks, attempt.order_version, device)
+    data = _open_rows(config, shards, objective, ranks, attempt.order_version, device)
 
     # Weights: of the newest intact checkpoint, or new ones.
     engine, step, skipped_steps = _build_or_resume(config, shards, ranks.world, device)
@@ -145,7 +145,7 @@ def open_run(
         step=step,
         ranks=ranks,
         engine=engine,
-        rows=RowReader(data, training.global_batch_size, ranks, gauges, own_time),
+        rows=RowReader(data, training, ranks, gauges, own_time),
         trainer=Trainer(engine, objective, config, ranks, own_time, device),
         meter=Meter(config, shards, skipped_steps),
         records=records,
@@ -155,7 +155,7 @@ def open_run(
 
 
 def _open_rows(
-    config: RunConfig, shards: Mixture, ranks: Ranks, order_version: int, device: torch.device
+    config: RunConfig, shards: Mixture, objective: Objective, ranks: Ranks, order_version: int, device: torch.device
 ) -> Prefetcher:
     data = TrainingData(
         shards,
@@ -166,7 +166,13 @@ def _open_rows(
         data_parallel_size=ranks.data_parallel_size,
         order_version=order_version,
     )
-    return Prefetcher(data, device, num_workers=config.data.num_workers, prefetch_factor=config.data.prefetch_factor)
+    return Prefetcher(
+        data,
+        objective.weight,
+        device,
+        num_workers=config.data.num_workers,
+        prefetch_factor=config.data.prefetch_factor,
+    )
 
 
 def _build_or_resume(config: RunConfig, shards: Mixture, world: World, device: torch.device) -> tuple[Engine, int, int]:

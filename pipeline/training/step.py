@@ -1,7 +1,9 @@
 """One optimizer step: forward and backward passes of its micro-batches, then the update."""
 
+import math
+
+import numpy as np
 import torch
-import torch.distributed as dist
 
 from pipeline.config import RunConfig
 from pipeline.data.batches import Batch
@@ -9,7 +11,6 @@ from pipeline.engine.deepspeed_engine import update_weights
 from pipeline.engine.optimizer import learning_rate
 from pipeline.engine.protocol import Engine
 from pipeline.parallel.dropout_seeds import seed_dropout
-from pipeline.parallel.groups import data_parallel_group
 from pipeline.processes.ranks import Ranks
 from pipeline.processes.stragglers import OwnTime
 from pipeline.training.meter import LOSS, StepSums
@@ -40,17 +41,22 @@ class Trainer:
         self.engine, self.ranks = engine, ranks
         self._objective, self._config, self._own_time, self._device = objective, config, own_time, device
 
-    def step(self, batches: list[Batch], step: int) -> StepSums:
+    def step(self, batches: list[Batch], weight: float, step: int) -> StepSums:
         """Do the step that follows ``step`` steps. A step whose gradients are not finite updates nothing.
 
         It still consumes its rows and its place in the learning-rate schedule, so that both follow from
         the number of the step alone.
+
+        Args:
+            batches: this rank's micro-batches.
+            weight: terms of the loss of all ranks.
+            step: steps done.
         """
         training = self._config.training
-        weight = self._weight_of_all_ranks(batches, step)
         # DeepSpeed averages over ranks and accumulation steps; the loss is a sum over the global
         # count of masked tokens, so the average is undone here.
-        scale = (self.ranks.data_parallel_size * len(batches) / weight).float()
+        terms = self.ranks.data_parallel_size * len(batches)
+        scale = float(np.float32(terms / weight)) if weight else math.inf  # a step without terms is skipped
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate(step, training.train_steps, self._config.optimizer)
         seed_dropout(training.seed, step, self.ranks.data_rank)
@@ -70,10 +76,3 @@ class Trainer:
         self._own_time.end_step()
         assert gradient_norm is not None
         return StepSums(sums=sums, weight=weight, gradient_norm=gradient_norm)
-
-    def _weight_of_all_ranks(self, batches: list[Batch], step: int) -> torch.Tensor:
-        """Scalar, fp64: the terms of the step's loss, such as its masked tokens."""
-        self.ranks.reached("counting masked tokens", step)
-        weight = torch.stack([self._objective.weight(batch) for batch in batches]).sum().double()
-        dist.all_reduce(weight, group=data_parallel_group())
-        return weight

@@ -37,13 +37,13 @@ def record(fault: dict[str, Any]) -> None:
 
     original, path = Trainer.step, Path(f"{fault['file']}-{os.environ['RANK']}")
 
-    def record_and_step(trainer: Trainer, batches: "list[Batch]", step: int) -> "StepSums":
+    def record_and_step(trainer: Trainer, batches: "list[Batch]", weight: float, step: int) -> "StepSums":
         ids = [int(i) for batch in batches for i in batch.sequence_ids]
         ranks = trainer.ranks
         entry = {"step": step, "rank": ranks.data_rank, "size": ranks.data_parallel_size, "ids": ids}
         with path.open("a") as file:
             file.write(json.dumps(entry) + "\n")
-        return original(trainer, batches, step)
+        return original(trainer, batches, weight, step)
 
     Trainer.step = record_and_step
 
@@ -89,11 +89,11 @@ def poison(fault: dict[str, Any]) -> None:
 
     original = Trainer.step
 
-    def poison_and_step(trainer: Trainer, batches: "list[Batch]", step: int) -> "StepSums":
+    def poison_and_step(trainer: Trainer, batches: "list[Batch]", weight: float, step: int) -> "StepSums":
         hooks = []
         if step in fault["steps"]:
             hooks = [p.register_hook(lambda grad: grad * float("nan")) for p in trainer.engine.module.parameters()]
-        result = original(trainer, batches, step)
+        result = original(trainer, batches, weight, step)
         for hook in hooks:
             hook.remove()
         return result

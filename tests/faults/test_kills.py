@@ -84,7 +84,7 @@ def test_a_signal_in_any_phase_saves_and_asks_to_be_requeued(tmp_path: Path, sha
         ranks = Ranks(2, *command, faults=[fault])
         ranks.end(85)
         stop = events(run_dir, "stopped by a signal")[-1]
-        assert step <= stop["step"] <= step + 1, (place, stop)
+        assert step <= stop["step"] <= step + 2, (place, stop)  # the others hear of it before the next step
         assert (run_dir / f"checkpoints/step-{stop['step']:08d}/manifest.json").exists()
         assert not (run_dir / "DONE").exists()
     assert "done: 40 steps" in run_command("pipeline", *command, "--processes", "2").stdout

@@ -51,13 +51,10 @@ def test_a_rank_that_stands_still_is_named_with_its_place(tmp_path: Path, shard_
     printed = Ranks(2, *command, faults=[sleeper]).end(86, -9)
     (hang,) = events(run_dir, "hang")
     assert "rank 1 (process" in hang["text"]
-    assert "stands at 'reading rows' after step 6, the others at 'waiting for the others' after step 6" in hang["text"]
+    assert "stands at 'reading rows' after step 6, the others at 'in the backward pass' after step 6" in hang["text"]
     assert hang["text"] in printed[0]
     assert "inject.py" in (run_dir / "logs/stacks-rank-1.txt").read_text()
-    assert (
-        "agreement" in (run_dir / "logs/stacks-rank-0.txt").read_text()
-        or "reach" in (run_dir / "logs/stacks-rank-0.txt").read_text()
-    )
+    assert "train_to_end" in (run_dir / "logs/stacks-rank-0.txt").read_text()
 
 
 @pytest.mark.slow
@@ -66,15 +63,21 @@ def test_a_hang_in_the_agreement_ends_by_the_watchdog_where_torch_would_give_up_
 ) -> None:
     # As at the defaults, where both are 30 minutes.
     run_dir = tmp_path / "run"
-    command = argv(run_dir, shard_folder, "--training.train_steps", "1000", "--training.hang_timeout", "4")
+    command = argv(
+        run_dir, shard_folder, "--training.train_steps", "1000", "--training.hang_timeout", "4",
+        "--training.eval_interval", "6",
+    )  # fmt: skip
     faults = [
         {"do": "torch_timeout", "seconds": 4},
-        {"do": "sleep", "rank": 1, "place": "reading rows", "step": 6, "seconds": 3600},
+        {"do": "sleep", "rank": 1, "place": "reading validation rows", "step": 6, "seconds": 3600},
     ]
     printed = Ranks(2, *command, faults=faults).end(86)
     (hang,) = events(run_dir, "hang")
     assert "rank 1 (process" in hang["text"]
-    assert "stands at 'reading rows' after step 6, the others at 'waiting for the others' after step 6" in hang["text"]
+    assert (
+        "stands at 'reading validation rows' after step 6, the others at 'waiting for the others' after step 6"
+        in hang["text"]
+    )
     assert "Traceback" not in printed[0]
 
 

@@ -23,6 +23,10 @@ def small_steps(shards: Mixture) -> TrainingData:
     return TrainingData(shards, seed=5, global_batch_size=8, micro_batch_size=4)
 
 
+def weigh(batch: Batch) -> torch.Tensor:
+    return batch.label_mask.sum()
+
+
 def assert_same(batches: list[Batch], expected: list[Batch]) -> None:
     assert len(batches) == len(expected)
     for batch, other in zip(batches, expected, strict=True):
@@ -40,16 +44,18 @@ def assert_same(batches: list[Batch], expected: list[Batch]) -> None:
 def test_any_number_of_workers_gives_the_batches_of_the_order(
     mixture: Mixture, num_workers: int, prefetch_factor: int, starts: list[int]
 ) -> None:
-    with Prefetcher(small_steps(mixture), CPU, num_workers=num_workers, prefetch_factor=prefetch_factor) as prefetcher:
+    with Prefetcher(
+        small_steps(mixture), weigh, CPU, num_workers=num_workers, prefetch_factor=prefetch_factor
+    ) as prefetcher:
         for start in starts:  # each but the first is a jump: what was read ahead is of no use
             for step in range(9):
-                assert_same(prefetcher.step(start + 8 * step), small_steps(mixture).step(start + 8 * step))
+                assert_same(prefetcher.step(start + 8 * step).batches, small_steps(mixture).step(start + 8 * step))
 
 
 def test_a_resume_with_more_workers_reads_the_same_rows(mixture: Mixture) -> None:
     def read(num_workers: int, first: int, last: int) -> list[int]:
-        with Prefetcher(small_steps(mixture), CPU, num_workers=num_workers, prefetch_factor=2) as prefetcher:
-            steps = [prefetcher.step(8 * step) for step in range(first, last)]
+        with Prefetcher(small_steps(mixture), weigh, CPU, num_workers=num_workers, prefetch_factor=2) as prefetcher:
+            steps = [prefetcher.step(8 * step).batches for step in range(first, last)]
         return [int(i) for batches in steps for batch in batches for i in batch.sequence_ids]
 
     assert read(2, 0, 30) + read(5, 30, 60) == read(1, 0, 60)
@@ -68,8 +74,8 @@ def test_workers_read_side_by_side_and_ahead(shards: Mixture) -> None:
             return super().step(rows_consumed)
 
     meeting = Meeting(shards, seed=5, global_batch_size=8, micro_batch_size=4)
-    prefetcher = Prefetcher(meeting, CPU, num_workers=3, prefetch_factor=2)
-    assert_same(prefetcher.step(80), small_steps(shards).step(80))
+    prefetcher = Prefetcher(meeting, weigh, CPU, num_workers=3, prefetch_factor=2)
+    assert_same(prefetcher.step(80).batches, small_steps(shards).step(80))
     assert sorted(asked)[:3] == [80, 88, 96]
     together.abort()
     prefetcher.close()
@@ -87,9 +93,11 @@ def test_what_fails_in_reading_is_raised_at_the_step_that_asks(
     chunk = int(min(steps[failing] - set().union(*steps[:failing])))
     damage(broken, shards, chunk)
 
-    prefetcher = Prefetcher(small_steps(shards), CPU, num_workers=num_workers, prefetch_factor=3)
+    prefetcher = Prefetcher(small_steps(shards), weigh, CPU, num_workers=num_workers, prefetch_factor=3)
     for step in range(failing):
-        assert_same(prefetcher.step(8 * step), small_steps(open_mixture(str(shard_folder), None)).step(8 * step))
+        rows, expected = prefetcher.step(8 * step), small_steps(open_mixture(str(shard_folder), None)).step(8 * step)
+        assert_same(rows.batches, expected)
+        assert rows.weight == sum(int(batch.label_mask.sum()) for batch in expected)
     for _ in range(2):  # and again, should it be asked again
         with pytest.raises(UserError, match=r"train-\d+\.tar, chunk \d+: its bytes are not those that were written"):
             prefetcher.step(8 * failing)
@@ -102,7 +110,7 @@ def test_threads_start_with_the_first_step_and_end_with_the_block(shards: Mixtur
 
     for thread in reading():  # of the tests before
         thread.join(30)
-    with Prefetcher(small_steps(shards), CPU, num_workers=2, prefetch_factor=1) as prefetcher:
+    with Prefetcher(small_steps(shards), weigh, CPU, num_workers=2, prefetch_factor=1) as prefetcher:
         assert not reading()
         prefetcher.step(0)
         started = reading()
