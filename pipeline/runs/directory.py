@@ -259,10 +259,13 @@ def _stored_config(run_dir: Path) -> dict[str, Any]:
     """The configuration with dotted keys. A key that the run's version did not have is at its default: it did that."""
     try:
         content = read_run_config(run_dir)
-    except UserError:
+    except UserError as error:
         content = _newest_trainer_state(run_dir).get("config")
         if not content:
-            raise
+            raise UserError(
+                f"{run_dir / 'config.yaml'} is damaged or cannot be read, and no checkpoint says what was in it: give "
+                "another --run_dir"
+            ) from error
     return flatten(redact(config_as_dict(RunConfig()))) | flatten(content)
 
 

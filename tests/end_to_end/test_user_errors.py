@@ -63,16 +63,17 @@ def test_run_directory_of_another_configuration_or_of_somebody_else(tmp_path: Pa
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [
-        ("config.yaml", "", "config.yaml is damaged"),
-        ("config.yaml", "model: {", "config.yaml cannot be read"),
-        ("run.json", "{}", "run.json is damaged"),
-        ("run.json", "{", "run.json cannot be read"),
+        ("config.yaml", "", "config.yaml is damaged or cannot be read, and no checkpoint says what was in it"),
+        ("config.yaml", "model: {", "config.yaml is damaged or cannot be read, and no checkpoint says what was in it"),
+        ("run.json", "{}", "run.json is damaged: give the run's training command again"),
+        ("run.json", "{", "run.json is damaged: give the run's training command again"),
     ],
 )
 def test_damaged_files_of_a_run(tmp_path: Path, shard_folder: Path, name: str, content: str, expected: str) -> None:
     for file, text in {"config.yaml": "run_dir: x\n", "run.json": "{}", name: content}.items():
         (tmp_path / file).write_text(text)
-    argv = ["train", *TINY_RUN, "--run_dir", str(tmp_path), "--data.path", str(shard_folder)]
+    train = ["train", *TINY_RUN, "--run_dir", str(tmp_path), "--data.path", str(shard_folder)]
+    argv = train if name == "config.yaml" else ["checkpoints", str(tmp_path)]  # a training makes run.json anew
     assert expected in user_error("pipeline", *argv)
 
 
