@@ -2,12 +2,11 @@
 
 1. bf16 products by way of fp32, as on processors that have none, against torch's own;
 2. attention: two plain products against torch's fused kernel, forward and backward;
-3. a training step with freed memory kept (MALLOC_* as the launcher sets them) against glibc's defaults.
+3. a training step with freed memory kept, as in every training, against glibc's defaults.
 
     python benchmarks/cpu_choices.py
 """
 
-import os
 import statistics
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from pipeline.config import ModelConfig
 from pipeline.engine.bf16_products import ensure_bf16_products
 from pipeline.model.attention import dot_product_attention
 from pipeline.model.masked_lm import NarrowBertForPretraining
-from pipeline.processes.launch import KEEP_FREED_MEMORY
+from pipeline.processes.malloc import keep_freed_memory
 
 PAIRS = 9
 CPU = torch.device("cpu")
@@ -109,14 +108,9 @@ def memory() -> None:
         for _ in range(5):
             plain, kept = (
                 float(
-                    subprocess.run(
-                        [sys.executable, __file__, layout],
-                        env={**os.environ, **environment},
-                        capture_output=True,
-                        check=True,
-                    ).stdout
+                    subprocess.run([sys.executable, __file__, layout, malloc], capture_output=True, check=True).stdout
                 )
-                for environment in ({}, KEEP_FREED_MEMORY)
+                for malloc in ("default", "kept")
             )
             ratios.append(plain / kept)
         print(f"  {layout:8}: {statistics.median(ratios):.2f}x")
@@ -126,6 +120,8 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     if len(sys.argv) > 1:
         ensure_bf16_products(CPU)
+        if sys.argv[2] == "kept":
+            keep_freed_memory()
         step(sys.argv[1])
     else:
         products()

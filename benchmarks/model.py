@@ -17,7 +17,6 @@ import itertools
 import multiprocessing
 import os
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -33,7 +32,7 @@ from pipeline.layout import parse_layout
 from pipeline.model.arithmetic import RowShape, training_flops
 from pipeline.model.masked_lm import NarrowBertForPretraining
 from pipeline.model.parameters import padded_vocab_size
-from pipeline.processes.launch import KEEP_FREED_MEMORY
+from pipeline.processes.malloc import keep_freed_memory
 from pipeline.processes.world import World
 
 VOCAB = 30_522
@@ -226,6 +225,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if not KEEP_FREED_MEMORY.keys() <= os.environ.keys():  # malloc reads them when a process starts
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**KEEP_FREED_MEMORY, **os.environ})
+    keep_freed_memory()
     main()

@@ -1,7 +1,7 @@
 """Self-attention sublayers: over every position, and from narrow positions to the frozen state.
 
 Shape suffixes: B rows of a batch, S tokens of a row, P narrow positions of a row, H ``hidden_size``, A attention
-heads of this rank, D size of a head, J key/value projections of the frozen state. Q stands for S or P queries.
+heads of this rank, D size of a head, F keys and values of its heads together. Q stands for S or P queries.
 """
 
 import torch
@@ -10,7 +10,7 @@ from torch import nn
 
 from pipeline.config import ModelConfig
 from pipeline.model.attention_mask import AttentionMask, flex
-from pipeline.model.linear_and_norm import column_linear, row_linear
+from pipeline.model.linear_and_norm import column_linear, interleaved_column_linear, row_linear
 from pipeline.model.position import Rotation
 from pipeline.model.sublayer import Sublayer
 from pipeline.parallel.dropout_seeds import tensor_parallel_dropout
@@ -93,30 +93,24 @@ class NarrowAttention(_Attention):
 
 
 class FrozenKeyValue(nn.Module):
-    """Keys and values of the frozen state for every narrow attention sublayer, as one matrix product."""
+    """Keys and values of the frozen state for every narrow attention sublayer."""
 
     def __init__(self, config: ModelConfig, num_projections: int, init_method: Initializer) -> None:
         super().__init__()
-        self.num_projections = num_projections
         self.head_dim = config.head_dim
-        self.local_heads = config.num_attention_heads // tensor_parallel_group().size()
         # Output features are [num_heads, projections, 2, head_dim]: a tensor-parallel rank holds whole heads.
-        # One parameter rather than one per sublayer, so that ZeRO 3 gathers it where it is used.
-        self.linear = column_linear(config, 2 * num_projections * config.hidden_size, init_method)
+        self.linear = interleaved_column_linear(config, num_projections, init_method)
 
     def forward(self, frozen_BSH: torch.Tensor, rotation: Rotation | None) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """[B, S, H] -> (keys, values) of each projection, each [B, A, S, D]."""
-        shape = (self.local_heads, self.num_projections, 2, self.head_dim)
-        kv_BSAJ2D = self.linear(frozen_BSH).unflatten(-1, shape)
-        # Copied once, so that the heads of a projection lie together, as the products of attention want them.
-        # unbind's backward joins all gradients in one pass, where slices would add tensors of full size.
-        if rotation is None:
-            parts = kv_BSAJ2D.permute(3, 4, 0, 2, 1, 5).contiguous().flatten(0, 1).unbind(0)
-            return list(zip(parts[::2], parts[1::2], strict=True))
-        k_BSAJD, v_BSAJD = kv_BSAJ2D.unbind(4)
-        keys = rotation(k_BSAJD).permute(3, 0, 2, 1, 4).contiguous().unbind(0)
-        values = v_BSAJD.permute(3, 0, 2, 1, 4).contiguous().unbind(0)
-        return list(zip(keys, values, strict=True))
+        found = []
+        for kv_BSF in self.linear(frozen_BSH):
+            # unbind's backward joins both gradients in one pass, where slices would add tensors of full size.
+            k_BSAD, v_BSAD = kv_BSF.unflatten(-1, (-1, 2, self.head_dim)).unbind(3)
+            if rotation is not None:
+                k_BSAD = rotation(k_BSAD)
+            found.append((k_BSAD.transpose(1, 2), v_BSAD.transpose(1, 2)))
+        return found
 
 
 def dot_product_attention(
@@ -126,13 +120,12 @@ def dot_product_attention(
     bias: torch.Tensor | None,
     dropout_p: float,
 ) -> torch.Tensor:
-    """softmax(q k^T / sqrt(D) + bias) v: [B, A, Q, D]. A bool ``bias`` is True at the keys that are seen."""
+    """softmax(q k^T / sqrt(D) + bias) v: [B, A, Q, D]. On CUDA ``bias`` may be bool, True at the keys that are seen."""
     if q_BAQD.is_cuda or q_BAQD.dtype == torch.float32:
         return F.scaled_dot_product_attention(q_BAQD, k_BASD, v_BASD, attn_mask=bias, dropout_p=dropout_p)
     # On CPU two plain products train 1.4 to 2.5 times faster in bf16 than torch's fused kernel
     # (benchmarks/cpu_choices.py). The softmax itself computes in fp32 whatever its input's type.
     scores_BAQS = (q_BAQD * q_BAQD.shape[-1] ** -0.5) @ k_BASD.transpose(-1, -2)
     if bias is not None:
-        is_mask = bias.dtype == torch.bool
-        scores_BAQS = scores_BAQS.masked_fill(~bias, float("-inf")) if is_mask else scores_BAQS + bias
+        scores_BAQS = scores_BAQS + bias
     return F.dropout(scores_BAQS.softmax(dim=-1), dropout_p) @ v_BASD

@@ -19,7 +19,7 @@ class AttentionMask:
     """What all attention sublayers of one side of the narrowing point share."""
 
     bias: torch.Tensor | None = None
-    """Bool (True: may be seen) or added to the scores; broadcasts to [B, A, Q, S]. None: everything is seen."""
+    """Bool on CUDA (True: may be seen), or added to the scores; broadcasts to [B, A, Q, S]. None: all is seen."""
     block_mask: BlockMask | None = None
     """The same for FlexAttention, which skips the blocks between documents; then ``bias`` is None."""
     score: Score | None = None
@@ -57,6 +57,9 @@ def attention_mask(
         same_B1QS = (query_ids_BQ.unsqueeze(-1) == document_ids_BS.unsqueeze(1)).unsqueeze(1)
         seen = same_B1QS if seen is None else same_B1QS & seen
     if slopes_A is None:
+        if seen is not None and not positions.is_cuda:
+            # Once for all layers: on CPU every attention call would make it of the bool.
+            seen = torch.zeros_like(seen, dtype=dtype).masked_fill(~seen, float("-inf"))
         return AttentionMask(bias=seen)
     distance_BQS = (positions_BQ.unsqueeze(-1) - torch.arange(seq_length, device=positions.device)).abs()
     bias_BAQS = -slopes_A[:, None, None] * distance_BQS.unsqueeze(1)

@@ -55,6 +55,46 @@ class ColumnLinear(ColumnParallelLinear):
         return _local_linear(self, input_) if self._group.size() == 1 else super().forward(input_)[0]
 
 
+class InterleavedColumnLinear(ColumnLinear):
+    """Several layers of one input in one parameter, so that ZeRO 3 gathers them together.
+
+    Output features are [blocks, layers, features]; tensor-parallel ranks divide the blocks among them.
+
+    Args:
+        input_size: of all layers.
+        num_layers: how many they are.
+        num_blocks: over all ranks.
+        num_features: of a block of a layer.
+        init_method: draws the weights.
+        bias: whether they have one.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        num_layers: int,
+        num_blocks: int,
+        num_features: int,
+        init_method: Initializer,
+        *,
+        bias: bool = True,
+    ) -> None:
+        super().__init__(input_size, num_blocks * num_layers * num_features, init_method, bias=bias)
+        self._shape = (num_blocks // self._group.size(), num_layers, num_features)
+
+    def forward(self, input_: torch.Tensor) -> tuple[torch.Tensor, ...]:  # type: ignore[override]
+        """[..., input_size] -> of each layer [..., this rank's blocks * features]."""
+        assert self.weight is not None
+        input_ = copy_to_tensor_parallel(input_)
+        # The weights are sorted by layer, not the outputs, which are many times as large.
+        weights = self._by_layer(self.weight)
+        biases = [None] * len(weights) if self.bias is None else self._by_layer(self.bias)
+        return tuple(F.linear(input_, weight, bias) for weight, bias in zip(weights, biases, strict=True))
+
+    def _by_layer(self, parameter: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return parameter.unflatten(0, self._shape).transpose(0, 1).flatten(1, 2).unbind(0)
+
+
 class RowLinear(RowParallelLinear):
     """Linear layer whose input features are divided among the tensor-parallel group."""
 

@@ -81,11 +81,7 @@ class _FusedAttention(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is not functional.scaled_dot_product_attention or kwargs["dropout_p"]:
             return func(*args, **kwargs)
-        query, mask = args[0], kwargs["attn_mask"]
-        assert isinstance(query, torch.Tensor)
-        if isinstance(mask, torch.Tensor) and mask.dtype == torch.bool:
-            mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, float("-inf"))
-        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*args, attn_mask=mask)[0]
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*args, attn_mask=kwargs["attn_mask"])[0]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -14,9 +14,6 @@ from pathlib import Path
 from data_prep.contract.command_line import USER_ERROR_EXIT_CODE
 from pipeline.processes.signals import HANG_EXIT_CODE, REQUEUE_EXIT_CODE, catch_stop_signals, hold_stop_signals
 
-# For malloc: keep freed activations instead of returning them to the kernel after every use. Their page faults cost
-# about a tenth of a CPU step (benchmarks/cpu_choices.py).
-KEEP_FREED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(4 * 2**30), "MALLOC_TRIM_THRESHOLD_": str(8 * 2**30)}
 _TERMINATION_GRACE_S = 2.0
 _SECOND_FAILURE_S = 0.5
 
@@ -60,7 +57,6 @@ def _child_environment(rank: int, num_processes: int, port: int) -> dict[str, st
     return {
         "OMP_NUM_THREADS": str(threads),
         "GLOO_SOCKET_IFNAME": "lo",
-        **KEEP_FREED_MEMORY,
         **os.environ,
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),

@@ -15,6 +15,7 @@ from pipeline.config import RunConfig
 from pipeline.data.mixture import Mixture
 from pipeline.engine.deepspeed_engine import destroy_engine, initialise_process_group
 from pipeline.processes.agreement import Agreement
+from pipeline.processes.malloc import keep_freed_memory
 from pipeline.processes.ranks import Ranks
 from pipeline.processes.signals import REQUEUE_EXIT_CODE
 from pipeline.processes.watchdog import Watchdog
@@ -70,6 +71,7 @@ def train(config: RunConfig, world: World, shards: Mixture, objective: Objective
             caller must end this one then, since its watch and its group stay until the others have noticed.
     """
     raise_descriptor_limit()  # a mapped shard takes one
+    keep_freed_memory()
     device = initialise_process_group(world, config.training.tensor_model_parallel_size, config.training.hang_timeout)
     watchdog = None
     try:

@@ -13,14 +13,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tests.compatibility.make import SAME_BITS, SAVED_STEP, STEPS, TRAINING, logits, losses
 
 ARTIFACTS = Path(__file__).parent / "artifacts"
 RECORDS = json.loads((ARTIFACTS / "records.json").read_text())
 EXPECTED = {int(step): loss for step, loss in RECORDS["losses"].items()}
-TOLERANCE = 0.0 if torch.__version__ == RECORDS["torch"] else 1e-3
-"""Another torch may sum in another order: then losses are compared to 0.1%, far below what a wrong step changes."""
+IS_SAME_TORCH = torch.__version__ == RECORDS["torch"]
+TOLERANCE = 1e-6 if IS_SAME_TORCH else 1e-3
+"""Since that commit the gradients of the frozen state are summed in another order: a few last bits differ. Another
+torch may sum otherwise too: then losses are compared to 0.1%, far below what a wrong step changes."""
 
 
 def run(package: str, *argv: str) -> str:
@@ -65,9 +68,11 @@ def test_run_resumes_with_the_same_losses_and_exports_the_same_weights(tmp_path:
     log = (run_dir / "logs" / "rank-0.log").read_text()
     assert f"(step {SAVED_STEP} of {STEPS})" in log, "it resumed, and did not start from the beginning"
     run("pipeline", "export", str(run_dir), "--output", str(tmp_path / "model"))
-    if TOLERANCE == 0:
-        weights = [(folder / "model.safetensors").read_bytes() for folder in (tmp_path / "model", ARTIFACTS / "export")]
-        assert weights[0] == weights[1]
+    if IS_SAME_TORCH:
+        now, then = (load_file(folder / "model.safetensors") for folder in (tmp_path / "model", ARTIFACTS / "export"))
+        assert now.keys() == then.keys()
+        for name, weight in then.items():
+            torch.testing.assert_close(now[name], weight, rtol=0.0, atol=2e-5, msg=name)
 
 
 @pytest.mark.parametrize("register", ["", "import pipeline.export"], ids=["own code", "registered classes"])

@@ -126,6 +126,8 @@ def test_bf16_attention_on_cpu_equals_the_fused_kernel_in_fp32(masked: bool) -> 
     q = torch.randn(3, 4, 5, 16, generator=generator).bfloat16()
     k, v = (torch.randn(3, 4, 9, 16, generator=generator).bfloat16() for _ in range(2))
     mask = (torch.arange(9) < torch.tensor([9, 4, 7])[:, None])[:, None, None, :] if masked else None
+    mask = torch.zeros(mask.shape).masked_fill(~mask, float("-inf")) if mask is not None else None
+    narrow_mask = mask.bfloat16() if mask is not None else None
     expected = dot_product_attention(q.float(), k.float(), v.float(), mask, 0.0)
-    assert (dot_product_attention(q, k, v, mask, 0.0).float() - expected).abs().max() < 0.03
+    assert (dot_product_attention(q, k, v, narrow_mask, 0.0).float() - expected).abs().max() < 0.03
     assert not torch.allclose(expected, dot_product_attention(q.float(), k.float(), v.float().flip(2), mask, 0.0))

@@ -6,6 +6,7 @@ BACKEND compiles the model on CPU, as on CUDA; with "none" nothing does.
 """
 
 import json
+import resource
 import sys
 import time
 from typing import Any
@@ -68,8 +69,13 @@ def main() -> int:
 
     setattr(type(get_accelerator()), "synchronize", synchronize)  # noqa: B010 - of a class that is not typed
     code = train(config, SINGLE_PROCESS, prepare_run(config, 1), observed)
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(8):
+        torch.ones(2**24)
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
     graphs = counters["stats"]["unique_graphs"]
-    print(json.dumps({"notes": observed.notes, "graphs": graphs, "breaks": sum(counters["graph_break"].values())}))
+    breaks = sum(counters["graph_break"].values())
+    print(json.dumps({"notes": observed.notes, "graphs": graphs, "breaks": breaks, "page_faults": faults}))
     return code
 
 
