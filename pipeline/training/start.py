@@ -10,8 +10,13 @@ import torch
 import torch.distributed as dist
 
 from data_prep.contract.command_line import UserError
-from pipeline.checkpoints.format import remove_unfinished
-from pipeline.checkpoints.reading import load_weights, newest_checkpoint, read_trainer_state
+from pipeline.checkpoints.format import CheckpointError, remove_unfinished
+from pipeline.checkpoints.reading import (
+    checkpoint_folders,
+    load_weights,
+    read_trainer_state,
+    verify_checkpoint,
+)
 from pipeline.checkpoints.restore import load_optimizer
 from pipeline.checkpoints.writing import CheckpointWriter
 from pipeline.config import RunConfig
@@ -201,11 +206,18 @@ def _choose_checkpoint(run_dir: Path, world: World) -> Path | None:
     """The newest intact checkpoint, the same on every rank; None where nothing was saved yet."""
     checkpoints = run_dir / "checkpoints"
 
-    def choose() -> tuple[Path | None, list[str]]:
+    def choose() -> list[Path]:
         remove_unfinished(checkpoints)
-        return newest_checkpoint(checkpoints)
+        return checkpoint_folders(checkpoints)
 
-    folder, problems = _from_rank_0(choose, world)
+    problems: list[str] = []
+    folder = None
+    for candidate in _from_rank_0(choose, world):
+        problem = _problem_of_checkpoint(candidate, world)
+        if not problem:
+            folder = candidate
+            break
+        problems.append(problem)
     for problem in problems:
         log.warning("checkpoint passed over: %s", problem)
         if world.rank == 0:
@@ -213,6 +225,18 @@ def _choose_checkpoint(run_dir: Path, world: World) -> Path | None:
     if folder is None and problems:
         raise UserError(f"no checkpoint of {run_dir} is intact: restore one, or start again in another --run_dir")
     return folder
+
+
+def _problem_of_checkpoint(folder: Path, world: World) -> str:
+    """What is wrong with a checkpoint, on every rank; each has read a share of its files."""
+    problem = ""
+    try:
+        verify_checkpoint(folder, world.rank, world.size)
+    except (CheckpointError, OSError) as error:
+        problem = str(error)
+    found: list[str | None] = [None] * world.size
+    dist.all_gather_object(found, problem)
+    return next((text for text in found if text), "")
 
 
 def _from_rank_0(compute: Callable[[], T], world: World) -> T:
