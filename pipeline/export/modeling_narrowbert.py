@@ -176,6 +176,8 @@ class Packing(NamedTuple):
     """Which row of the batch is the first sentence, the second, ..."""
     runs: tuple[tuple[int, int], ...]
     """(length, sentences of this length), ascending: the buckets, none of which holds padding."""
+    ends: torch.Tensor
+    """int32: 0 and where each sentence ends, for kernels; made once for all layers."""
     num_narrow: int | None = None
     """Queries of a sentence; None where each of its tokens is one."""
 
@@ -189,7 +191,8 @@ def pack(attention_mask_BS: torch.Tensor) -> Packing | None:
         return None
     rows_T, columns_T = real_BS[order_B].nonzero(as_tuple=True)
     runs = tuple((length, len(list(equal))) for length, equal in itertools.groupby(lengths))
-    return Packing(order_B[rows_T] * real_BS.shape[1] + columns_T, order_B, runs)
+    ends = nn.functional.pad(lengths_B.cumsum(0), (1, 0)).to(torch.int32)
+    return Packing(order_B[rows_T] * real_BS.shape[1] + columns_T, order_B, runs, ends)
 
 
 def unpack(hidden_1TH: torch.Tensor, packing: Packing, batch: int, length: int) -> torch.Tensor:
@@ -231,15 +234,19 @@ def varlen_attention(
     assert varlen_attn is not None
     # Under autocast rope leaves fp32 behind, which the kernel does not take.
     query, key, value = (x[0].transpose(0, 1).to(value_1ATD.dtype) for x in (query_1AQD, key_1ATD, value_1ATD))
-    keys = [length for length, sentences in packing.runs for _ in range(sentences)]
-    queries = keys if packing.num_narrow is None else [packing.num_narrow] * len(keys)
-    query_ends, key_ends = (
-        torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device=query.device)
-        for lengths in (queries, keys)
-    )
-    context = varlen_attn(query, key, value, query_ends, key_ends, max(queries), max(keys))
+    longest, query_ends = packing.runs[-1][0], packing.ends
+    if packing.num_narrow is not None:
+        end = len(packing.ends) * packing.num_narrow
+        query_ends = torch.arange(0, end, packing.num_narrow, dtype=torch.int32, device=query.device)
+    context = varlen_attn(query, key, value, query_ends, packing.ends, packing.num_narrow or longest, longest)
     assert isinstance(context, torch.Tensor)
     return context.unsqueeze(0)
+
+
+def varlen_kernel_takes(dtype: torch.dtype, head_dim: int, capability: tuple[int, int]) -> bool:
+    """Whether torch's variable-length kernel computes heads of this size and type on a GPU of this capability."""
+    is_half = dtype in (torch.float16, torch.bfloat16)
+    return varlen_attn is not None and is_half and capability >= (8, 0) and head_dim % 8 == 0 and head_dim <= 256
 
 
 def folded_attention(
@@ -699,10 +706,11 @@ class NarrowBertModel(NarrowBertPreTrainedModel):
         dtype = hidden_BSH.dtype
         if torch.is_autocast_enabled("cuda"):
             dtype = torch.get_autocast_dtype("cuda")
-        has_kernel = varlen_attn is not None and torch.cuda.get_device_capability(hidden_BSH.device) >= (8, 0)
+        capability = torch.cuda.get_device_capability(hidden_BSH.device)
+        head_dim = self.config.hidden_size // self.config.num_attention_heads
         has_dropout = self.training and self.config.attention_probs_dropout_prob > 0
         is_recorded = torch.cuda.is_current_stream_capturing()
-        return has_kernel and dtype in (torch.float16, torch.bfloat16) and not has_dropout and not is_recorded
+        return varlen_kernel_takes(dtype, head_dim, capability) and not has_dropout and not is_recorded
 
     def _encode(
         self,

@@ -1,5 +1,6 @@
 """Where this process stands among the others: started alone, by torchrun, or by srun."""
 
+import contextlib
 import dataclasses
 import ipaddress
 import os
@@ -23,6 +24,9 @@ class World:
     size: int
     """Processes over all nodes."""
 
+
+_FAR_AWAY = "192.0.2.1"
+"""An address of no machine (RFC 5737): the way to it is the node's way to others. Nothing is sent there."""
 
 SINGLE_PROCESS = World(rank=0, local_rank=0, size=1)
 
@@ -68,6 +72,8 @@ def world_from_environment() -> World | None:
         for name in ("MASTER_ADDR", "MASTER_PORT"):
             if world.size > 1 and name not in os.environ:
                 raise UserError(f"RANK and WORLD_SIZE are set but {name} is not: start with torchrun, or unset them")
+        if world.size > 1:
+            _choose_interface(os.environ["MASTER_ADDR"])
         return world
     # SLURM_STEP_ID is set by srun alone: in a batch script or an salloc shell nothing is to be joined.
     if "SLURM_STEP_ID" in os.environ and "SLURM_PROCID" in os.environ:
@@ -120,6 +126,9 @@ def _choose_interface(master: str) -> None:
     if ipaddress.ip_address(ours.split("%")[0]).is_loopback and _number_of_slurm_nodes() > 1:
         # On Debian a host's own name resolves to 127.0.1.1, so rank 0's node looks up the route to another node.
         ours = _own_address_towards(_slurm_hosts()[-1])
+    elif ipaddress.ip_address(ours.split("%")[0]).is_loopback and _spans_nodes_of_torchrun():
+        with contextlib.suppress(UserError):  # no network but loopback
+            ours = _own_address_towards(_FAR_AWAY)
     for interface, addresses in psutil.net_if_addrs().items():
         if any(known.address.split("%")[0] == ours for known in addresses):
             os.environ["GLOO_SOCKET_IFNAME"] = interface
@@ -140,6 +149,11 @@ def _own_address_towards(host: str) -> str:
             return probe.getsockname()[0]
     except OSError as error:
         raise UserError(f"{socket.gethostname()} has no route to MASTER_ADDR {host}: {error.strerror}") from error
+
+
+def _spans_nodes_of_torchrun() -> bool:
+    here, all_of_them = os.environ.get("LOCAL_WORLD_SIZE", ""), os.environ.get("WORLD_SIZE", "")
+    return here.isdigit() and all_of_them.isdigit() and int(here) < int(all_of_them)
 
 
 def _number_of_slurm_nodes() -> int:

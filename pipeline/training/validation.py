@@ -162,7 +162,7 @@ class Validation:
 
 
 def evaluate_run(run_dir: Path, max_rows: int | None = None) -> tuple[int, Evaluation]:
-    """Evaluate a run's newest checkpoint in fp32 on its validation split, in this process.
+    """Evaluate a run's newest checkpoint in fp32 on its validation split, in this process, on a GPU if there is one.
 
     Args:
         run_dir: the run's directory.
@@ -185,6 +185,7 @@ def evaluate_run(run_dir: Path, max_rows: int | None = None) -> tuple[int, Evalu
         data_rank=0,
         data_parallel_size=1,
     )
-    result = evaluate(model, batches, torch.device("cpu"))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    result = evaluate(model.to(device), batches, device)
     assert result is not None
     return state.step, result

@@ -216,6 +216,7 @@ def test_what_is_not_packed() -> None:
     assert packing is not None
     assert packing.runs == ((7, 1), (12, 1))
     assert packing.order_B.tolist() == [1, 0]
+    assert packing.ends.tolist() == [0, 7, 19]
     assert packing.tokens_T.tolist() == [*range(12, 19), *range(12)]
     model = build("1sf:2sf")
     with torch.no_grad():  # outputs of layers are asked for: they keep their places
@@ -242,7 +243,19 @@ def test_the_kernel_for_all_lengths_is_given_what_it_asks_for(
     packing = modeling.pack(batch(12, 7, 9, 7)[1])
     assert packing is not None
     packing = packing._replace(num_narrow=num_narrow)
+    monkeypatch.setattr(torch, "tensor", None)  # a list copied to the device would wait for it in every layer
     queries = 35 if num_narrow is None else 4 * num_narrow
     query, key, value = (torch.randn(1, HEADS, n, HIDDEN // HEADS) for n in (queries, 35, 35))
     expected = modeling.packed_attention(query, key, value, packing, 0.0)
     assert_close(modeling.varlen_attention(query, key, value, packing), expected, EXACT)
+
+
+def test_heads_that_the_kernel_would_refuse_are_not_packed_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(modeling, "varlen_attn", print)
+    half, ampere = torch.bfloat16, (8, 0)
+    assert modeling.varlen_kernel_takes(half, 64, ampere)
+    assert modeling.varlen_kernel_takes(torch.float16, 256, (9, 0))
+    refused = [(half, 44, ampere), (half, 264, ampere), (torch.float32, 64, ampere), (half, 64, (7, 5))]
+    assert not any(modeling.varlen_kernel_takes(*given) for given in refused)
+    monkeypatch.setattr(modeling, "varlen_attn", None)
+    assert not modeling.varlen_kernel_takes(half, 64, ampere)

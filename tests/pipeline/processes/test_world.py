@@ -34,7 +34,14 @@ SRUN_SHELL = {
     "SLURM_STEP_NODELIST": "localhost",
 }  # fmt: skip
 LEFT_BEHIND = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
-OF_TORCHRUN = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
+OF_TORCHRUN = {
+    "GLOO_SOCKET_IFNAME": "lo",
+    "RANK": "1",
+    "LOCAL_RANK": "1",
+    "WORLD_SIZE": "4",
+    "MASTER_ADDR": "127.0.0.1",
+    "MASTER_PORT": "1",
+}
 
 
 @pytest.mark.parametrize("variables", [{}, SRUN_SHELL, LEFT_BEHIND])
@@ -60,7 +67,15 @@ def test_another_number_than_a_launcher_has_started_is_refused(monkeypatch: pyte
 
 
 def test_torchrun_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    set_all(monkeypatch, RANK="5", LOCAL_RANK="1", WORLD_SIZE="8", MASTER_ADDR="a", MASTER_PORT="1")
+    set_all(
+        monkeypatch,
+        RANK="5",
+        LOCAL_RANK="1",
+        WORLD_SIZE="8",
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT="1",
+        GLOO_SOCKET_IFNAME="lo",
+    )
     assert world_from_environment() == World(rank=5, local_rank=1, size=8)
 
 
@@ -139,3 +154,18 @@ def test_wrong_steps_are_one_line(monkeypatch: pytest.MonkeyPatch, changes: dict
         world_from_environment()
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_interface_under_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_all(monkeypatch, RANK="1", LOCAL_RANK="1", WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT="1")
+    assert world_from_environment() is not None
+    assert os.environ.pop("GLOO_SOCKET_IFNAME") == "lo"
+    # Two nodes, and this one knows rank 0, itself, by a loopback address: the others could not reach it there.
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))
+        except OSError:
+            pytest.skip("no network interface here but loopback")
+    assert world_from_environment() is not None
+    assert os.environ.pop("GLOO_SOCKET_IFNAME") != "lo"
