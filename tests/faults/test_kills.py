@@ -4,49 +4,66 @@ import random
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.faults.runs import LONG, argv, consumed, events, expected_rows
 from tests.processes import Ranks, kill_group, losses, run_command, start_command, wait_until
 
-STEPS, KILLS = (200, 20) if LONG else (60, 3)
+STEPS, KILLS = (1_000, 100) if LONG else (60, 4)
+INTERVAL = 10 if LONG else 3
+
+
+def faults_of_start(number: int, run_dir: Path) -> list[dict[str, Any]]:
+    """Of every ten starts, all of which are killed: one is preempted, one meets a slow disk, one a full one."""
+    latest = run_dir / "checkpoints/latest"
+    save = (int(latest.read_text().removeprefix("step-")) if latest.exists() else 0) + INTERVAL
+    return {
+        1: [{"do": "stall_write", "rank": 1, "step": save, "seconds": 1.5}],
+        2: [{"do": "fail_write", "rank": 0, "steps": [save]}],
+        3: [{"do": "signal", "rank": 1, "place": "in the backward pass", "step": 0, "number": signal.SIGTERM}],
+    }.get(number % 10, [])
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3600)
-def test_kills_at_random_moments_then_other_numbers_of_ranks(tmp_path: Path, shard_folder: Path) -> None:
-    interval = str(STEPS // 20)
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("size", [2, 4] if LONG else [2])
+def test_kills_at_random_moments_then_other_numbers_of_ranks(tmp_path: Path, shard_folder: Path, size: int) -> None:
     options = [
-        "--training.save_interval", interval, "--training.eval_interval", "25", "--training.keep_last", "3",
+        "--training.save_interval", str(INTERVAL), "--training.eval_interval", "25", "--training.keep_last", "3",
         # Dropout is drawn by each data rank for its rows: on another number of ranks it is another one.
         "--model.hidden_dropout", "0", "--model.attention_dropout", "0",
     ]  # fmt: skip
     steps = ["--training.train_steps", str(2 * STEPS)]
     record = [{"do": "record", "file": str(tmp_path / "rows")}]
-    whole = Ranks(2, *argv(tmp_path / "whole", shard_folder, *options, *steps))
+    whole = Ranks(size, *argv(tmp_path / "whole", shard_folder, *options, *steps))
     whole.end(0)
     run_dir = tmp_path / "run"
     chance = random.Random(7)
-    kills = 0
     # However fast the machine is, two seconds between kills are ten steps, so the kills end before the half does.
     paced = [*record, {"do": "slow", "seconds": 0.2}]
-    while kills < KILLS:
-        ranks = Ranks(2, *argv(run_dir, shard_folder, *options, *steps), faults=paced)
+    for number in range(KILLS):
+        faults = [*paced, *faults_of_start(number, run_dir)]
+        ranks = Ranks(size, *argv(run_dir, shard_folder, *options, *steps), faults=faults)
         before = len(events(run_dir, "start")) if (run_dir / "events.jsonl").exists() else 0
         # From the start on, which falls into reading the checkpoint, as well as from the first step on.
-        if chance.random() < 0.7:
+        if number % 10 == 3:
+            ranks.end(85)
+            continue
+        if number % 10 in (1, 2) or chance.random() < 0.7:
             wait_until(lambda n=before: (run_dir / "events.jsonl").exists() and len(events(run_dir, "start")) > n,
                        ranks.processes[0], "the start")  # fmt: skip
-        time.sleep(chance.uniform(0.0, 2.0))
+        to_save = 0.25 * INTERVAL if number % 10 in (1, 2) else 0.0
+        time.sleep(to_save + chance.uniform(0.0, 2.0))
         if chance.random() < 0.5:  # one rank dies first, the other notices
             ranks.processes[1].kill()
             time.sleep(chance.uniform(0.0, 0.3))
         ranks.kill()
-        kills += 1
+    assert events(run_dir, "checkpoint failed")
     # Asked to stop halfway, then on with four ranks, then one.
     half = [{"do": "signal", "rank": 1, "place": "in the forward pass", "step": STEPS, "number": signal.SIGUSR1}]
-    Ranks(2, *argv(run_dir, shard_folder, *options, *steps), faults=record + half).end(85)
+    Ranks(size, *argv(run_dir, shard_folder, *options, *steps), faults=record + half).end(85)
     reached = len(losses(run_dir))
     assert STEPS <= reached <= STEPS + 2
     same = {step: loss for step, loss in losses(run_dir).items() if step <= reached}
