@@ -23,8 +23,7 @@ def write_atomically(path: Path, content: str | bytes, *, durable: bool = False)
     Raises:
         OSError: the file cannot be written; the old one is still there.
     """
-    # A file system may be shared: another machine has processes of the same numbers.
-    temporary = path.with_name(f".tmp-{path.name}.{socket.gethostname()}-{os.getpid()}.partial")
+    temporary = path.with_name(f".tmp-{path.name}.{process_name()}.partial")
     try:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
         if durable:
@@ -35,6 +34,11 @@ def write_atomically(path: Path, content: str | bytes, *, durable: bool = False)
         raise
     if durable:
         flush_to_disk(path.parent)
+
+
+def process_name() -> str:
+    """What tells this process from all others that see a shared file system, as a part of a temporary name."""
+    return f"{socket.gethostname()}-{os.getpid()}"
 
 
 def create_once(path: Path, content: str) -> bool:

@@ -10,6 +10,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from data_prep.contract.files import process_name
 from data_prep.contract.manifest import compute_root_hash, manifest_bytes
 from data_prep.contract.shard_format import (
     BLOCK,
@@ -35,7 +36,7 @@ def write_shard(folder: Path, split: str, index: int, chunks: Iterable[Mapping[s
         member's data in the file), length, rows and xxh3 (128 bit).
     """
     path = folder / shard_name(split, index)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f"{path.name}.{process_name()}.partial")
     entries: list[dict[str, Any]] = []
     try:
         with partial.open("wb") as stream:

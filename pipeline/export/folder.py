@@ -9,7 +9,6 @@ the narrow layers that first read them.
 
 import contextlib
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,6 +21,7 @@ from transformers import AutoModelForMaskedLM
 from transformers.utils import logging as transformers_logging
 
 from data_prep.contract.command_line import UserError
+from data_prep.contract.files import process_name
 from pipeline.export import configuration_narrowbert, modeling_narrowbert
 from pipeline.export.configuration_narrowbert import NarrowBertConfig
 from pipeline.export.model_card import model_card
@@ -78,7 +78,7 @@ def write_export(
     tokenizer_config = _tokenizer_config(tokenizer_path, config, special_ids)
     weights = to_transformers(state, config)
     weights = {n: w.detach().cpu().float().contiguous() for n, w in weights.items()}
-    partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
+    partial = output.with_name(f".{output.name}.{process_name()}.partial")
     try:
         partial.mkdir(parents=True)
         config.save_pretrained(partial)

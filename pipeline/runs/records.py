@@ -15,7 +15,6 @@ import json
 import math
 import os
 import shutil
-import socket
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import NotRequired, TypedDict, cast
 
 from data_prep.contract.command_line import UserError
-from data_prep.contract.files import flush_to_disk
+from data_prep.contract.files import flush_to_disk, process_name
 from data_prep.contract.redaction import redact
 
 SPOOL = "metrics.jsonl"
@@ -259,7 +258,7 @@ def _take_over(path: Path, check_newest: Callable[[], None]) -> None:
     if not path.exists():
         check_newest()
         return
-    copy = path.with_name(f".{path.name}-{socket.gethostname()}-{os.getpid()}")  # two starts at once must not share it
+    copy = path.with_name(f".{path.name}-{process_name()}")  # two starts at once must not share it
     try:
         shutil.copyfile(path, copy)
         _cut_torn_line(copy)

@@ -69,6 +69,7 @@ def train(config: RunConfig, world: World, shards: Mixture, objective: Objective
     Raises:
         UserError: the run cannot continue: no intact checkpoint, a full disk, divergence. Among several processes the
             caller must end this one then, since its watch and its group stay until the others have noticed.
+        LostConnectionError: the ranks lost each other while they saved; new processes resume the run.
     """
     raise_descriptor_limit()  # a mapped shard takes one
     keep_freed_memory()

@@ -199,9 +199,9 @@ def test_lead_time_is_held_against_the_checkpoint(
     from pipeline.config import RunConfig
 
     config, shards = RunConfig(run_dir=str(tmp_path / "run")), open_shards(shard_folder)
-    with pytest.raises(UserError, match=r"took up to 20 s: give 43 or more"):
-        check_lead_time(config, ClusterConfig(signal_lead_seconds=42), shards)
-    check_lead_time(config, ClusterConfig(signal_lead_seconds=43), shards)
+    with pytest.raises(UserError, match=r"took up to 20 s: give 44 or more"):
+        check_lead_time(config, ClusterConfig(signal_lead_seconds=43), shards)
+    check_lead_time(config, ClusterConfig(signal_lead_seconds=44), shards)
 
 
 def test_run_directory_that_only_this_machine_sees(
