@@ -28,8 +28,10 @@ def run(argv: Sequence[str]) -> None:
     from pipeline.export.from_run import export_run
 
     if arguments.register is not None:
+        from pipeline.export.register import check_model_name
         from pipeline.tracking.mlflow_client import connect_to_run
 
+        check_model_name(arguments.register)
         connect_to_run(arguments.run_dir)  # refused before the export is written, not after
     export_run(arguments.run_dir, arguments.output, arguments.pooling)
     print(how_to_load(arguments.output))

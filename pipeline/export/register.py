@@ -3,10 +3,17 @@
 import importlib.metadata
 from pathlib import Path
 
+from data_prep.contract.command_line import UserError
 from pipeline.tracking.mlflow_client import connect_to_run, mlflow_for_users
 
 _PACKAGES = ("mlflow", "torch", "transformers", "tokenizers", "safetensors")
 _EXAMPLE = "the [MASK] of this sentence is hidden ."
+
+
+def check_model_name(name: str) -> None:
+    """Raise UserError where MLflow's registry would refuse a name, after all the work."""
+    if not name.strip() or name in (".", "..") or any(letter in name for letter in "/:"):
+        raise UserError(f"--register {name!r} is no name of a model: it cannot be empty nor have '/' or ':' in it")
 
 
 def register_export(run_dir: Path, export_dir: Path, name: str) -> str:

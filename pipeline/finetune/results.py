@@ -15,6 +15,8 @@ from data_prep.contract.files import write_atomically
 from data_prep.contract.redaction import redact
 from pipeline.finetune.config import FinetuneConfig
 from pipeline.runs.directory import flatten
+from pipeline.tracking.description import default_store, named_store
+from pipeline.tracking.embedded_store import make_store
 from pipeline.tracking.mlflow_client import mlflow_for_users
 
 RESULTS = ("results.md", "results.json")
@@ -87,7 +89,9 @@ def log_to_mlflow(output: Path, config: FinetuneConfig, results: list[Result]) -
 def _log(output: Path, config: FinetuneConfig, results: list[Result]) -> None:
     import mlflow
 
-    mlflow.set_tracking_uri(os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db"))
+    store = named_store() or default_store()
+    make_store(store)
+    mlflow.set_tracking_uri(store)
     mlflow.set_experiment(config.tracking.experiment_name)
     with mlflow.start_run(run_name=config.tracking.run_name or output.name):
         mlflow.log_params(flatten(redact(config_as_dict(config))))

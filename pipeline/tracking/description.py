@@ -14,11 +14,10 @@ import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
-from urllib.parse import urlsplit
 
 from data_prep.contract.command_line import UserError, config_as_dict
 from data_prep.contract.files import write_atomically
-from data_prep.contract.redaction import redact
+from data_prep.contract.redaction import redact, redact_text
 from data_prep.contract.shard_format import SPLITS
 from pipeline.config import RunConfig, TrackingConfig
 from pipeline.data.mixture import Mixture
@@ -102,15 +101,33 @@ def check_tracking(tracking: TrackingConfig) -> None:
     Raises:
         UserError: MLFLOW_TRACKING_URI names no kind of store that MLflow takes.
     """
-    address = os.environ.get("MLFLOW_TRACKING_URI")
-    if not tracking.enabled or address is None:
-        return
-    scheme = urlsplit(address).scheme.split("+")[0]
-    if scheme not in _STORES:
+    if tracking.enabled:
+        named_store()
+
+
+def named_store() -> str | None:
+    """The store that MLFLOW_TRACKING_URI names; None where it is unset or empty.
+
+    Raises:
+        UserError: it names no kind of store that MLflow takes.
+    """
+    address = os.environ.get("MLFLOW_TRACKING_URI", "").strip()
+    if not address:
+        return None
+    before, _, rest = address.partition(":")
+    scheme = before.split("+")[0].lower()
+    if scheme not in _STORES or (scheme not in ("databricks", "uc") and not rest.startswith("//")):
         raise UserError(
-            f"environment variable MLFLOW_TRACKING_URI begins with '{scheme}': give http://..., https://..., "
-            "sqlite:///FILE.db or postgresql://... (MLflow no longer takes folders), or unset it for sqlite:///mlflow.db"
+            f"environment variable MLFLOW_TRACKING_URI begins with '{redact_text(address)[:20]}': give http://..., "
+            "https://..., sqlite:///FILE.db or postgresql://... (MLflow no longer takes folders), or unset it for "
+            "sqlite:///mlflow.db"
         )
+    return address
+
+
+def default_store() -> str:
+    """The store where none is named: a file in the working folder, absolute so that it is found from any other."""
+    return f"sqlite:///{Path('mlflow.db').resolve()}"
 
 
 def describe_run(
@@ -156,9 +173,8 @@ def describe_run(
 def write_description(run_dir: Path, description: Description) -> None:
     """Write ``tracking.json``, redacted, with the default store where no other is set."""
     description = redact(description)
-    if "MLFLOW_TRACKING_URI" not in os.environ:
-        # Absolute, so that ``narrowbert sync`` finds it from any folder.
-        description["default_store"] = f"sqlite:///{Path('mlflow.db').resolve()}"
+    if named_store() is None:
+        description["default_store"] = default_store()
     write_atomically(run_dir / DESCRIPTION, json.dumps(description, indent=1), durable=True)
 
 

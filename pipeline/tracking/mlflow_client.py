@@ -14,7 +14,8 @@ from data_prep.contract.command_line import UserError, one_line
 from data_prep.contract.redaction import RedactingStream, redact_text
 from pipeline.data.mixture import paths_of
 from pipeline.runs.records import read_events
-from pipeline.tracking.description import DESCRIPTION, DatasetDescription, Description
+from pipeline.tracking.description import DESCRIPTION, DatasetDescription, Description, named_store
+from pipeline.tracking.embedded_store import make_store
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -22,6 +23,20 @@ if TYPE_CHECKING:
 
 _MAX_PARAMS_PER_BATCH = 100
 _MAX_DIGEST = 36  # of an MLflow dataset
+
+_REFUSALS = (
+    "ALREADY_EXISTS",
+    "BAD_REQUEST",
+    "INVALID_PARAMETER_VALUE",
+    "INVALID_STATE",
+    "NOT_IMPLEMENTED",
+    "PERMISSION_DENIED",
+    "RESOURCE_ALREADY_EXISTS",
+    "RESOURCE_DOES_NOT_EXIST",
+    "UNAUTHENTICATED",
+)
+"""MLflow's codes of what does not pass by waiting."""
+_OLD_SCHEMA = "out-of-date database schema"  # its message names the command that mends it
 
 
 def connect_to_run(run_dir: Path) -> tuple[str, str]:
@@ -83,6 +98,8 @@ def mlflow_for_users() -> Iterator[None]:
         raise
     except Exception as error:  # MLflow, SQLAlchemy and requests each have their own
         message = redact_text(one_line(str(error)))
+        if getattr(error, "error_code", None) in _REFUSALS or _OLD_SCHEMA in str(error):
+            raise UserError(f"MLflow refuses it, nothing is lost: {message}") from error
         raise UserError(f"MLflow cannot be reached, nothing is lost, try again later: {message}") from error
 
 
@@ -102,7 +119,7 @@ def tracking_store(description: Description) -> str:
     Raises:
         UserError: training had a server that this process does not know.
     """
-    store = os.environ.get("MLFLOW_TRACKING_URI") or description.get("default_store")
+    store = named_store() or description.get("default_store")
     if store is None:
         raise UserError("set MLFLOW_TRACKING_URI as it was for the training")
     return store
@@ -112,6 +129,7 @@ def connect(description: Description) -> "MlflowClient":
     """A client of the store in which the run is tracked."""
     _set_up_client()
     store = tracking_store(description)
+    make_store(store)
     from mlflow.tracking import MlflowClient
 
     return MlflowClient(tracking_uri=store)
@@ -153,10 +171,14 @@ def _experiment_id(client: "MlflowClient", description: Description) -> str:
     name = description["experiment_name"]
     experiment = client.get_experiment_by_name(name)
     if experiment is not None:
+        if experiment.lifecycle_stage == "deleted":
+            raise UserError(
+                f"the MLflow experiment {name!r} is deleted: restore it with mlflow experiments restore "
+                f"--experiment-id {experiment.experiment_id}, or give another --tracking.experiment_name"
+            )
         return experiment.experiment_id
     # Beside the default store, wherever ``narrowbert sync`` is started; a server has a place of its own.
-    is_default = "MLFLOW_TRACKING_URI" not in os.environ
-    store = description.get("default_store") if is_default else None
+    store = description.get("default_store") if named_store() is None else None
     folder = Path(store.removeprefix("sqlite:///")).parent / "mlruns" if store else None
     try:
         return client.create_experiment(

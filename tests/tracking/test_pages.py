@@ -200,4 +200,4 @@ def test_what_cannot_be_registered_or_logged_is_one_line(workplace: Path, tmp_pa
     line = user_error("pipeline", "report", "narrow", "--to_mlflow", cwd=workplace)
     assert "--output" in line
     line = user_error("pipeline", "train", *TINY_RUN, "--tracking.enabled", "true", MLFLOW_TRACKING_URI="mlruns")
-    assert "MLFLOW_TRACKING_URI begins with ''" in line
+    assert "MLFLOW_TRACKING_URI begins with 'mlruns'" in line
