@@ -6,7 +6,8 @@ near-duplicates when the share of equal entries, which estimates the Jaccard sim
 document is dropped when an earlier one that is not dropped itself is near to it.
 
 Among the documents of one band and hash each is compared with a few leaders, which are not near to each other, and not
-with all: a million pages of one template share a hash, and all their pairs would take days.
+with all: a million pages of one template share a hash, and all their pairs would take days. It is paired with the
+first leader that it is near to. Where that one is dropped itself, the pairs of the other bands decide.
 """
 
 from collections.abc import Callable
@@ -139,7 +140,7 @@ def _led(
     most: int = LEADERS,
     led: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Pairs of one group: each document with all leaders that it is near to; one that has none becomes a leader.
+    """Pairs of one group: each document with the first leader that it is near to; one that has none becomes a leader.
 
     Args:
         documents: [n] i64, rising.
@@ -153,18 +154,16 @@ def _led(
     for start in range(0, len(documents), DOCUMENTS_AT_ONCE):
         chunk = documents[start : start + DOCUMENTS_AT_ONCE]
         signatures = signatures_of(chunk)
-        without = np.ones(len(chunk), dtype=bool) if led is None else ~led
+        without = np.arange(len(chunk)) if led is None else np.flatnonzero(~led)
         number = 0
-        while number < len(leaders) or (number < most and without.any()):
-            behind = 0
+        while len(without) and number < max(len(leaders), most):
             if number == len(leaders):
-                place = int(np.argmax(without))
-                leaders.append((int(chunk[place]), signatures[place]))
-                without[place], behind = False, place + 1
+                leaders.append((int(chunk[without[0]]), signatures[without[0]]))
+                without = without[1:]
             leader, signature = leaders[number]
-            near = behind + np.flatnonzero(np.count_nonzero(signatures[behind:] == signature, axis=1) >= needed)
-            pairs.append(np.stack([np.full(len(near), leader), chunk[near]], axis=1))
-            without[near] = False
+            near = np.count_nonzero(signatures[without] == signature, axis=1) >= needed
+            pairs.append(np.stack([np.full(near.sum(), leader), chunk[without[near]]], axis=1))
+            without = without[~near]
             number += 1
     return np.concatenate(pairs)
 
