@@ -10,6 +10,9 @@ import numpy as np
 
 MEMORY_BYTES = 1 << 27
 
+PIECE_BYTES = 1 << 9
+"""What a piece takes besides its numbers: small ones would fill the memory uncounted."""
+
 
 class Spill:
     """Takes pieces for any bucket in any order, gives back each bucket whole: the second level of a shuffle.
@@ -40,14 +43,14 @@ class Spill:
     def add(self, bucket: int, **columns: np.ndarray) -> None:
         """A piece of a bucket, one array for each column; the arrays are kept, so the caller may not change them."""
         self._pieces[bucket].append(columns)
-        self._held += sum(column.nbytes for column in columns.values())
+        self._held += _size(columns)
         if self._held > self._memory_bytes:
             self._write_out()
 
     def take(self, bucket: int) -> dict[str, np.ndarray]:
         """All that a bucket got, column by column, in the order in which it came; the bucket is empty then."""
         pieces = self._pieces.pop(bucket, [])
-        self._held -= sum(column.nbytes for piece in pieces for column in piece.values())
+        self._held -= sum(map(_size, pieces))
         whole: dict[str, np.ndarray] = {}
         for name, dtype in self._dtypes.items():
             path = self._path(bucket, name)
@@ -73,3 +76,7 @@ class Spill:
 
     def _path(self, bucket: int, name: str) -> Path:
         return self._folder / f"{bucket:06d}.{name}"
+
+
+def _size(columns: Mapping[str, np.ndarray]) -> int:
+    return PIECE_BYTES + sum(column.nbytes for column in columns.values())

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.arrays.ranges import cut, hash_limits
+from data_prep.arrays.ranges import hash_limits
 from data_prep.arrays.spill import Spill
 from data_prep.corpus.documents import Reject
 from data_prep.filters.exact_duplicates import KEY, equal_keys
@@ -35,6 +35,9 @@ from data_prep.stages.work_plan import WorkPlan
 
 BUCKET_ENTRIES = 1 << 20
 """Entries of the tables that are sorted at once."""
+
+TOGETHER_ENTRIES, TOGETHER_PARTS = 1 << 16, 1 << 10
+"""Entries, and parts of the corpus, whose tables are cut into buckets in one go."""
 
 _checked: set[Path] = set()
 """Folders whose files this process has compared with their hashes."""
@@ -136,16 +139,35 @@ def _buckets(
     shares = max(1, -(-wanted // BUCKET_ENTRIES))
     limits = np.array([low + share * (high - low) // shares for share in range(shares)], dtype=np.uint64)
     with Spill(plan.work / "duplicates" / unique_name(f"scratch-{number}"), dtypes) as spill:
-        for part in range(plan.num_tasks):
-            entries = _range_of(plan, part, name, dtype, key, low, high)
-            ends = cut(entries[key], limits)
-            columns = {field: entries[field] for field in dtypes if field != "documents"}
-            columns["documents"] = entries["row"] + starts[part]
+        for columns in _read_together(plan, name, dtype, key, low, high):
+            buckets = np.searchsorted(limits, columns[key], side="right") - 1
+            order = np.argsort(buckets, kind="stable")  # a part's entries are rising already
+            ends = np.searchsorted(buckets[order], np.arange(shares + 1))
             for bucket in np.flatnonzero(np.diff(ends)).tolist():
-                here = slice(ends[bucket], ends[bucket + 1])
-                spill.add(bucket, **{field: column[here] for field, column in columns.items()})
+                here = order[ends[bucket] : ends[bucket + 1]]
+                spill.add(bucket, **{field: columns[field][here] for field in dtypes})
         for bucket in range(shares):
             yield spill.take(bucket)
+
+
+def _read_together(
+    plan: WorkPlan, name: str, dtype: np.dtype, key: str, low: int, high: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """Entries of the tables of several map tasks, as columns with the documents' numbers: many small ones at once."""
+    starts = document_starts(plan)
+    pending: list[np.ndarray] = []
+    documents: list[np.ndarray] = []
+    held = 0
+    for part in range(plan.num_tasks):
+        entries = _range_of(plan, part, name, dtype, key, low, high)
+        pending.append(entries)
+        documents.append(entries["row"] + starts[part])
+        held += len(entries)
+        if part == plan.num_tasks - 1 or held >= TOGETHER_ENTRIES or len(pending) >= TOGETHER_PARTS:
+            whole = np.concatenate(pending)
+            fields = {field: whole[field] for field in dtype.names or () if field != "row"}
+            yield {**fields, "documents": np.concatenate(documents)}
+            pending, documents, held = [], [], 0
 
 
 def _limits(number: int, of: int) -> tuple[int, int]:
