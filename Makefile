@@ -57,7 +57,7 @@ coverage: $(VENV)/installed-dev
 
 # The faults many times over: 20 kills of a run, 20 of a preparation, 10,000 steps; a preparation of few descriptors.
 test-long: $(VENV)/installed-dev
-	NARROWBERT_TEST_LONG=1 NARROWBERT_TEST_KILLS=20 pytest tests/faults tests/data_prep/stages/test_stages.py
+	NARROWBERT_TEST_LONG=1 NARROWBERT_TEST_KILLS=20 pytest tests/faults tests/data_prep/stages/test_stages.py tests/tracking/test_embedded_store.py
 	ulimit -n 256 && pytest tests/data_prep tests/cluster/test_prep_failures.py
 
 check: $(VENV)/installed-dev

@@ -9,8 +9,6 @@ import io
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-import numpy as np
-
 from data_prep.contract.files import write_atomically
 from data_prep.corpus.documents import CorpusFile
 from data_prep.corpus.raw_files import open_raw
@@ -65,6 +63,7 @@ class GzipIndex:
 
     def open_text(self, file: CorpusFile, begin: int) -> TextStream:
         """As ``streams.open_text``, from a place close to ``begin``, which is a multiple of ``LINE_STEP``."""
+        import numpy as np
         from indexed_gzip import IndexedGzipFile
 
         index = str(self.places)
@@ -83,6 +82,7 @@ def make_index(file: CorpusFile, survey: dict[str, Any], folder: Path) -> bool:
     Raises:
         UserError: the file cannot be read.
     """
+    import numpy as np
     from indexed_gzip import IndexedGzipFile, ZranError
 
     index = GzipIndex(folder, survey["sha256"])

@@ -21,7 +21,7 @@ def main() -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=sys.argv[3], GLOO_SOCKET_IFNAME="lo")
     initialise_process_group(World(rank=rank, local_rank=rank, size=size))
     agreement = Agreement()
-    counted = agreement.begin("", 2.0**52 + rank).wait()
+    counted = agreement.begin("", 2.0**50 + rank).wait()
     dist.barrier()
     started = time.monotonic()
     if rank == size - 1:

@@ -15,7 +15,7 @@ def test_ranks_learn_the_same_and_only_who_asks_waits() -> None:
     printed = run_ranks(SIZE, lambda rank: ["-m", "tests.pipeline.processes.agree", str(rank), str(SIZE), str(port)])
     found = [json.loads(text.splitlines()[-1]) for text in printed]
     for rank, one in enumerate(found):
-        assert one["weight"] == SIZE * 2**52 + sum(range(SIZE)), "fp64: single precision would lose the units"
+        assert one["weight"] == SIZE * 2**50 + sum(range(SIZE)), "fp64: single precision would lose the units"
         assert one["stops"] == [False, True]
         assert one["problems"] == ["", ""]
         assert one["problem"] == "rank 1 has no rows"
