@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -196,6 +197,7 @@ def _experiment_id(client: "MlflowClient", description: Description) -> str:
 
 def _log_dataset(client: "MlflowClient", run_id: str, dataset: DatasetDescription) -> None:
     from mlflow.entities import Dataset, DatasetInput, InputTag
+    from mlflow.exceptions import MlflowException
 
     entity = Dataset(
         name=dataset["name"],
@@ -205,4 +207,13 @@ def _log_dataset(client: "MlflowClient", run_id: str, dataset: DatasetDescriptio
         profile=json.dumps(dataset["profile"]),
     )
     tags = [InputTag("mlflow.data.context", "training"), InputTag("root_hash", dataset["root_hash"])]
-    client.log_inputs(run_id, [DatasetInput(entity, tags)])
+    for tries_left in (2, 1, 0):
+        try:
+            client.log_inputs(run_id, [DatasetInput(entity, tags)])
+        except MlflowException as error:
+            # Another run has just logged the same shards: MLflow looks for them and then adds them, in two steps.
+            if "IntegrityError" not in str(error) or not tries_left:
+                raise
+            time.sleep(0.2)
+        else:
+            return
