@@ -21,7 +21,7 @@ from data_prep.contract.shard_format import TOKENIZER
 from data_prep.contract.tokenizer import load_tokenizer
 from data_prep.corpus.documents import CorpusFile, Document, Partition, Reject
 from data_prep.corpus.draws import copies_of, document_draw
-from data_prep.corpus.formats.gzip_index import GzipIndex
+from data_prep.corpus.formats.gzip_index import GzipIndex, needs_index
 from data_prep.corpus.reading import read_partition
 from data_prep.corpus.surveys import survey
 from data_prep.corpus.written_texts import TextFile
@@ -238,9 +238,8 @@ def _kept(
     filters = _filters(plan.work, plan.hash, plan.config)
     _check_unchanged(plan, found)
     index = GzipIndex(plan.work / GZIP_INDEXES, found.survey["sha256"])
-    items = read_partition(
-        found.file, partition, plan.config.corpus, plan.config.cleaning, index if index.exists() else None
-    )
+    usable = needs_index(found.file, found.survey) and index.exists()  # most files are spared the look
+    items = read_partition(found.file, partition, plan.config.corpus, plan.config.cleaning, index if usable else None)
     for item in items:
         counts["read"] += 1
         if isinstance(item, Reject):

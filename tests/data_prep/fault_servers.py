@@ -6,6 +6,10 @@ import http.server
 import re
 import threading
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from typing import TypeVar
+
+Server = TypeVar("Server", bound=http.server.ThreadingHTTPServer)
 
 
 class FaultServer(http.server.ThreadingHTTPServer):
@@ -69,9 +73,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def fault_server() -> Iterator[FaultServer]:
+def running(server: Server) -> Iterator[Server]:
     """A server that is up while the body runs."""
-    with FaultServer() as server:
+    with server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:
@@ -79,6 +83,11 @@ def fault_server() -> Iterator[FaultServer]:
         finally:
             server.shutdown()
             thread.join()
+
+
+def fault_server() -> AbstractContextManager[FaultServer]:
+    """A fault server that is up while the body runs."""
+    return running(FaultServer())
 
 
 class FaultProxy(http.server.ThreadingHTTPServer):
@@ -138,14 +147,6 @@ class _Forwarding(http.server.BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None: ...
 
 
-@contextlib.contextmanager
-def fault_proxy(port: int) -> Iterator[FaultProxy]:
+def fault_proxy(port: int) -> AbstractContextManager[FaultProxy]:
     """A proxy that is up while the body runs."""
-    with FaultProxy(port) as proxy:
-        thread = threading.Thread(target=proxy.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield proxy
-        finally:
-            proxy.shutdown()
-            thread.join()
+    return running(FaultProxy(port))

@@ -4,7 +4,6 @@ import functools
 import http.server
 import pickle
 import re
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 from data_prep.contract.command_line import UserError
 from data_prep.contract.shard_split import ShardSplit
 from data_prep.contract.shards import open_shards
+from tests.data_prep.fault_servers import running
 from tests.data_prep.shard_folders import make_folder
 
 
@@ -60,12 +60,8 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RangeSer
     """Serves tmp_path/served, in which `shards` is a sound shard folder."""
     monkeypatch.setenv("NARROWBERT_CACHE", str(tmp_path / "cache"))
     make_folder(tmp_path / "served" / "shards")
-    with RangeServer(tmp_path / "served") as running:
-        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield running
-        running.shutdown()
-        thread.join()
+    with running(RangeServer(tmp_path / "served")) as server:
+        yield server
 
 
 def kept(tmp_path: Path) -> list[Path]:

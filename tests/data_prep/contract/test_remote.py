@@ -7,7 +7,6 @@ import pickle
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from data_prep.contract.redaction import redact_urls
 from data_prep.contract.remote import RemoteFolder
 from data_prep.contract.shards import open_shards
 from data_prep.verification.folder import verify
+from tests.data_prep.fault_servers import running
 from tests.data_prep.shard_folders import as_schema_1, make_folder
 
 
@@ -62,12 +62,8 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     """Serves tmp_path/served, in which `shards` is a sound shard folder."""
     monkeypatch.setenv("NARROWBERT_CACHE", str(tmp_path / "cache"))
     make_folder(tmp_path / "served" / "shards")
-    with Server(tmp_path / "served") as running:
-        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield running
-        running.shutdown()
-        thread.join()
+    with running(Server(tmp_path / "served")) as server:
+        yield server
 
 
 @pytest.fixture
