@@ -16,6 +16,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from data_prep.contract.command_line import UserError, one_line
+from data_prep.contract.files import process_name
 
 _PREFIX = "sqlite:///"
 _MAKE_S = 600
@@ -89,9 +90,10 @@ def _newest_revision() -> str | None:
 
 def _make(path: Path) -> None:
     """Make a store beside its place, and put it there unless another program was faster."""
-    for left in path.parent.glob(f".{path.name}.*.partial*"):
+    host = process_name().rpartition("-")[0]  # the lock may not reach another machine, which may be at work
+    for left in path.parent.glob(f".{path.name}.{host}-*.partial*"):
         left.unlink(missing_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    temporary = path.with_name(f".{path.name}.{process_name()}.partial")
     target = path if path.exists() else temporary  # an empty file may be open elsewhere
     command = [sys.executable, "-P", "-c", _MAKE, f"{_PREFIX}{target}"]
     try:

@@ -13,6 +13,7 @@ import zlib
 from pathlib import Path
 
 from data_prep.contract.command_line import UserError
+from data_prep.contract.files import process_name
 from data_prep.contract.remote import RemoteFolder, cache_folder, filesystem_of, locked, open_web, reason_on_disk
 from data_prep.contract.shard_format import chunk_hash
 from data_prep.contract.shard_index import ShardIndex
@@ -64,7 +65,7 @@ class ChunkCache:
                     self._has_ranges = False
                     return None
                 self._make_room(len(content))
-                temporary = path.with_name(f".{chunk}.{os.getpid()}-{threading.get_ident()}")
+                temporary = path.with_name(f".{chunk}.{process_name()}-{threading.get_ident()}")
                 try:
                     temporary.write_bytes(content)
                     temporary.replace(path)
