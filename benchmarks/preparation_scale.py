@@ -58,8 +58,9 @@ def write_templates(folder: Path, files: int, documents: int) -> None:
     folder.mkdir(parents=True)
     template = " ".join(draw.choices(VOCABULARY, k=38))
     for number in range(files):
-        own = ((number * documents + document).to_bytes(4, "big").hex() for document in range(documents))
-        lines = [json.dumps({"text": f"{template} {name[:4]} {name[4:]}"}) + "\n" for name in own]
+        own = range(number * documents, (number + 1) * documents)
+        # Both words are in no other document, however many there are: all sizes are equally alike.
+        lines = [json.dumps({"text": f"{template} a{one:08x} b{one:08x}"}) + "\n" for one in own]
         (folder / f"{number:06d}.jsonl").write_text("".join(lines))
 
 

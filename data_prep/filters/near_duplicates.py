@@ -10,7 +10,7 @@ with all: a million pages of one template share a hash, and all their pairs woul
 first leader that it is near to. Where that one is dropped itself, the pairs of the other bands decide.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -94,7 +94,7 @@ def near_pairs(
     sizes = np.diff(np.append(starts, len(keys)))
     starts, sizes = starts[sizes > 1], sizes[sizes > 1]
     needed = threshold * NUM_PERMUTATIONS
-    found = [np.empty((0, 2), dtype=np.int64)]
+    found: list[np.ndarray] = []
     first = 0
     while first < len(starts):
         last = first + max(1, int(np.searchsorted(np.cumsum(sizes[first:]), DOCUMENTS_AT_ONCE, side="right")))
@@ -104,7 +104,19 @@ def near_pairs(
         else:
             found.append(_pairs_of_groups(documents, starts[first:last], sizes[first:last], signatures_of, needed))
         first = last
-    return np.unique(np.concatenate(found), axis=0)
+    return distinct_pairs(found)
+
+
+def distinct_pairs(found: Sequence[np.ndarray]) -> np.ndarray:
+    """[pairs, 2] i64, rising: each pair of the [n, 2] i64 arrays once.
+
+    Sorts by columns: ``np.unique(axis=0)`` compares rows byte by byte, which took most of the time of a large corpus.
+    """
+    pairs = np.concatenate([np.empty((0, 2), dtype=np.int64), *found])
+    pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
+    new = np.ones(len(pairs), dtype=bool)
+    new[1:] = (pairs[1:] != pairs[:-1]).any(axis=1)
+    return pairs[new]
 
 
 def _pairs_of_groups(
@@ -120,7 +132,7 @@ def _pairs_of_groups(
     signatures = signatures_of(wanted)
     offsets = np.cumsum(sizes) - sizes
     first = np.repeat(places[offsets], sizes)
-    near = _agreeing(signatures, places, first) >= needed
+    near = _agreeing(signatures, places, signatures, first) >= needed
     near[offsets] = False  # the first itself
     pairs = [np.stack([wanted[first[near]], wanted[places[near]]], axis=1)]
     # Most groups are pairs, and done. In the others those that are unlike the first one may be near to each other.
@@ -161,19 +173,19 @@ def _led(
                 leaders.append((int(chunk[without[0]]), signatures[without[0]]))
                 without = without[1:]
             leader, signature = leaders[number]
-            near = np.count_nonzero(signatures[without] == signature, axis=1) >= needed
+            near = _agreeing(signatures, without, signature[None], np.zeros_like(without)) >= needed
             pairs.append(np.stack([np.full(near.sum(), leader), chunk[without[near]]], axis=1))
             without = without[~near]
             number += 1
     return np.concatenate(pairs)
 
 
-def _agreeing(signatures: np.ndarray, one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """[n] how many entries signatures[one] and signatures[other] have in common."""
+def _agreeing(left: np.ndarray, one: np.ndarray, right: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """[n] how many entries left[one] and right[other] have in common; few at a time, which stay in the cache."""
     counts = [np.empty(0, dtype=np.int64)]
     for start in range(0, len(one), 1 << 12):
         some = slice(start, start + (1 << 12))
-        counts.append(np.count_nonzero(signatures[one[some]] == signatures[other[some]], axis=1))
+        counts.append(np.count_nonzero(left[one[some]] == right[other[some]], axis=1))
     return np.concatenate(counts)
 
 

@@ -19,7 +19,7 @@ from data_prep.arrays.ranges import hash_limits
 from data_prep.arrays.spill import Spill
 from data_prep.corpus.documents import Reject
 from data_prep.filters.exact_duplicates import KEY, equal_keys
-from data_prep.filters.near_duplicates import BAND_KEY, NUM_PERMUTATIONS, near_pairs, near_survivors
+from data_prep.filters.near_duplicates import BAND_KEY, NUM_PERMUTATIONS, distinct_pairs, near_pairs, near_survivors
 from data_prep.stages.map import BANDS, KEYS, SIGNATURES, DocumentTable, document_ids
 from data_prep.stages.records import (
     checked_folder,
@@ -38,6 +38,9 @@ BUCKET_ENTRIES = 1 << 20
 
 TOGETHER_ENTRIES, TOGETHER_PARTS = 1 << 16, 1 << 10
 """Entries, and parts of the corpus, whose tables are cut into buckets in one go."""
+
+PAIRS_AT_ONCE = 1 << 22
+"""Pairs of near-duplicates that are read before those that several tasks found are thrown together."""
 
 _checked: set[Path] = set()
 """Folders whose files this process has compared with their hashes."""
@@ -68,14 +71,23 @@ def run_survivors(plan: WorkPlan) -> dict[str, Any]:
     exact, near = summary_of(plan, "map")["duplicates_tasks"]
     record: dict[str, Any] = {}
     with committed(plan, "survivors", 0, record) as folder:
-        pairs = [np.empty((0, 2), dtype="<i8")]
-        for index in range(exact + near):  # all are checked here, once: pack tasks read a small part of each
-            found = checked_folder(plan, "duplicates", index)
-            if index >= exact:
-                pairs.append(np.fromfile(found / PAIRS, dtype="<i8").reshape(-1, 2))
-        documents, survivors = near_survivors(np.concatenate(pairs))
+        for index in range(exact):  # all are checked here, once: pack tasks read a small part of each
+            checked_folder(plan, "duplicates", index)
+        documents, survivors = near_survivors(_all_pairs(plan, range(exact, exact + near)))
         record["dropped"] = _write_dropped(plan, folder, documents, survivors)
     return record
+
+
+def _all_pairs(plan: WorkPlan, tasks: range) -> np.ndarray:
+    """[pairs, 2] i64, each pair that these tasks found once; documents of one template meet in most of them."""
+    pairs = np.empty((0, 2), dtype=np.int64)
+    waiting: list[np.ndarray] = []
+    for index in tasks:
+        path = checked_folder(plan, "duplicates", index) / PAIRS
+        waiting.append(np.fromfile(path, dtype="<i8").reshape(-1, 2))
+        if sum(map(len, waiting)) > max(len(pairs), PAIRS_AT_ONCE):
+            pairs, waiting = distinct_pairs([pairs, *waiting]), []
+    return distinct_pairs([pairs, *waiting])
 
 
 def dropped_documents(plan: WorkPlan, part: int, table: DocumentTable) -> tuple[np.ndarray, Iterator[Reject]]:
@@ -120,13 +132,13 @@ def _near(plan: WorkPlan, number: int, of: int) -> np.ndarray:
     """[pairs, 2] i64, near-duplicates that share a band."""
     threshold = plan.config.duplicates.near_threshold
     assert threshold is not None  # otherwise there is no such task
-    pairs = [np.empty((0, 2), dtype=np.int64)]
+    pairs: list[np.ndarray] = []
     dtypes = {"key": np.dtype("<u8"), "documents": np.dtype("<i8")}
     signatures = _Signatures(plan)
     for columns in _buckets(plan, BANDS, BAND_KEY, "key", number, of, dtypes):
         order = np.lexsort((columns["documents"], columns["key"]))
         pairs.append(near_pairs(columns["key"][order], columns["documents"][order], signatures.of, threshold))
-    return np.unique(np.concatenate(pairs), axis=0)
+    return distinct_pairs(pairs)
 
 
 def _buckets(
@@ -205,24 +217,29 @@ class _Signatures:
     def of(self, documents: np.ndarray) -> np.ndarray:
         """[n, 128] u32 of [n] rising documents."""
         found = np.empty((len(documents), NUM_PERMUTATIONS), dtype=np.uint32)
-        parts = np.searchsorted(self._starts, documents, side="right") - 1
-        for part in np.unique(parts).tolist():
-            here = parts == part
+        for part, here in _by_part(self._starts, documents):
             path = task_folder(self._plan, "map", part) / SIGNATURES
             table = np.memmap(path, dtype="<u4", mode="r").reshape(-1, NUM_PERMUTATIONS)
             found[here] = table[documents[here] - self._starts[part]]
         return found
 
 
+def _by_part(starts: np.ndarray, documents: np.ndarray) -> Iterator[tuple[int, slice]]:
+    """Each map task that has some of the rising documents, and the stretch of them that it has."""
+    parts, begins = np.unique(np.searchsorted(starts, documents, side="right") - 1, return_index=True)
+    limits = np.append(begins, len(documents)).tolist()
+    for part, begin, end in zip(parts.tolist(), limits[:-1], limits[1:], strict=True):
+        yield part, slice(begin, end)
+
+
 def _write_dropped(plan: WorkPlan, folder: Path, documents: np.ndarray, survivors: np.ndarray) -> int:
     """Write a table of dropped documents, rising, and the ids of those that survive, each once; how many they are."""
     starts = document_starts(plan)
     wanted, which = np.unique(survivors, return_inverse=True)
-    parts = np.searchsorted(starts, wanted, side="right") - 1
     lengths = [np.empty(0, dtype=np.int64)]
     with (folder / NAMES).open("wb") as stream:
-        for part in np.unique(parts).tolist():
-            names = document_ids(task_folder(plan, "map", part), wanted[parts == part] - starts[part])
+        for part, here in _by_part(starts, wanted):
+            names = document_ids(task_folder(plan, "map", part), wanted[here] - starts[part])
             encoded = [name.encode() for name in names]
             stream.writelines(encoded)
             lengths.append(np.fromiter(map(len, encoded), dtype=np.int64, count=len(encoded)))

@@ -14,7 +14,8 @@ from data_prep.contract.command_line import UserError
 from data_prep.filters import near_duplicates, word_ngrams
 from data_prep.filters.evaluation_ngrams import EvaluationNgrams
 from data_prep.filters.exact_duplicates import equal_keys, key_table, text_key
-from data_prep.filters.near_duplicates import band_table, near_pairs, near_signature, near_survivors
+from data_prep.filters.near_duplicates import band_table, distinct_pairs, near_pairs, near_signature, near_survivors
+from data_prep.stages.duplicates import _by_part
 
 WORDS = [f"word{number}" for number in range(400)]
 
@@ -242,6 +243,23 @@ def test_documents_of_one_template_are_compared_with_few_others(monkeypatch):
         totals.append(sum(compared))
     assert totals[0] > 0
     assert totals[1] <= 4.3 * totals[0]
+
+
+@settings(deadline=None)
+@given(found=st.lists(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 2**40)), max_size=20), max_size=4))
+def test_pairs_that_several_bands_found_are_kept_once(found):
+    pairs = distinct_pairs([np.array(some, dtype=np.int64).reshape(-1, 2) for some in found])
+    assert [tuple(pair) for pair in pairs.tolist()] == sorted({pair for some in found for pair in some})
+
+
+@settings(deadline=None)
+@given(sizes=st.lists(st.integers(0, 3), min_size=1, max_size=8), data=st.data())
+def test_documents_are_looked_up_in_the_task_that_has_them(sizes, data):
+    starts = np.cumsum([0, *sizes])
+    owners = [part for part, size in enumerate(sizes) for _ in range(size)]
+    documents = sorted(data.draw(st.sets(st.sampled_from(range(len(owners)))))) if owners else []
+    found = {part: documents[here] for part, here in _by_part(starts, np.array(documents, dtype=np.int64))}
+    assert found == {part: mine for part in range(len(sizes)) if (mine := [d for d in documents if owners[d] == part])}
 
 
 @settings(deadline=None)
