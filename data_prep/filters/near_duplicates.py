@@ -108,12 +108,12 @@ def near_pairs(
 
 
 def distinct_pairs(found: Sequence[np.ndarray]) -> np.ndarray:
-    """[pairs, 2] i64, rising: each pair of the [n, 2] i64 arrays once.
+    """[pairs, 2] i64, each pair of the [n, 2] i64 arrays once: by its later document, then by its earlier one.
 
     Sorts by columns: ``np.unique(axis=0)`` compares rows byte by byte, which took most of the time of a large corpus.
     """
     pairs = np.concatenate([np.empty((0, 2), dtype=np.int64), *found])
-    pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
+    pairs = pairs[np.lexsort((pairs[:, 0], pairs[:, 1]))]
     new = np.ones(len(pairs), dtype=bool)
     new[1:] = (pairs[1:] != pairs[:-1]).any(axis=1)
     return pairs[new]
@@ -193,22 +193,18 @@ def near_survivors(pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The documents that are dropped, rising, and for each the first document that is kept and near to it.
 
     Args:
-        pairs: [pairs, 2] i64, an earlier document and a later one that is near to it, in any order; about 60 bytes
-            of memory for each.
+        pairs: [pairs, 2] i64, an earlier document and a later one that is near to it, in any order; those of
+            ``distinct_pairs`` need no sorting.
     """
-    documents, ends = np.unique(pairs, return_inverse=True)
-    earlier, later = ends.reshape(-1, 2).T
-    order = np.lexsort((earlier, later))
-    survivors = np.full(len(documents), -1)
-    kept = bytearray(b"\x01") * len(documents)
+    order = np.lexsort((pairs[:, 0], pairs[:, 1]))
+    dropped: dict[int, int] = {}
     for start in range(0, len(order), 1 << 20):
-        some = order[start : start + (1 << 20)]
-        for first, document in zip(earlier[some].tolist(), later[some].tolist(), strict=True):
-            if kept[first] and kept[document]:
-                kept[document] = 0
-                survivors[document] = first
-    dropped = survivors >= 0
-    return documents[dropped], documents[survivors[dropped]]
+        some = pairs[order[start : start + (1 << 20)]]
+        for first, document in zip(some[:, 0].tolist(), some[:, 1].tolist(), strict=True):
+            if first not in dropped and document not in dropped:
+                dropped[document] = first
+    documents = np.fromiter(dropped, dtype=np.int64, count=len(dropped))
+    return documents, np.fromiter(dropped.values(), dtype=np.int64, count=len(dropped))
 
 
 def band_count(threshold: float | None) -> int:

@@ -249,7 +249,9 @@ def test_documents_of_one_template_are_compared_with_few_others(monkeypatch):
 @given(found=st.lists(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 2**40)), max_size=20), max_size=4))
 def test_pairs_that_several_bands_found_are_kept_once(found):
     pairs = distinct_pairs([np.array(some, dtype=np.int64).reshape(-1, 2) for some in found])
-    assert [tuple(pair) for pair in pairs.tolist()] == sorted({pair for some in found for pair in some})
+    assert [tuple(pair) for pair in pairs.tolist()] == sorted(
+        {pair for some in found for pair in some}, key=lambda p: p[::-1]
+    )
 
 
 @settings(deadline=None)
