@@ -21,7 +21,7 @@ from mkdocs.structure.files import File, Files
 from cluster.config import ClusterConfig
 from data_prep.config import PrepConfig, RemaskConfig
 from data_prep.contract.command_line import INTERRUPTED_EXIT_CODE, USER_ERROR_EXIT_CODE, field_docstrings
-from pipeline.config import RESUMABLE_CHANGES, RunConfig
+from pipeline.config import RESUMABLE_CHANGES, SCHEDULE_CHANGES, RunConfig
 from pipeline.finetune.config import FinetuneConfig
 from pipeline.processes.signals import HANG_EXIT_CODE, REQUEUE_EXIT_CODE
 from pipeline.runs.metric_names import METRICS
@@ -168,6 +168,8 @@ def _tables(cls: type, title: str, is_resumable: bool, prefix: str = "") -> Iter
 
 
 def _on_resume(key: str) -> str:
+    if key in SCHEDULE_CHANGES:
+        return "where no finished step changes its rate"
     return "yes" if key in RESUMABLE_CHANGES else "no"
 
 

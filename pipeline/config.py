@@ -96,10 +96,14 @@ class OptimizerConfig:
     """Peak learning rate."""
     min_lr: float = 0.0
     """Learning rate at the end of the decay."""
-    lr_decay_style: Literal["linear", "cosine"] = "linear"
-    """Shape of the decay after warm-up."""
+    lr_decay_style: Literal["linear", "cosine", "sqrt", "constant"] = "linear"
+    """Shape of the decay: a straight line, a half cosine, 1 - sqrt, or none."""
+    lr_decay_fraction: float = 1.0
+    """Share of train_steps, at the end, over which the rate falls; until then it is stable. 1: all after warm-up."""
     lr_warmup_fraction: float = 0.02
     """Share of train_steps over which the rate rises linearly from 0."""
+    lr_warmup_steps: int | None = None
+    """Steps of the warm-up, in place of lr_warmup_fraction: they stay when train_steps changes."""
     adam_beta1: float = 0.9
     """First-moment decay."""
     adam_beta2: float = 0.999
@@ -214,6 +218,16 @@ RESUMABLE_CHANGES = {
     "tracking.log_weights",
 }
 
+# What may differ as well where the learning rate of every step that is done stays the same.
+SCHEDULE_CHANGES = {
+    "optimizer.min_lr",
+    "optimizer.lr_decay_style",
+    "optimizer.lr_decay_fraction",
+    "optimizer.lr_warmup_fraction",
+    "optimizer.lr_warmup_steps",
+    "training.train_steps",
+}
+
 
 def check_config(config: RunConfig, *, world_size: int) -> None:
     """Refuse values that cannot work together, before anything is started.
@@ -291,9 +305,24 @@ def _check_ranges(config: RunConfig) -> None:
             f"optimizer.min_lr is {config.optimizer.min_lr}, above optimizer.lr {config.optimizer.lr}: the rate would "
             "rise to the end; give at most optimizer.lr"
         )
+    _check_schedule(config.optimizer, config.training.train_steps)
     for name, value in [("data.seed", config.data.seed), ("training.seed", config.training.seed)]:
         if not 0 <= value < 2**63:
             raise UserError(f"{name} is {value}: give a number from 0 to 2^63 - 1")
+
+
+def _check_schedule(optimizer: OptimizerConfig, train_steps: int) -> None:
+    if not 0 <= optimizer.lr_decay_fraction <= 1:
+        raise UserError(f"optimizer.lr_decay_fraction is {optimizer.lr_decay_fraction}: give a number from 0 to 1")
+    warmup = optimizer.lr_warmup_steps
+    if warmup is not None and not 0 <= warmup < train_steps:
+        raise UserError(
+            f"optimizer.lr_warmup_steps is {warmup}: give a number of at least 0 and below training.train_steps "
+            f"({train_steps})"
+        )
+    for name, value in [("min_lr", optimizer.min_lr), ("lr_decay_fraction", 1 - optimizer.lr_decay_fraction)]:
+        if optimizer.lr_decay_style == "constant" and value:
+            raise UserError(f"optimizer.{name} does nothing with lr_decay_style constant: leave it out")
 
 
 def _check_counts(config: RunConfig) -> None:

@@ -1,6 +1,5 @@
-"""Parameter groups and the learning rate as one pure function of the step."""
+"""Parameter groups, and the norm of the gradients."""
 
-import math
 from collections.abc import Iterable
 
 import torch
@@ -9,21 +8,6 @@ import torch.distributed as dist
 from pipeline.config import OptimizerConfig
 from pipeline.parallel.groups import tensor_parallel_group
 from pipeline.parallel.whole_tensors import is_partitioned
-
-
-def learning_rate(step: int, train_steps: int, config: OptimizerConfig) -> float:
-    """Learning rate of optimizer step ``step`` (the first is 0).
-
-    Rises linearly over the first ``lr_warmup_fraction`` of the steps, then falls to ``min_lr``
-    at ``train_steps``, on a straight line or a half cosine.
-    """
-    warmup_steps = math.ceil(config.lr_warmup_fraction * train_steps)
-    if step < warmup_steps:
-        # Step 0 already learns: a rate of exactly 0 would waste the first batch.
-        return config.lr * (step + 1) / warmup_steps
-    progress = min(1.0, (step - warmup_steps) / max(1, train_steps - warmup_steps))
-    left = 1.0 - progress if config.lr_decay_style == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
-    return config.min_lr + (config.lr - config.min_lr) * left
 
 
 def build_optimizer(

@@ -17,11 +17,15 @@ from data_prep.contract.command_line import UserError, config_as_dict, one_line
 from data_prep.contract.files import is_unfinished, write_atomically
 from data_prep.contract.redaction import redact
 from data_prep.contract.remote import retried
-from pipeline.config import RESUMABLE_CHANGES, RunConfig, check_config
+from pipeline.config import RESUMABLE_CHANGES, SCHEDULE_CHANGES, RunConfig, check_config
 from pipeline.data.mixture import Mixture, open_mixture
+from pipeline.runs.schedule_change import changes_of_schedule, check_schedule_change
 
 ATTEMPTS = "attempts"
 """The folder of the starts' claims."""
+
+DONE = "DONE"
+"""The file that says that a run's last step is saved, and how many there were."""
 
 
 class MixtureFacts(TypedDict, total=False):
@@ -103,8 +107,20 @@ def check_run(config: RunConfig, world_size: int) -> Mixture:
 
 
 def is_finished(config: RunConfig) -> bool:
-    """Whether the run has done its last step and saved it."""
-    return (Path(config.run_dir) / "DONE").exists()
+    """Whether the run has done its last step and saved it. A finished run that is given more steps is not."""
+    try:
+        steps = (Path(config.run_dir) / DONE).read_text(encoding="utf-8").partition(" ")[0]
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError):
+        return True
+    return not steps.isdigit() or int(steps) >= config.training.train_steps
+
+
+def schedule_changes(config: RunConfig) -> list[str]:
+    """What the configuration changes of the schedule that the run has had so far, and its old and new value."""
+    run_dir = Path(config.run_dir)
+    return changes_of_schedule(_stored_config(run_dir), config) if (run_dir / "config.yaml").exists() else []
 
 
 def has_checkpoint(config: RunConfig) -> bool:
@@ -123,11 +139,15 @@ def _check_run_dir(config: RunConfig, shards: Mixture) -> None:
         return
     stored = _stored_config(run_dir)
     current = flatten(redact(config_as_dict(config)))  # as it was stored
-    different = [
-        f"{key} {stored.get(key)} there, {current.get(key)} here"
+    changed = [
+        key
         for key in sorted(stored.keys() | current.keys())
         if stored.get(key) != current.get(key) and key not in RESUMABLE_CHANGES
     ]
+    if changed and SCHEDULE_CHANGES.issuperset(changed):
+        check_schedule_change(run_dir, stored, config)
+        changed = []
+    different = [f"{key} {stored.get(key)} there, {current.get(key)} here" for key in changed]
     data = stored_record(run_dir).get("data")
     if data is not None and data["root_hash"] != shards.root_hash:
         different.append("the shards' contents")

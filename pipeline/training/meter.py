@@ -11,9 +11,9 @@ import torch.distributed as dist
 
 from pipeline.config import RunConfig
 from pipeline.data.mixture import Mixture
-from pipeline.engine.optimizer import learning_rate
 from pipeline.engine.protocol import Engine
 from pipeline.parallel.groups import data_parallel_group
+from pipeline.schedule import learning_rate
 
 LOSS = "train/loss"
 """Metric of the sum that an objective differentiates."""

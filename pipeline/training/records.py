@@ -13,7 +13,7 @@ from pipeline.data.mixture import Mixture
 from pipeline.processes.ranks import Ranks
 from pipeline.processes.stragglers import STRAGGLER_STEPS, OwnTime, Stragglers
 from pipeline.runs.attempts import Attempt, is_newest_attempt, taken_over
-from pipeline.runs.directory import write_configuration
+from pipeline.runs.directory import DONE, schedule_changes, write_configuration
 from pipeline.runs.records import Event, Spool, append_event, new_event, write_event
 from pipeline.tracking.description import describe_run
 from pipeline.tracking.shipper import Shipper
@@ -56,7 +56,10 @@ class Records:
         hosts = self._hosts = self._ranks.gather(socket.gethostname())
         if self._ranks.is_main:
             self._check_newest()  # a newer start may have registered while this one was loading
+            if changes := schedule_changes(self._config):
+                append_event(self.run_dir, "schedule changed", step, ", ".join(changes))
             write_configuration(self._config, shards)
+            (self.run_dir / DONE).unlink(missing_ok=True)  # of a finished run that was given more steps
             self._spool = Spool(
                 self.run_dir,
                 may_differ_until=self._attempt.may_differ_until,

@@ -8,11 +8,11 @@ import torch
 from pipeline.config import RunConfig
 from pipeline.data.batches import Batch
 from pipeline.engine.deepspeed_engine import update_weights
-from pipeline.engine.optimizer import learning_rate
 from pipeline.engine.protocol import Engine
 from pipeline.parallel.dropout_seeds import seed_dropout
 from pipeline.processes.ranks import Ranks
 from pipeline.processes.stragglers import OwnTime
+from pipeline.schedule import learning_rate
 from pipeline.training.meter import LOSS, StepSums
 from pipeline.training.objective import Objective
 

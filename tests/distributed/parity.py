@@ -28,12 +28,12 @@ from pipeline.checkpoints.restore import load_optimizer, optimizer_steps
 from pipeline.checkpoints.writing import CheckpointWriter
 from pipeline.config import ModelConfig, OptimizerConfig, RunConfig, TrainingConfig
 from pipeline.engine import deepspeed_engine as engine
-from pipeline.engine.optimizer import learning_rate
 from pipeline.model.masked_lm import NarrowBertForPretraining
 from pipeline.model.parameters import padded_vocab_size
 from pipeline.parallel.dropout_seeds import seed_dropout, tensor_parallel_dropout
 from pipeline.parallel.groups import data_parallel_group, initialise_tensor_parallel
 from pipeline.parallel.whole_tensors import is_partitioned
+from pipeline.schedule import learning_rate
 
 VOCAB, LENGTH, MASKED, ROWS, STEPS = 201, 16, 4, 8, 5
 LAYOUTS = ("6sf", "2sf:4sf", "2sf 4s:4f")

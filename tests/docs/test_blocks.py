@@ -79,6 +79,7 @@ NEEDS = {
     "docs/how-to/start-from-a-bert.md": ["shards", "bert-base-uncased"],
     "docs/how-to/precision.md": ["shards"],
     "docs/how-to/preemption-and-failures.md": ["shards"],
+    "docs/how-to/schedules.md": ["shards"],
     "docs/how-to/compare-runs.md": ["shards", "runs", "mlflow.db"],
     "docs/how-to/tracking-server.md": ["shards", "runs", "mlflow.db"],
     "docs/how-to/serve-with-onnx.md": ["my-model", "texts.txt", "mlflow.db"],

@@ -7,6 +7,7 @@ from data_prep.contract.command_line import UserError, config_as_dict, read_conf
 from pipeline.commands.train import TrainArguments
 from pipeline.config import (
     RESUMABLE_CHANGES,
+    SCHEDULE_CHANGES,
     DataConfig,
     ModelConfig,
     OptimizerConfig,
@@ -123,4 +124,4 @@ def test_later_files_and_options_win(tmp_path: Path) -> None:
 
 
 def test_resumable_changes_name_existing_fields() -> None:
-    assert set(flatten(config_as_dict(RunConfig()))) >= RESUMABLE_CHANGES
+    assert set(flatten(config_as_dict(RunConfig()))) >= RESUMABLE_CHANGES | SCHEDULE_CHANGES

@@ -1,30 +1,9 @@
-import itertools
-import math
-
 import pytest
 import torch
 
 from pipeline.config import ModelConfig, OptimizerConfig
-from pipeline.engine.optimizer import build_optimizer, learning_rate
+from pipeline.engine.optimizer import build_optimizer
 from pipeline.model.masked_lm import NarrowBertForPretraining
-
-
-@pytest.mark.parametrize("style", ["linear", "cosine"])
-def test_learning_rate_warms_up_then_decays(style: str) -> None:
-    config = OptimizerConfig(lr=2.0, min_lr=0.5, lr_warmup_fraction=0.1, lr_decay_style=style)  # type: ignore[arg-type]
-    rates = [learning_rate(step, 100, config) for step in range(101)]
-    assert rates[:10] == pytest.approx([0.2 * (i + 1) for i in range(10)])
-    assert rates[10] == pytest.approx(2.0)
-    assert rates[100] == pytest.approx(0.5)
-    assert all(a > b for a, b in itertools.pairwise(rates[10:]))
-    halfway = 0.5 + 1.5 * 0.5  # both shapes pass the middle of the decay at half
-    assert rates[55] == pytest.approx(halfway)
-    quarter = {"linear": 0.75, "cosine": 0.5 * (1 + math.cos(math.pi / 4))}[style]
-    assert learning_rate(10 + 9 * 25 // 10, 100, config) == pytest.approx(0.5 + 1.5 * quarter, abs=0.02)
-
-
-def test_no_warmup_starts_at_the_peak() -> None:
-    assert learning_rate(0, 10, OptimizerConfig(lr=1.0, lr_warmup_fraction=0.0)) == 1.0
 
 
 def test_biases_and_norms_do_not_decay() -> None:

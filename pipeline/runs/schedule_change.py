@@ -1,0 +1,54 @@
+"""Whether a run may go on under another schedule: only where no step that is done would have had another rate."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from data_prep.contract.command_line import UserError
+from pipeline.config import SCHEDULE_CHANGES, OptimizerConfig, RunConfig
+from pipeline.runs.records import read_points
+from pipeline.schedule import first_other_rate
+
+
+def check_schedule_change(run_dir: Path, stored: Mapping[str, Any], config: RunConfig) -> None:
+    """Refuse another schedule where a step that is done would have had another rate.
+
+    Args:
+        run_dir: of the run.
+        stored: its configuration so far, with dotted keys.
+        config: the one that it is to go on with.
+
+    Raises:
+        UserError: naming the first such step.
+    """
+    steps_done = _steps_done(run_dir)
+    what = ", ".join(changes_of_schedule(stored, config))
+    if config.training.train_steps < steps_done:
+        raise UserError(f"run_dir {run_dir} has done {steps_done} steps ({what}): give at least as many train_steps")
+    names = {field.name for field in dataclasses.fields(OptimizerConfig)}
+    settings = {name: stored[f"optimizer.{name}"] for name in names}
+    there = (stored["training.train_steps"], OptimizerConfig(**settings))
+    other = first_other_rate(steps_done, there, (config.training.train_steps, config.optimizer))
+    if other is not None:
+        step, old, new = other
+        raise UserError(
+            f"run_dir {run_dir} holds a run of another schedule ({what}), and {steps_done} of its steps are done: step "
+            f"{step + 1} had the learning rate {old:.6g} and would have {new:.6g}; only what lies ahead may change: "
+            "give optimizer.lr_warmup_steps and a shorter decay (optimizer.lr_decay_fraction), or another --run_dir"
+        )
+
+
+def changes_of_schedule(stored: Mapping[str, Any], config: RunConfig) -> list[str]:
+    """Each key of the schedule that differs from a run's stored configuration, with both values."""
+    return [
+        f"{key} {stored[key]} -> {value}"
+        for key in sorted(SCHEDULE_CHANGES)
+        if (value := getattr(getattr(config, key.split(".")[0]), key.split(".")[1])) != stored[key]
+    ]
+
+
+def _steps_done(run_dir: Path) -> int:
+    """Steps that a run has recorded or saved."""
+    saved = [int(name) for path in run_dir.glob("checkpoints/step-*") if (name := path.name[5:]).isdigit()]
+    return max([*saved, *(point.step for point in read_points(run_dir))], default=0)
