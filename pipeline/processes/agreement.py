@@ -1,12 +1,14 @@
 """What all ranks decide together."""
 
 import dataclasses
+from concurrent.futures import Future
 from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
 
-from pipeline.processes.signals import stop_requested
+from pipeline.processes.group_sum import GroupSum
+from pipeline.processes.signals import LostConnectionError, stop_requested
 
 T = TypeVar("T")
 
@@ -26,27 +28,34 @@ class Agreed:
 class PendingAgreement:
     """An agreement that is under way; see ``Agreement.begin``."""
 
-    def __init__(self, agreement: "Agreement", problem: str, sums: torch.Tensor, work: dist.Work | None) -> None:
-        self._agreement, self._problem, self._sums, self._work = agreement, problem, sums, work
+    def __init__(self, agreement: "Agreement", problem: str, sums: Future[torch.Tensor]) -> None:
+        self._agreement, self._problem, self._sums = agreement, problem, sums
 
     def wait(self) -> Agreed:
-        """What all ranks know; every rank calls this at the same point of a step."""
-        if self._work is not None:
-            self._work.wait()
-        problems, stops, weight = self._sums.tolist()
+        """What all ranks know; every rank calls this at the same point of a step.
+
+        Raises:
+            LostConnectionError: the ranks cannot talk to each other any more.
+        """
+        problems, stops, weight = result_of(self._sums).tolist()
         problem = self._problem
         if problems:
             problem = next(text for text in self._agreement.gather(problem) if text)
         # Alone, this process also knows of a signal that has come since.
-        return Agreed(problem=problem, stop=bool(stops) or (self._work is None and stop_requested()), weight=weight)
+        return Agreed(
+            problem=problem, stop=bool(stops) or (self._agreement.is_alone and stop_requested()), weight=weight
+        )
 
 
 class Agreement:
     """What all ranks decide together, over a gloo group of its own: on CUDA the device does not wait for it."""
 
     def __init__(self) -> None:
-        self._group = dist.new_group(backend="gloo")
+        self._group = cast(dist.ProcessGroup, dist.new_group(backend="gloo"))
         self._size = dist.get_world_size()
+        self._sum = GroupSum(self._group) if self._size > 1 else None
+        self.is_alone = self._sum is None
+        """Whether there is no other rank."""
 
     def begin(self, problem: str, weight: float = 0.0) -> PendingAgreement:
         """Tell the others without waiting for them; every rank calls this at the same point of a step.
@@ -55,19 +64,49 @@ class Agreement:
             problem: what went wrong on this rank; empty if nothing did.
             weight: a number to add to those of the other ranks, in fp64.
         """
-        # One reduction for all of it: what it costs is the way round the ranks.
-        sums = torch.tensor([float(bool(problem)), float(stop_requested()), weight], dtype=torch.float64)
-        work = dist.all_reduce(sums, group=self._group, async_op=True) if self._size > 1 else None
-        return PendingAgreement(self, problem, sums, work)
+        # One sum for all of it: what it costs is the way to the other ranks.
+        return PendingAgreement(self, problem, self._begin_sum([float(bool(problem)), float(stop_requested()), weight]))
 
     def gather(self, value: T) -> list[T]:
-        """Every rank's value, by rank."""
+        """Every rank's value, by rank. Rare: it goes round all ranks."""
         values: list[T | None] = [None] * self._size
         dist.all_gather_object(values, value, group=self._group)
         return cast(list[T], values)
 
     def gather_number(self, value: float) -> list[float]:
-        """Every rank's number, by rank: in one collective, and without pickling."""
-        numbers = torch.empty(self._size, dtype=torch.float64)
-        dist.all_gather_into_tensor(numbers, torch.tensor([value], dtype=torch.float64), group=self._group)
-        return numbers.tolist()
+        """Every rank's number, by rank, in as many rounds as ``begin``.
+
+        Raises:
+            LostConnectionError: the ranks cannot talk to each other any more.
+        """
+        numbers = [0.0] * self._size
+        numbers[dist.get_rank(self._group)] = value
+        return result_of(self._begin_sum(numbers)).tolist()
+
+    def close(self) -> None:
+        """Nothing else will be agreed on."""
+        if self._sum is not None:
+            self._sum.close()
+
+    def _begin_sum(self, numbers: list[float]) -> Future[torch.Tensor]:
+        mine = torch.tensor(numbers, dtype=torch.float64)
+        if self._sum is not None:
+            return self._sum.begin(mine)
+        future: Future[torch.Tensor] = Future()
+        future.set_result(mine)
+        return future
+
+
+def result_of(sums: Future[torch.Tensor]) -> torch.Tensor:
+    """The sums, once they are there.
+
+    Raises:
+        LostConnectionError: the ranks cannot talk to each other any more.
+    """
+    try:
+        return sums.result()
+    except RuntimeError as error:
+        raise LostConnectionError(
+            f"the ranks lost each other while they agreed on a step ({error}): run the same command again to resume "
+            "from the last checkpoint"
+        ) from error

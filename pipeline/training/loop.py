@@ -69,7 +69,7 @@ def train(config: RunConfig, world: World, shards: Mixture, objective: Objective
     Raises:
         UserError: the run cannot continue: no intact checkpoint, a full disk, divergence. Among several processes the
             caller must end this one then, since its watch and its group stay until the others have noticed.
-        LostConnectionError: the ranks lost each other while they saved; new processes resume the run.
+        LostConnectionError: the ranks lost each other; new processes resume the run.
     """
     raise_descriptor_limit()  # a mapped shard takes one
     keep_freed_memory()
@@ -78,6 +78,7 @@ def train(config: RunConfig, world: World, shards: Mixture, objective: Objective
     try:
         with full_disk_as_user_error(), contextlib.ExitStack() as at_end:
             agreement = Agreement()
+            at_end.callback(agreement.close)
             attempt = register(config, world, shards)
             # After a good end the watch is over before the run is closed: rank 0 may wait for MLflow there.
             with Watchdog(Path(config.run_dir), world, attempt.number, config.training.hang_timeout) as watchdog:

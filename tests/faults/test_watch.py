@@ -82,6 +82,18 @@ def test_a_hang_in_the_agreement_ends_by_the_watchdog_where_torch_would_give_up_
 
 
 @pytest.mark.slow
+def test_a_rank_lost_in_the_agreement_ends_the_others_with_one_line_to_be_started_again(
+    tmp_path: Path, shard_folder: Path
+) -> None:
+    command = argv(tmp_path / "run", shard_folder, "--training.train_steps", "1000", "--training.eval_interval", "6")
+    killed = {"do": "signal", "rank": 1, "place": "reading validation rows", "step": 6, "number": signal.SIGKILL}
+    printed = Ranks(2, *command, faults=[killed]).end(1, -9)
+    assert "narrowbert: the ranks lost each other while they agreed on a step" in printed[0]
+    assert "run the same command again to resume from the last checkpoint" in printed[0]
+    assert "Traceback" not in printed[0]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("tensor_parallel_size", [1, 2])
 def test_every_group_of_a_run_waits_ten_minutes_longer_than_the_watchdog(
     tmp_path: Path, tensor_parallel_size: int
