@@ -32,6 +32,9 @@ LEADERS = 32
 DOCUMENTS_AT_ONCE = 1 << 16
 """Documents whose signatures are compared at once, in 32 MB."""
 
+KEPT_SIGNATURES = 1 << 18
+"""Signatures that are kept once they are read, in 128 MB."""
+
 LSH_RECALL = 0.99
 """Least chance that a pair whose similarity is exactly the threshold becomes a candidate."""
 
@@ -72,6 +75,35 @@ def band_table(signatures: np.ndarray, threshold: float) -> np.ndarray:
     table["row"] = np.arange(len(signatures))
     flat = table.reshape(-1)
     return flat[np.lexsort((flat["row"], flat["key"]))]
+
+
+class KeptSignatures:
+    """Signatures of documents, each read once while there is room.
+
+    A document is looked up once for each of its bands. Without this, a corpus of many small parts would open each of
+    them again and again.
+    """
+
+    def __init__(self, read: Callable[[np.ndarray], np.ndarray], most: int = KEPT_SIGNATURES) -> None:
+        """Keep what ``read`` gives: the [m, 128] u32 signatures of [m] rising documents, ``most`` at most."""
+        self._read, self._most = read, most
+        self._documents = np.empty(0, dtype=np.int64)  # rising
+        self._signatures = np.empty((0, NUM_PERMUTATIONS), dtype=np.uint32)
+
+    def of(self, documents: np.ndarray) -> np.ndarray:
+        """[n, 128] u32 of [n] rising documents."""
+        found = np.empty((len(documents), NUM_PERMUTATIONS), dtype=np.uint32)
+        places = np.searchsorted(self._documents, documents)
+        known = places < len(self._documents)
+        known[known] = self._documents[places[known]] == documents[known]
+        found[known] = self._signatures[places[known]]
+        missing = documents[~known]
+        if len(missing):
+            found[~known] = new = self._read(missing)
+            if len(self._documents) + len(missing) <= self._most:
+                self._documents = np.insert(self._documents, places[~known], missing)
+                self._signatures = np.insert(self._signatures, places[~known], new, axis=0)
+        return found
 
 
 def near_pairs(

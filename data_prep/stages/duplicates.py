@@ -19,7 +19,14 @@ from data_prep.arrays.ranges import hash_limits
 from data_prep.arrays.spill import Spill
 from data_prep.corpus.documents import Reject
 from data_prep.filters.exact_duplicates import KEY, equal_keys
-from data_prep.filters.near_duplicates import BAND_KEY, NUM_PERMUTATIONS, distinct_pairs, near_pairs, near_survivors
+from data_prep.filters.near_duplicates import (
+    BAND_KEY,
+    NUM_PERMUTATIONS,
+    KeptSignatures,
+    distinct_pairs,
+    near_pairs,
+    near_survivors,
+)
 from data_prep.stages.map import BANDS, KEYS, SIGNATURES, DocumentTable, document_ids
 from data_prep.stages.records import (
     checked_folder,
@@ -134,7 +141,7 @@ def _near(plan: WorkPlan, number: int, of: int) -> np.ndarray:
     assert threshold is not None  # otherwise there is no such task
     pairs: list[np.ndarray] = []
     dtypes = {"key": np.dtype("<u8"), "documents": np.dtype("<i8")}
-    signatures = _Signatures(plan)
+    signatures = KeptSignatures(lambda documents: _read_signatures(plan, documents))
     for columns in _buckets(plan, BANDS, BAND_KEY, "key", number, of, dtypes):
         order = np.lexsort((columns["documents"], columns["key"]))
         pairs.append(near_pairs(columns["key"][order], columns["documents"][order], signatures.of, threshold))
@@ -207,21 +214,15 @@ def _first_at_least(keys: np.ndarray, value: int) -> int:
     return bisect_left(range(len(keys)), value, key=lambda row: int(keys[row]))
 
 
-class _Signatures:
-    """Signatures of documents of all map tasks."""
-
-    def __init__(self, plan: WorkPlan) -> None:
-        self._plan = plan
-        self._starts = document_starts(plan)
-
-    def of(self, documents: np.ndarray) -> np.ndarray:
-        """[n, 128] u32 of [n] rising documents."""
-        found = np.empty((len(documents), NUM_PERMUTATIONS), dtype=np.uint32)
-        for part, here in _by_part(self._starts, documents):
-            path = task_folder(self._plan, "map", part) / SIGNATURES
-            table = np.memmap(path, dtype="<u4", mode="r").reshape(-1, NUM_PERMUTATIONS)
-            found[here] = table[documents[here] - self._starts[part]]
-        return found
+def _read_signatures(plan: WorkPlan, documents: np.ndarray) -> np.ndarray:
+    """[n, 128] u32, the signatures of [n] rising documents of any map tasks."""
+    starts = document_starts(plan)
+    rows = np.empty((len(documents), NUM_PERMUTATIONS), dtype=np.uint32)
+    for part, here in _by_part(starts, documents):
+        path = task_folder(plan, "map", part) / SIGNATURES
+        table = np.memmap(path, dtype="<u4", mode="r").reshape(-1, NUM_PERMUTATIONS)
+        rows[here] = table[documents[here] - starts[part]]
+    return rows
 
 
 def _by_part(starts: np.ndarray, documents: np.ndarray) -> Iterator[tuple[int, slice]]:

@@ -14,7 +14,14 @@ from data_prep.contract.command_line import UserError
 from data_prep.filters import near_duplicates, word_ngrams
 from data_prep.filters.evaluation_ngrams import EvaluationNgrams
 from data_prep.filters.exact_duplicates import equal_keys, key_table, text_key
-from data_prep.filters.near_duplicates import band_table, distinct_pairs, near_pairs, near_signature, near_survivors
+from data_prep.filters.near_duplicates import (
+    KeptSignatures,
+    band_table,
+    distinct_pairs,
+    near_pairs,
+    near_signature,
+    near_survivors,
+)
 from data_prep.stages.duplicates import _by_part
 
 WORDS = [f"word{number}" for number in range(400)]
@@ -243,6 +250,19 @@ def test_documents_of_one_template_are_compared_with_few_others(monkeypatch):
         totals.append(sum(compared))
     assert totals[0] > 0
     assert totals[1] <= 4.3 * totals[0]
+
+
+@settings(deadline=None)
+@given(wanted=st.lists(st.sets(st.integers(0, 60), max_size=30), max_size=6), most=st.integers(0, 80))
+def test_a_signature_is_read_once_while_there_is_room(wanted, most):
+    signatures = np.random.default_rng(2).integers(0, 2**32, (61, 128), dtype=np.uint32)
+    read = []
+    kept = KeptSignatures(lambda documents: read.extend(documents.tolist()) or signatures[documents], most)
+    for documents in (np.array(sorted(some), dtype=np.int64) for some in wanted):
+        assert (kept.of(documents) == signatures[documents]).all()
+    if most >= 61:
+        assert sorted(read) == sorted(set().union(*wanted))
+    assert len(kept._documents) <= most
 
 
 @settings(deadline=None)
