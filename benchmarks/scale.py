@@ -3,10 +3,11 @@
 - *Readers of a chunk*: the two orders of the rows are replayed for every rank, in folders of 30,000 chunks of 256 rows,
   27 rows of a step on each rank. This is exact.
 - *Order*: milliseconds of one rank to find the rows of its share of a step. Measured.
-- *Agreement*: gloo sends the three numbers round a ring, 2 (ranks - 1) hops. A hop is measured between two real
-  processes of this machine, each with a core. More processes are measured and printed beside it: where they are more
-  than the cores, their time is mostly that of waiting for a core. A network has hops of its own (``--hop_us``). The
-  agreement is under way while a step is computed, and holds up only steps that are shorter than it.
+- *Agreement*: the three numbers are summed in rounds by the logarithm of the ranks; gloo's own sum sends them round a
+  ring, 2 (ranks - 1) hops. A round and a hop are measured between two real processes of this machine, each with a
+  core. More processes are measured and printed beside it: where they are more than the cores, their time is mostly
+  that of waiting for a core. A network has hops of its own (``--hop_us``, taken for both). The agreement is under way
+  while a step is computed, and holds up only steps that are shorter than it.
 - *Heartbeats*: files written in ten seconds, one a rank.
 - *Resume*: bytes a rank reads for each parameter, with ZeRO 1: the weight, and its share of the fp32 state.
 
@@ -32,6 +33,7 @@ from results import record
 
 from pipeline.data import order_1
 from pipeline.data.order import Deal, Order, RowOrder, StepOrder, lanes_of
+from pipeline.processes.group_sum import exchanges
 
 RANKS = (8, 96, 1000, 1024, 4096)
 CHUNKS, CHUNK_ROWS, ROWS_OF_RANK = 30_000, 256, 27
@@ -39,18 +41,23 @@ MIXTURES = {"one folder": (1,), "3 to 1": (3, 1), "70, 20, 9, 1": (70, 20, 9, 1)
 REDUCTIONS = 200
 
 REDUCE = """
-import datetime, statistics, sys, time, torch, torch.distributed as dist
+import json, statistics, sys, time, torch, torch.distributed as dist
+from pipeline.processes.group_sum import GroupSum
 rank, size, port = map(int, sys.argv[1:])
 dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=size)
-seconds = []
-for _ in range(%d):
-    numbers = torch.zeros(3, dtype=torch.float64)
-    started = time.perf_counter()
-    dist.all_reduce(numbers)
-    seconds.append(time.perf_counter() - started)
-if rank == 0:
-    print(statistics.median(seconds))
+rounds = GroupSum(dist.new_group(backend="gloo"))
+numbers = torch.zeros(3, dtype=torch.float64)
+found = {}
+for name, add in {"ring": dist.all_reduce, "rounds": lambda numbers: rounds.begin(numbers).result()}.items():
+    seconds = []
+    for _ in range(%d):
+        started = time.perf_counter()
+        add(numbers)
+        seconds.append(time.perf_counter() - started)
+    found[name] = statistics.median(seconds)
 dist.barrier()
+if rank == 0:
+    print(json.dumps(found))
 """
 
 START = """
@@ -108,8 +115,8 @@ def order_milliseconds(order: Order, ranks: int) -> float:
     return statistics.median(taken)
 
 
-def reduction_seconds(size: int) -> float:
-    """Median time of a reduction among so many processes of this machine."""
+def reduction_milliseconds(size: int) -> dict[str, float]:
+    """Median time of a sum among so many processes of this machine, by a ring and in rounds."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
@@ -122,14 +129,22 @@ def reduction_seconds(size: int) -> float:
         for rank in range(size)
     ]  # fmt: skip
     printed = [process.communicate(timeout=300)[0] for process in processes]
-    return float(printed[0])
+    return {name: 1e3 * seconds for name, seconds in json.loads(printed[0].splitlines()[-1]).items()}
+
+
+def rounds_of(ranks: int) -> int:
+    """Messages that a sum waits for, one after the other."""
+    ways = [exchanges(rank, ranks) for rank in range(ranks)]
+    return max(len(way.partners) + 2 * (way.takes_from is not None) for way in ways)
 
 
 def replay(most_processes: int, hop_us: float, replayed_rows: int) -> list[dict[str, str]]:
     """The rows of the table."""
-    measured = {size: 1e3 * reduction_seconds(size) for size in (2, 4, 8, 16) if size <= most_processes}
-    print(", ".join(f"{size} processes agree in {taken:.2f} ms" for size, taken in measured.items()), flush=True)
-    hop = hop_us / 1e3 if hop_us else measured[2] / 2
+    measured = {size: reduction_milliseconds(size) for size in (2, 4, 8, 16) if size <= most_processes}
+    for size, taken in measured.items():
+        print(f"{size} processes agree in {taken['rounds']:.2f} ms, by a ring in {taken['ring']:.2f} ms", flush=True)
+    hop = hop_us / 1e3 if hop_us else measured[2]["ring"] / 2
+    one_round = hop_us / 1e3 if hop_us else measured[2]["rounds"]
     rows = []
     for ranks in RANKS:
         row = {"ranks": f"{ranks:,}"}
@@ -140,7 +155,7 @@ def replay(most_processes: int, hop_us: float, replayed_rows: int) -> list[dict[
             )
             row[f"readers, {name}"] = f"{second:.2f} (order 1: {first:.1f})"
         row["order"] = f"{order_milliseconds(orders((3, 1), ranks)[1], ranks):.1f} ms"
-        row["agreement"] = f"{2 * (ranks - 1) * hop:.0f} ms"
+        row["agreement"] = f"{rounds_of(ranks) * one_round:.1f} ms (ring: {2 * (ranks - 1) * hop:.0f})"
         row["heartbeats in 10 s"] = f"{ranks:,}"
         row["resume"] = f"{4 + 12 / ranks:.2f} B (before 16)"
         rows.append(row)
