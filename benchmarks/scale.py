@@ -3,11 +3,11 @@
 - *Readers of a chunk*: the two orders of the rows are replayed for every rank, in folders of 30,000 chunks of 256 rows,
   27 rows of a step on each rank. This is exact.
 - *Order*: milliseconds of one rank to find the rows of its share of a step. Measured.
-- *Agreement*: the three numbers are summed in rounds by the logarithm of the ranks; gloo's own sum sends them round a
-  ring, 2 (ranks - 1) hops. A round and a hop are measured between two real processes of this machine, each with a
-  core. More processes are measured and printed beside it: where they are more than the cores, their time is mostly
-  that of waiting for a core. A network has hops of its own (``--hop_us``, taken for both). The agreement is under way
-  while a step is computed, and holds up only steps that are shorter than it.
+- *Agreement*: above 32 ranks the three numbers are summed in rounds by the logarithm of the ranks; up to there gloo
+  sends them round a ring, 2 (ranks - 1) hops. Both are shown. A round and a hop are measured between two real processes
+  of this machine, each with a core. More processes are measured and printed beside it: where they are more than the
+  cores, their time is mostly that of waiting for a core. A network has hops of its own (``--hop_us``, taken for both).
+  The agreement is under way while a step is computed, and holds up only steps that are shorter than it.
 - *Heartbeats*: files written in ten seconds, one a rank.
 - *Resume*: bytes a rank reads for each parameter, with ZeRO 1: the weight, and its share of the fp32 state.
 
@@ -42,10 +42,10 @@ REDUCTIONS = 200
 
 REDUCE = """
 import json, statistics, sys, time, torch, torch.distributed as dist
-from pipeline.processes.group_sum import GroupSum
+from pipeline.processes.group_sum import DoublingSum
 rank, size, port = map(int, sys.argv[1:])
 dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=size)
-rounds = GroupSum(dist.new_group(backend="gloo"))
+rounds = DoublingSum(dist.new_group(backend="gloo"))
 numbers = torch.zeros(3, dtype=torch.float64)
 found = {}
 for name, add in {"ring": dist.all_reduce, "rounds": lambda numbers: rounds.begin(numbers).result()}.items():

@@ -7,7 +7,7 @@ from typing import TypeVar, cast
 import torch
 import torch.distributed as dist
 
-from pipeline.processes.group_sum import GroupSum
+from pipeline.processes.group_sum import Sum, group_sum
 from pipeline.processes.signals import LostConnectionError, stop_requested
 
 T = TypeVar("T")
@@ -28,7 +28,7 @@ class Agreed:
 class PendingAgreement:
     """An agreement that is under way; see ``Agreement.begin``."""
 
-    def __init__(self, agreement: "Agreement", problem: str, sums: Future[torch.Tensor]) -> None:
+    def __init__(self, agreement: "Agreement", problem: str, sums: Sum) -> None:
         self._agreement, self._problem, self._sums = agreement, problem, sums
 
     def wait(self) -> Agreed:
@@ -53,7 +53,7 @@ class Agreement:
     def __init__(self) -> None:
         self._group = cast(dist.ProcessGroup, dist.new_group(backend="gloo"))
         self._size = dist.get_world_size()
-        self._sum = GroupSum(self._group) if self._size > 1 else None
+        self._sum = group_sum(self._group) if self._size > 1 else None
         self.is_alone = self._sum is None
         """Whether there is no other rank."""
 
@@ -88,7 +88,7 @@ class Agreement:
         if self._sum is not None:
             self._sum.close()
 
-    def _begin_sum(self, numbers: list[float]) -> Future[torch.Tensor]:
+    def _begin_sum(self, numbers: list[float]) -> Sum:
         mine = torch.tensor(numbers, dtype=torch.float64)
         if self._sum is not None:
             return self._sum.begin(mine)
@@ -97,7 +97,7 @@ class Agreement:
         return future
 
 
-def result_of(sums: Future[torch.Tensor]) -> torch.Tensor:
+def result_of(sums: Sum) -> torch.Tensor:
     """The sums, once they are there.
 
     Raises:

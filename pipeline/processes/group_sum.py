@@ -3,7 +3,8 @@
 Ranks exchange their sums with one that is 1, 2, 4, ... places away, and add what they get. After each round twice as
 many share one sum. Where their number is no power of two, some first give their numbers to a neighbour, and hear the
 sum from it in the end (Thakur, Rabenseifner and Gropp, "Optimization of Collective Communication Operations in
-MPICH", 2005, section 4.1). Gloo's own sum is a ring over all ranks, twice round.
+MPICH", 2005, section 4.1). Gloo's own sum is a ring over all ranks, twice round. It needs no thread of ours, and is the
+quicker one among few ranks (``RING_RANKS``).
 
 Ranks are numbered node by node, so that the first rounds stay inside of a node.
 """
@@ -12,9 +13,45 @@ import dataclasses
 import queue
 import threading
 from concurrent.futures import Future
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
+
+RING_RANKS = 32
+"""Up to so many ranks gloo's ring is quicker than our rounds, by benchmarks/scale.py."""
+
+
+class Sum(Protocol):
+    """A sum that has begun."""
+
+    def result(self) -> torch.Tensor:
+        """The sum once all ranks have begun it.
+
+        Raises:
+            RuntimeError: the group has failed.
+        """
+        ...
+
+
+class GroupSum(Protocol):
+    """Adds up numbers over the ranks of a gloo group, one sum after the other; all ranks get the same bits."""
+
+    def begin(self, numbers: torch.Tensor) -> Sum:
+        """Begin a sum of tensors of one shape and type; every rank begins the same ones in the same order.
+
+        The caller leaves the tensor to the sum.
+        """
+        ...
+
+    def close(self) -> None:
+        """No other sum will begin."""
+        ...
+
+
+def group_sum(group: dist.ProcessGroup) -> GroupSum:
+    """The way to add that suits the number of the group's ranks."""
+    return RingSum(group) if group.size() <= RING_RANKS else DoublingSum(group)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,12 +81,34 @@ def exchanges(rank: int, size: int) -> Exchanges:
     )
 
 
-class GroupSum:
-    """Adds up numbers over the ranks of a gloo group, one sum after the other, in a thread that waits for them.
+class RingSum:
+    """Gloo's own sum."""
 
-    All ranks get the same bits: in each round two add the same two numbers. One wait takes at most the group's time
-    limit.
-    """
+    def __init__(self, group: dist.ProcessGroup) -> None:
+        self._group = group
+
+    def begin(self, numbers: torch.Tensor) -> "_RingResult":
+        """See ``GroupSum.begin``."""
+        work = dist.all_reduce(numbers, group=self._group, async_op=True)
+        assert work is not None
+        return _RingResult(work, numbers)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _RingResult:
+    work: dist.Work
+    numbers: torch.Tensor
+
+    def result(self) -> torch.Tensor:
+        self.work.wait()
+        return self.numbers
+
+
+class DoublingSum:
+    """Recursive doubling, in a thread that waits for the others. One wait takes at most the group's time limit."""
 
     def __init__(self, group: dist.ProcessGroup) -> None:
         self._group = group
@@ -59,14 +118,9 @@ class GroupSum:
         threading.Thread(target=self._answer, name="sums over ranks", daemon=True).start()
 
     def begin(self, numbers: torch.Tensor) -> Future[torch.Tensor]:
-        """Begin a sum of tensors of one shape and type; every rank begins the same ones in the same order.
-
-        Returns:
-            The sum once all ranks have begun; or the RuntimeError of the group's first failure, after which no sum
-            works any more.
-        """
+        """See ``GroupSum.begin``. After the group's first failure no sum works any more."""
         future: Future[torch.Tensor] = Future()
-        self._asked.put((numbers.clone(), future))
+        self._asked.put((numbers, future))
         return future
 
     def close(self) -> None:

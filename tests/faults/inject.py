@@ -13,6 +13,7 @@ FAULTS is JSON: a list of {"do": ..., "rank": which one or null for all, and the
 - ``{"do": "collective_limit", "seconds": T}``: how long every group waits for a rank;
 - ``{"do": "stall_write", "step": N, "seconds": T}``: the disk stands still so long in the checkpoint of step N;
 - ``{"do": "torch_timeout", "seconds": T}``: what torch gives groups that nobody has set a limit for;
+- ``{"do": "agree_in_rounds"}``: the ranks agree as more than 32 of them do;
 - ``{"do": "fail_write", "steps": [N, ...]}``: the disk takes nothing of the checkpoints of these steps.
 """
 
@@ -113,6 +114,12 @@ def collective_limit(fault: dict[str, Any]) -> None:
     deepspeed_engine.collective_limit_s = lambda _: fault["seconds"]
 
 
+def agree_in_rounds(_: dict[str, Any]) -> None:
+    from pipeline.processes import group_sum
+
+    group_sum.RING_RANKS = 1
+
+
 def stall_write(fault: dict[str, Any]) -> None:
     from pipeline.checkpoints.tensor_file import TensorFile
 
@@ -151,6 +158,7 @@ def main() -> None:
             "poison": poison,
             "torch_timeout": torch_timeout,
             "collective_limit": collective_limit,
+            "agree_in_rounds": agree_in_rounds,
             "stall_write": stall_write,
             "fail_write": fail_write,
         }[fault["do"]](fault)

@@ -58,8 +58,9 @@ def test_a_rank_that_stands_still_is_named_with_its_place(tmp_path: Path, shard_
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("way", [[], [{"do": "agree_in_rounds"}]], ids=["ring", "rounds"])
 def test_a_hang_in_the_agreement_ends_by_the_watchdog_where_torch_would_give_up_as_early(
-    tmp_path: Path, shard_folder: Path
+    tmp_path: Path, shard_folder: Path, way: list[dict[str, str]]
 ) -> None:
     # As at the defaults, where both are 30 minutes.
     run_dir = tmp_path / "run"
@@ -71,7 +72,7 @@ def test_a_hang_in_the_agreement_ends_by_the_watchdog_where_torch_would_give_up_
         {"do": "torch_timeout", "seconds": 4},
         {"do": "sleep", "rank": 1, "place": "reading validation rows", "step": 6, "seconds": 3600},
     ]
-    printed = Ranks(2, *command, faults=faults).end(86)
+    printed = Ranks(2, *command, faults=faults + way).end(86)
     (hang,) = events(run_dir, "hang")
     assert "rank 1 (process" in hang["text"]
     assert (
@@ -82,12 +83,13 @@ def test_a_hang_in_the_agreement_ends_by_the_watchdog_where_torch_would_give_up_
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("way", [[], [{"do": "agree_in_rounds"}]], ids=["ring", "rounds"])
 def test_a_rank_lost_in_the_agreement_ends_the_others_with_one_line_to_be_started_again(
-    tmp_path: Path, shard_folder: Path
+    tmp_path: Path, shard_folder: Path, way: list[dict[str, str]]
 ) -> None:
     command = argv(tmp_path / "run", shard_folder, "--training.train_steps", "1000", "--training.eval_interval", "6")
     killed = {"do": "signal", "rank": 1, "place": "reading validation rows", "step": 6, "number": signal.SIGKILL}
-    printed = Ranks(2, *command, faults=[killed]).end(1, -9)
+    printed = Ranks(2, *command, faults=[killed, *way]).end(1, -9)
     assert "narrowbert: the ranks lost each other while they agreed on a step" in printed[0]
     assert "run the same command again to resume from the last checkpoint" in printed[0]
     assert "Traceback" not in printed[0]

@@ -15,7 +15,7 @@ import time
 import torch
 import torch.distributed as dist
 
-from pipeline.processes.group_sum import GroupSum
+from pipeline.processes.group_sum import DoublingSum
 
 LIMIT = datetime.timedelta(seconds=60)
 SHORT_LIMIT = datetime.timedelta(seconds=2)
@@ -34,7 +34,7 @@ def numbers_of(seed: int, rank: int) -> torch.Tensor:
 
 def compare(group: dist.ProcessGroup) -> dict[str, object]:
     """Sums of many shapes, some begun before the last ones were asked for."""
-    summer = GroupSum(group)
+    summer = DoublingSum(group)
     found = []
     for seed in range(0, 40, 4):
         pending = [(one, summer.begin(numbers_of(one, group.rank()))) for one in range(seed, seed + 4)]
@@ -52,7 +52,7 @@ def compare(group: dist.ProcessGroup) -> dict[str, object]:
 
 def fail(group: dist.ProcessGroup) -> dict[str, object]:
     """Rank 1 never begins: what the others learn, and after how many seconds."""
-    summer, started = GroupSum(group), time.monotonic()
+    summer, started = DoublingSum(group), time.monotonic()
     if group.rank() == 1:
         time.sleep(2 * SHORT_LIMIT.total_seconds())
         return {}

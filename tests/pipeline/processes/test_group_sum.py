@@ -54,4 +54,4 @@ def test_groups_of_one_to_eight_get_the_sums_of_an_all_reduce_and_learn_of_a_los
         assert all(one["bits"] == of_group[0]["bits"] for one in of_group), "each rank decides by the same number"
     for rank in (0, 2):
         assert found[rank]["failed"]["errors"] == [True, True], "no sum after the first failure"
-        assert found[rank]["failed"]["seconds"] < 6, "bounded by the group's limit, not by that of the default one"
+        assert found[rank]["failed"]["seconds"] < 30, "bounded by the group's limit, not by that of the default one"
