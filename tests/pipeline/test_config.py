@@ -67,7 +67,8 @@ def test_every_suggestion_is_accepted() -> None:
 @pytest.mark.parametrize("preset", sorted(Path("configs/pretrain").glob("*.yaml")), ids=lambda path: path.stem)
 def test_presets_are_complete_and_fit_together(preset: Path) -> None:
     config = read_config(RunConfig, ["--config", str(preset)], "test", "")
-    check_config(config, world_size=1)
+    for gpus in (1, 2, 4, 8, 16, 32, 64) if preset.stem != "quickstart" else (1, 2):
+        check_config(config, world_size=gpus)
     assert config.run_dir
 
 
