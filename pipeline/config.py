@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Literal
 
 from data_prep.contract.command_line import UserError
-from data_prep.contract.shell.paths import PATH
 from pipeline.layout import kv_projections, parse_layout
 
 LIVE_ELEMENTS = 50_000_000
@@ -17,7 +16,7 @@ LIVE_ELEMENTS = 50_000_000
 class DataConfig:
     """Which shards, and in which order."""
 
-    path: tuple[str, ...] | str = dataclasses.field(default="shards", metadata=PATH)
+    path: tuple[str, ...] | str = "shards"
     """Folder made by ``narrowbert-prep shards``, or a list of them to mix."""
     weights: tuple[float, ...] | None = None
     """One positive number for each folder of a list: [3, 1] takes three rows of the first for one of the second,
@@ -82,7 +81,7 @@ class ModelConfig:
 class InitConfig:
     """Weights to start from. A run that has a checkpoint resumes from it and does not read them again."""
 
-    from_huggingface: str | None = dataclasses.field(default=None, metadata=PATH)
+    from_huggingface: str | None = None
     """Folder of a BERT or NarrowBERT in transformers' form (config.json, model.safetensors) to start from."""
     allow: tuple[str, ...] = ()
     """What may differ there, such as [bert.pooler.*, cls.seq_relationship.*]: tensors that are missing or of another
@@ -176,7 +175,7 @@ class TrackingConfig:
 class RunConfig:
     """One training run."""
 
-    run_dir: str = dataclasses.field(default="", metadata=PATH)
+    run_dir: str = ""
     """Folder of the run: configuration, checkpoints, metrics, logs. Needed to train."""
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     """Data."""

@@ -12,6 +12,8 @@ import difflib
 import importlib.metadata
 import inspect
 import itertools
+import os
+import re
 import sys
 import textwrap
 import types
@@ -23,15 +25,6 @@ from typing import Any, NoReturn, TypeVar, get_type_hints
 import yaml
 
 from data_prep.contract.redaction import redact_urls
-from data_prep.contract.shell.paths import expand_path, expand_paths
-from data_prep.contract.shell.streams import (
-    ReaderGoneError,
-    StreamError,
-    flush_or_give_up,
-    give_up_output,
-    standard_streams,
-)
-from data_prep.contract.shell.yaml_files import as_option, leaves, normalised
 
 Config = TypeVar("Config")
 Part = TypeVar("Part")
@@ -58,36 +51,20 @@ def run_command(program: str, main: Callable[[Sequence[str]], int | None], argv:
     ours and keeps its traceback.
     """
     debug = "--debug" in argv
-    with standard_streams():
-        try:
-            return _run_and_flush(main, [a for a in argv if a != "--debug"])
-        except StreamError as error:
-            give_up_output()
-            return report_user_error(program, error)
-        except UserError as error:
-            flush_or_give_up()
-            if debug:
-                raise
-            return report_user_error(program, error)
-        except KeyboardInterrupt:
-            return INTERRUPTED_EXIT_CODE
-        except ReaderGoneError:  # not an error
-            give_up_output()
-            return 0
-
-
-def _run_and_flush(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int:
-    """Where the output is lost is known here, not while the interpreter ends."""
     try:
-        code = main(argv) or 0
-    except SystemExit:  # after --help
-        sys.stdout.flush()
-        raise
-    sys.stdout.flush()
-    return code
+        return main([a for a in argv if a != "--debug"]) or 0
+    except UserError as error:
+        if debug:
+            raise
+        return report_user_error(program, error)
+    except KeyboardInterrupt:
+        return INTERRUPTED_EXIT_CODE
+    except BrokenPipeError:  # the reader of our output (head, less) has gone: not an error
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
-def report_user_error(program: str, error: UserError | StreamError) -> int:
+def report_user_error(program: str, error: UserError) -> int:
     """Print the one line and return the exit code that goes with it."""
     print(f"{program}: error: {redact_urls(one_line(str(error)))}", file=sys.stderr, flush=True)
     return USER_ERROR_EXIT_CODE
@@ -168,9 +145,10 @@ def read_config(
     """
     from jsonargparse import ArgumentParser, Namespace
 
-    hints = dict(_dotted_keys(cls))
-    _reject_unknown_options(argv, set(hints))
-    argv = list(_as_options(argv, hints, new_names))
+    known = set(_dotted_keys(cls))
+    _reject_unknown_options(argv, known)
+    for path in _config_files(argv):
+        _reject_unknown_keys(path, known, new_names)
     description += " A mistake is one line and exit code 2; --debug shows its traceback instead."
     parser = ArgumentParser(prog=program, description=description, exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML file; may be given several times")
@@ -183,12 +161,19 @@ def read_config(
     except UserError:
         raise
     except Exception as error:  # jsonargparse raises several types, all about the user's input
-        raise UserError(one_line(str(error)).replace("Parser key ", "option ")) from error
+        message = one_line(str(error)).replace("Parser key ", "option ")
+        raise UserError(_NUMBER_FOR_TEXT.sub(_ask_for_quotes, message)) from error
     assert isinstance(parsed, Namespace)
-    try:
-        return expand_paths(part_of(cls, parsed))
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    return part_of(cls, parsed)
+
+
+def _ask_for_quotes(found: re.Match[str]) -> str:
+    minutes, seconds = divmod(int(found["number"]), 60)
+    text = f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
+    return (
+        f"expected text and got the number {found['number']}: put the value in quotes in the file (without them YAML "
+        f'reads a time such as "{text}" as a number of seconds)'
+    )
 
 
 def _describe_options(parser: argparse.ArgumentParser, cls: type[Any]) -> None:
@@ -237,14 +222,15 @@ def did_you_mean(wrong: str, known: set[str]) -> str:
     return f", did you mean '{near[0]}'?" if near else ""
 
 
-def _dotted_keys(cls: type[Any], prefix: str = "") -> Iterator[tuple[str, object]]:
-    """(dotted key, its type), sections included."""
+def _dotted_keys(cls: type[Any], prefix: str = "") -> Iterator[str]:
     hints = get_type_hints(cls)
     for field in dataclasses.fields(cls):
-        yield prefix + field.name, hints[field.name]
+        yield prefix + field.name
         if dataclasses.is_dataclass(hints[field.name]):
             yield from _dotted_keys(hints[field.name], f"{prefix}{field.name}.")  # type: ignore[arg-type]
 
+
+_NUMBER_FOR_TEXT = re.compile(r"Expected a <class 'str'>\. Got value: (?P<number>\d+)$")
 
 _PARSER_OPTIONS = {"config", "print_config", "help", "debug"}
 
@@ -258,84 +244,37 @@ def _reject_unknown_options(argv: Sequence[str], known: set[str]) -> None:
             raise UserError(f"unknown option --{name}{did_you_mean(name, known)}")
 
 
-def _as_options(argv: Sequence[str], hints: Mapping[str, object], new_names: Mapping[str, str]) -> Iterator[str]:
-    """``argv`` with the options that its files stand for, and with every value as a file would have it."""
-    waiting = iter(argv)
-    for argument in waiting:
-        name, has_value, value = argument.removeprefix("--").partition("=")
-        if not argument.startswith("--") or (name != "config" and name not in hints):
-            yield argument
-            continue
-        if not has_value:
-            following = next(waiting, None)
-            if following is None or following.startswith("--"):
-                raise UserError(f"--{name} needs a value after it")
-            value = following
-        if name == "config":
-            yield from _options_of_file(Path(_expanded(value)), hints, new_names)
-        elif dataclasses.is_dataclass(hints[name]) and not value.lstrip().startswith("{"):
-            yield from _options_of_file(Path(_expanded(value)), hints, new_names, f"{name}.")
-        elif dataclasses.is_dataclass(hints[name]):
-            yield from _options_of_text(value, f"--{name}", hints, new_names, f"{name}.")
-        else:
-            try:
-                yield f"--{name}={normalised(value, hints[name])}"
-            except ValueError as error:
-                raise UserError(f"--{name} {error}") from error
+def _config_files(argv: Sequence[str]) -> Iterator[Path]:
+    for position, argument in enumerate(argv):
+        if argument == "--config" and position + 1 < len(argv):
+            yield Path(argv[position + 1])
+        elif argument.startswith("--config="):
+            yield Path(argument.split("=", 1)[1])
 
 
-def _options_of_file(
-    path: Path, hints: Mapping[str, object], new_names: Mapping[str, str], prefix: str = ""
-) -> Iterator[str]:
-    """The options of a file that holds all keys, or those of the section ``prefix``."""
+def _reject_unknown_keys(path: Path, known: set[str], new_names: Mapping[str, str]) -> None:
     try:
-        content = path.read_text(encoding="utf-8-sig")
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot read the configuration file {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(one_line(f"{path} is not YAML: {error}")) from error
-    yield from _options_of_text(content, str(path), hints, new_names, prefix)
+    if content is None:
+        return
+    if not isinstance(content, Mapping):
+        raise UserError(f"{path} holds no keys: expected a YAML mapping such as 'model: ...'")
+    for key in _flatten_keys(content):
+        if key in new_names:
+            raise UserError(f"{path}: the key '{key}' is now {new_names[key]}")
+        if key not in known:
+            raise UserError(f"{path}: unknown key '{key}'{did_you_mean(key, known)}")
 
 
-def _options_of_text(
-    content: str, where: str, hints: Mapping[str, object], new_names: Mapping[str, str], prefix: str
-) -> Iterator[str]:
-    sections = {key for key, hint in hints.items() if dataclasses.is_dataclass(hint)}
-    try:
-        for key, node in leaves(content, sections, prefix):
-            if key in new_names:
-                raise UserError(f"{where}: the key '{key}' is now {new_names[key]}")
-            if key not in hints:
-                raise UserError(f"{where}: unknown key '{key}'{did_you_mean(key, set(hints))}")
-            try:
-                yield f"--{key}={as_option(node, hints[key])}"
-            except ValueError as error:
-                raise UserError(f"{where}, line {node.start_mark.line + 1}: {key} {error}") from error
-    except (yaml.YAMLError, RecursionError) as error:
-        raise UserError(one_line(f"{where} is not YAML: {error}")) from error
-    except ValueError as error:
-        raise UserError(f"{where}: {error}") from error
-
-
-def _expanded(path: str) -> str:
-    try:
-        return expand_path(path)
-    except ValueError as error:
-        raise UserError(str(error)) from error
-
-
-def path_argument(text: str) -> Path:
-    """``type`` of an argument that is a path: ``~`` and variables in it are replaced.
-
-    Raises:
-        UserError: there is no such user or variable.
-    """
-    return Path(_expanded(text))
-
-
-def path_or_url_argument(text: str) -> str:
-    """The same where a URL will do, whose slashes stay."""
-    return _expanded(text)
+def _flatten_keys(content: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in content.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            yield from _flatten_keys(value, f"{prefix}{key}.")
 
 
 def config_as_dict(config: Any) -> dict[str, Any]:

@@ -1,22 +1,18 @@
 """``narrowbert onnx``."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
-from data_prep.contract.command_line import Parser, UserError, path_argument
+from data_prep.contract.command_line import Parser, UserError
 from pipeline.commands import COMMANDS
 
 
 def run(argv: Sequence[str]) -> None:
     """Write the files and print how far they are from torch and, for int8, what they gain and lose."""
     parser = Parser("narrowbert onnx", description=COMMANDS["onnx"])
+    parser.add_argument("model", type=Path, metavar="MODEL_DIR", help="the files are written to MODEL_DIR/onnx/")
     parser.add_argument(
-        "model", type=path_argument, metavar="MODEL_DIR", help="the files are written to MODEL_DIR/onnx/"
-    )
-    parser.add_argument(
-        "--int8",
-        type=path_argument,
-        metavar="TEXTS",
-        help="also int8 files, measured on this file of one text per line",
+        "--int8", type=Path, metavar="TEXTS", help="also int8 files, measured on this file of one text per line"
     )
     arguments = parser.parse_args(argv)
     from pipeline.export.onnx_files import write_onnx

@@ -1,15 +1,16 @@
 """``narrowbert sync``."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
-from data_prep.contract.command_line import Parser, path_argument
+from data_prep.contract.command_line import Parser
 from pipeline.commands import COMMANDS
 
 
 def run(argv: Sequence[str]) -> None:
     """Send what is missing and say so."""
     parser = Parser("narrowbert sync", description=COMMANDS["sync"])
-    parser.add_argument("run_dir", type=path_argument)
+    parser.add_argument("run_dir", type=Path)
     arguments = parser.parse_args(argv)
     from pipeline.tracking.shipping import sync
 

@@ -8,17 +8,10 @@ from pathlib import Path
 from typing import NoReturn
 
 from data_prep.contract.command_line import UserError, part_of, read_config, report_user_error
-from data_prep.contract.shell.streams import flush_or_give_up
 from pipeline.commands import COMMANDS
 from pipeline.config import RunConfig
 from pipeline.processes.launch import die_with_launcher, start_local_processes
-from pipeline.processes.signals import (
-    LOST_CONNECTION_EXIT_CODE,
-    REQUEUE_EXIT_CODE,
-    LostConnectionError,
-    StoppedError,
-    catch_stop_signals,
-)
+from pipeline.processes.signals import LOST_CONNECTION_EXIT_CODE, LostConnectionError, catch_stop_signals
 from pipeline.processes.world import SINGLE_PROCESS, choose_world
 from pipeline.runs.directory import has_checkpoint, is_finished, prepare_run, restore_run_files
 from pipeline.tracking.description import check_tracking
@@ -57,18 +50,13 @@ def run(argv: Sequence[str]) -> int:
     from pipeline.training.loop import train
 
     try:
-        code = train(config, joined or SINGLE_PROCESS, shards)
-        flush_or_give_up()  # the log files have it too
-        return code
+        return train(config, joined or SINGLE_PROCESS, shards)
     except UserError as error:
         if "--debug" in sys.argv:
             raise
         # An orderly end of the process group needs every rank. Without it the interpreter's own shutdown aborts now
         # and then ("terminate called without an active exception"), which would hide the exit code.
         _exit_now(report_user_error("narrowbert", error))
-    except StoppedError as error:
-        sys.stderr.write(f"narrowbert: {error}\n")
-        _exit_now(REQUEUE_EXIT_CODE)
     except LostConnectionError as error:
         if "--debug" in sys.argv:
             raise
@@ -77,6 +65,6 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _exit_now(code: int) -> NoReturn:
-    flush_or_give_up()
+    sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -30,7 +30,6 @@ from pipeline.parallel.groups import (
     model_parallel_unit,
     tensor_parallel_group,
 )
-from pipeline.processes.meeting import meet
 from pipeline.processes.watchdog import collective_limit_s
 from pipeline.processes.world import World
 
@@ -44,9 +43,7 @@ def initialise_process_group(
     """Join the other processes (gloo on CPU, NCCL on CUDA), form the groups, return this process's device.
 
     Raises:
-        UserError: more processes than GPUs on this machine, or rank 0's port is taken.
-        StoppedError: this process was asked to stop while it waited for the others.
-        LostConnectionError: not all of them have come.
+        UserError: more processes than GPUs on this machine.
     """
     if tensor_parallel_size > 1:
         # One hardware queue, so that a backward pass's sums start before the products issued after them (Megatron).
@@ -73,13 +70,11 @@ def initialise_process_group(
             device_id=group_device,
         )
     else:
-        limit_s = collective_limit_s(hang_timeout_s)
-        limit_collectives(limit_s)
-        store = meet(world, limit_s)
+        limit_collectives(collective_limit_s(hang_timeout_s))
         # Gloo then connects ranks when they first speak to each other. All to all, a group of 1,024 ranks would take
         # more than a thousand descriptors of every process.
         os.environ.setdefault("TORCH_GLOO_LAZY_INIT", "1")
-        dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, device_id=group_device)
+        dist.init_process_group(backend, rank=world.rank, world_size=world.size, device_id=group_device)
     initialise_tensor_parallel(tensor_parallel_size)
     return device
 

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Literal
 
 from data_prep.contract.command_line import UserError
-from data_prep.contract.shell.paths import PATH
 
 SPLITS = ("train", "validation", "test")
 
@@ -18,11 +17,11 @@ class FinetuneData:
     (contrastive: a text a line).
     """
 
-    train: str = dataclasses.field(default="train", metadata=PATH)
+    train: str = "train"
     """File of examples to learn from; with ``dataset`` the name of a split."""
-    validation: str | None = dataclasses.field(default=None, metadata=PATH)
+    validation: str | None = None
     """File (split) to measure on."""
-    test: str | None = dataclasses.field(default=None, metadata=PATH)
+    test: str | None = None
     """A second file (split) to measure on."""
     dataset: str | None = None
     """Name of a data set for ``datasets.load_dataset``, instead of files."""
@@ -94,9 +93,9 @@ class FinetuneTracking:
 class FinetuneConfig:
     """One task, trained once for each seed."""
 
-    model: str = dataclasses.field(default="", metadata=PATH)
+    model: str = ""
     """Folder that ``narrowbert export`` wrote, or a BERT of transformers."""
-    output: str = dataclasses.field(default="", metadata=PATH)
+    output: str = ""
     """Folder of the results: results.md, results.json, and seed-N/ with the model of each seed."""
     task: Literal["classification", "regression", "multi_label", "tagging", "question_answering", "contrastive"] = (
         "classification"

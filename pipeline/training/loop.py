@@ -69,8 +69,7 @@ def train(config: RunConfig, world: World, shards: Mixture, objective: Objective
     Raises:
         UserError: the run cannot continue: no intact checkpoint, a full disk, divergence. Among several processes the
             caller must end this one then, since its watch and its group stay until the others have noticed.
-        LostConnectionError: the ranks did not find each other, or lost each other; new processes resume the run.
-        StoppedError: a signal has ended the wait for the other ranks.
+        LostConnectionError: the ranks lost each other; new processes resume the run.
     """
     raise_descriptor_limit()  # a mapped shard takes one
     keep_freed_memory()

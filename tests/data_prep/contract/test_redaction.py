@@ -61,7 +61,7 @@ def test_the_path_of_a_credentials_file_is_no_secret(value: str, secret: bool) -
 
 @pytest.mark.parametrize("arguments", [TrainJobArguments, PrepJobArguments])
 def test_no_key_of_a_configuration_is_a_secret(arguments: type[object]) -> None:
-    assert [key for key, _ in _dotted_keys(arguments) if is_secret_key(key)] == []
+    assert [key for key in _dotted_keys(arguments) if is_secret_key(key)] == []
 
 
 def test_a_line_for_the_user_keeps_its_meaning() -> None:
