@@ -1,6 +1,7 @@
 """Whether a run may go on under another schedule: only where no step that is done would have had another rate."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 from data_prep.contract.command_line import UserError
 from pipeline.config import SCHEDULE_CHANGES, OptimizerConfig, RunConfig
 from pipeline.runs.records import read_points
-from pipeline.schedule import first_other_rate
+from pipeline.schedule import decay_begin, first_other_rate, warmup_steps
 
 
 def check_schedule_change(run_dir: Path, stored: Mapping[str, Any], config: RunConfig) -> None:
@@ -29,14 +30,29 @@ def check_schedule_change(run_dir: Path, stored: Mapping[str, Any], config: RunC
     names = {field.name for field in dataclasses.fields(OptimizerConfig)}
     settings = {name: stored[f"optimizer.{name}"] for name in names}
     there = (stored["training.train_steps"], OptimizerConfig(**settings))
-    other = first_other_rate(steps_done, there, (config.training.train_steps, config.optimizer))
+    here = (config.training.train_steps, config.optimizer)
+    other = first_other_rate(steps_done, there, here)
     if other is not None:
         step, old, new = other
         raise UserError(
             f"run_dir {run_dir} holds a run of another schedule ({what}), and {steps_done} of its steps are done: step "
             f"{step + 1} had the learning rate {old:.6g} and would have {new:.6g}; only what lies ahead may change: "
-            "give optimizer.lr_warmup_steps and a shorter decay (optimizer.lr_decay_fraction), or another --run_dir"
+            + _remedy(steps_done, there, here)
         )
+
+
+def _remedy(steps_done: int, there: tuple[int, OptimizerConfig], here: tuple[int, OptimizerConfig]) -> str:
+    """Settings that leave the rates of the steps that are done as they were, if there are any."""
+    warmup, (train_steps, optimizer) = warmup_steps(*there), here
+    if decay_begin(*there) < steps_done:
+        return "the run's decay has begun, so give the schedule that it had, or another --run_dir"
+    if warmup >= train_steps:
+        return f"give more than {warmup} train_steps, the run's warm-up, or another --run_dir"
+    settings = f"give optimizer.lr_warmup_steps {warmup}"
+    if optimizer.lr_decay_style != "constant":
+        longest = math.floor(1000 * (train_steps - steps_done) / train_steps) / 1000
+        settings += f" and optimizer.lr_decay_fraction {longest} or less"
+    return f"{settings}, or another --run_dir"
 
 
 def changes_of_schedule(stored: Mapping[str, Any], config: RunConfig) -> list[str]:
