@@ -8,7 +8,7 @@
   of this machine, each with a core. More processes are measured and printed beside it: where they are more than the
   cores, their time is mostly that of waiting for a core. A network has hops of its own (``--hop_us``, taken for both).
   The agreement is under way while a step is computed, and holds up only steps that are shorter than it.
-- *Heartbeats*: files written in ten seconds, one a rank.
+- *Heartbeats*: files written in ten seconds, one a node of 8 ranks.
 - *Resume*: bytes a rank reads for each parameter, with ZeRO 1: the weight, and its share of the fp32 state.
 
 ``--start`` measures instead what a rank needs to open its rows: a folder of 100 chunks and one of 400,000. Each is a
@@ -33,10 +33,11 @@ from results import record
 
 from pipeline.data import order_1
 from pipeline.data.order import Deal, Order, RowOrder, StepOrder, lanes_of
-from pipeline.processes.group_sum import exchanges
+from pipeline.planning.growth import agreement_rounds, readers_of_chunk, resume_bytes
 
 RANKS = (8, 96, 1000, 1024, 4096)
 CHUNKS, CHUNK_ROWS, ROWS_OF_RANK = 30_000, 256, 27
+RANKS_OF_NODE = 8
 MIXTURES = {"one folder": (1,), "3 to 1": (3, 1), "70, 20, 9, 1": (70, 20, 9, 1)}
 REDUCTIONS = 200
 
@@ -91,20 +92,6 @@ def orders(shares: Sequence[int], ranks: int) -> tuple[Order, Order]:
     return first, StepOrder(Deal(shares), second, batch)
 
 
-def readers(order: Order, ranks: int, steps: int) -> float:
-    """How many ranks read a chunk, in the mean over the chunks that these steps touch."""
-    batch = ranks * ROWS_OF_RANK
-    rank_of = np.empty(batch, dtype=np.int64)
-    for rank in range(ranks):
-        rank_of[order.positions_of_process(0, batch, data_rank=rank, data_parallel_size=ranks)] = rank
-    keys = []
-    for step in range(steps):
-        folders, epochs, chunks, _ = order.locate(step * batch + np.arange(batch))
-        keys.append(np.unique(((epochs * 8 + folders) * CHUNKS + chunks) * ranks + rank_of))
-    found = np.unique(np.concatenate(keys))
-    return len(found) / len(np.unique(found // ranks))
-
-
 def order_milliseconds(order: Order, ranks: int) -> float:
     """Of one rank, for one step."""
     batch, taken = ranks * ROWS_OF_RANK, []
@@ -132,12 +119,6 @@ def reduction_milliseconds(size: int) -> dict[str, float]:
     return {name: 1e3 * seconds for name, seconds in json.loads(printed[0].splitlines()[-1]).items()}
 
 
-def rounds_of(ranks: int) -> int:
-    """Messages that a sum waits for, one after the other."""
-    ways = [exchanges(rank, ranks) for rank in range(ranks)]
-    return max(len(way.partners) + 2 * (way.takes_from is not None) for way in ways)
-
-
 def replay(most_processes: int, hop_us: float, replayed_rows: int) -> list[dict[str, str]]:
     """The rows of the table."""
     measured = {size: reduction_milliseconds(size) for size in (2, 4, 8, 16) if size <= most_processes}
@@ -150,14 +131,14 @@ def replay(most_processes: int, hop_us: float, replayed_rows: int) -> list[dict[
         row = {"ranks": f"{ranks:,}"}
         for name, shares in MIXTURES.items():
             first, second = (
-                readers(order, ranks, max(2, replayed_rows // (ranks * ROWS_OF_RANK)))
+                readers_of_chunk(order, ranks * ROWS_OF_RANK, ranks, max(2, replayed_rows // (ranks * ROWS_OF_RANK)))
                 for order in orders(shares, ranks)
             )
             row[f"readers, {name}"] = f"{second:.2f} (order 1: {first:.1f})"
         row["order"] = f"{order_milliseconds(orders((3, 1), ranks)[1], ranks):.1f} ms"
-        row["agreement"] = f"{rounds_of(ranks) * one_round:.1f} ms (ring: {2 * (ranks - 1) * hop:.0f})"
-        row["heartbeats in 10 s"] = f"{ranks:,}"
-        row["resume"] = f"{4 + 12 / ranks:.2f} B (before 16)"
+        row["agreement"] = f"{agreement_rounds(ranks) * one_round:.1f} ms (ring: {2 * (ranks - 1) * hop:.0f})"
+        row["heartbeats in 10 s"] = f"{-(-ranks // RANKS_OF_NODE):,}"
+        row["resume"] = f"{resume_bytes(1, ranks, 1):.2f} B (before 16)"
         rows.append(row)
         print(" | ".join(f"{name}: {cell}" for name, cell in row.items()), flush=True)
     return rows

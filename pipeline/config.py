@@ -11,6 +11,9 @@ from pipeline.layout import kv_projections, parse_layout
 LIVE_ELEMENTS = 50_000_000
 """Weights that ZeRO 3 keeps fetched at once; DeepSpeed's own limit of 10^9 would keep all of most encoders."""
 
+BUCKET_ELEMENTS = 50_000_000
+"""Elements of a buffer in which DeepSpeed sums gradients."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:

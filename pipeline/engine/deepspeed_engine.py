@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import nn
 
 from data_prep.contract.command_line import UserError
-from pipeline.config import LIVE_ELEMENTS, RunConfig
+from pipeline.config import BUCKET_ELEMENTS, LIVE_ELEMENTS, RunConfig
 from pipeline.engine.bf16_products import ensure_bf16_products
 from pipeline.engine.compilation import compile_and_warm_up
 from pipeline.engine.optimizer import build_optimizer, clip_gradients
@@ -32,9 +32,6 @@ from pipeline.parallel.groups import (
 )
 from pipeline.processes.watchdog import collective_limit_s
 from pipeline.processes.world import World
-
-# Elements that DeepSpeed's buffers hold while it sums gradients.
-_BUCKET_ELEMENTS = 50_000_000
 
 
 def initialise_process_group(
@@ -108,8 +105,8 @@ def deepspeed_config(config: RunConfig, data_parallel_size: int) -> DeepSpeedCon
         "stage": training.zero_stage,
         # A sublayer's gradients are summed while the backward pass goes on. On CPU both would share the same cores.
         "overlap_comm": torch.cuda.is_available(),
-        "reduce_bucket_size": _BUCKET_ELEMENTS,
-        "allgather_bucket_size": _BUCKET_ELEMENTS,
+        "reduce_bucket_size": BUCKET_ELEMENTS,
+        "allgather_bucket_size": BUCKET_ELEMENTS,
         "stage3_max_live_parameters": LIVE_ELEMENTS,
         "stage3_max_reuse_distance": LIVE_ELEMENTS,
     }

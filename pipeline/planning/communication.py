@@ -154,7 +154,8 @@ def bytes_out_of_node(collectives: list[Collective], processes_per_node: int, no
 def step_seconds(compute_seconds: float, bytes_out: float, bytes_per_second: float) -> tuple[float, float]:
     """Seconds of a step, and the share of them that is not network.
 
-    Nothing overlaps, as the engine is set up, and latency is left out: large payloads are meant.
+    Nothing overlaps, as on CPU; on GPUs gradients are summed during the backward pass, and a step may be shorter.
+    Latency is left out: large payloads are meant.
 
     Args:
         compute_seconds: of a step without what leaves the node.

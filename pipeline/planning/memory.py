@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pipeline.config import LIVE_ELEMENTS, RunConfig
+from pipeline.config import BUCKET_ELEMENTS, LIVE_ELEMENTS, RunConfig
 from pipeline.engine.compilation import DTYPES
 from pipeline.layout import group_sublayers, parse_layout
 from pipeline.model.arithmetic import RowShape
@@ -123,6 +123,15 @@ def state_bytes(config: RunConfig, shape: RowShape, world_size: int, zero_stage:
         weights += unit * min(parameters, LIVE_ELEMENTS)
         gradients += 2 * unit * padded_vocab_size(shape.vocab_size, size) // size * config.model.hidden_size
     return weights, gradients, optimizer
+
+
+def bucket_bytes(config: RunConfig) -> int:
+    """Bytes of the buffers in which gradients are summed on a GPU: one is filled while the other is under way.
+
+    On CPU nothing overlaps, and of one buffer only what is filled takes memory.
+    """
+    buffers = {0: 0, 1: 2, 2: 2, 3: 1}[config.training.zero_stage]
+    return buffers * BUCKET_ELEMENTS * DTYPES[config.training.precision].itemsize
 
 
 def model_state_bytes(

@@ -11,6 +11,9 @@ from pipeline.model.arithmetic import RowShape, forward_flops, predicted_speedup
 from pipeline.model.parameters import count_parameters
 from pipeline.planning.communication import bytes_out_of_node, step_communication, step_seconds
 
+# Of a run's order, to count who reads a chunk.
+_REPLAYED_ROWS = 200_000
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PlanOptions:
@@ -83,6 +86,7 @@ def plan(config: RunConfig, options: PlanOptions) -> Plan:
         ("tokens", f"{tokens:,}" + (f" ({_epochs(rows, shards)})" if shards else "")),
         *_memory_lines(config, shape, options.processes),
         *_communication_lines(config, shape, options),
+        *_growth_lines(config, shards, parameters, options),
         _time_line(tokens, options.tokens_per_second),
     ]
     return Plan(
@@ -122,7 +126,7 @@ def _check_options(options: PlanOptions) -> None:
 
 def _memory_lines(config: RunConfig, shape: RowShape, processes: int) -> list[tuple[str, str]]:
     """Memory per process for every ZeRO stage, and what the configured one is made of."""
-    from pipeline.planning.memory import predict_memory, state_bytes  # torch, which only this needs
+    from pipeline.planning.memory import bucket_bytes, predict_memory, state_bytes  # torch, which only this needs
 
     lines = []
     chosen = predict_memory(config, shape, processes)
@@ -132,6 +136,8 @@ def _memory_lines(config: RunConfig, shape: RowShape, processes: int) -> list[tu
         lines.append((f"memory per process, ZeRO {stage}", f"{total / 2**30:.3f} GiB{mark}"))
     parts = ("weights", "gradients", "optimizer", "activations")
     lines.append(("", ", ".join(f"{part} {getattr(chosen, part) / 2**30:.3f}" for part in parts)))
+    if config.training.zero_stage:
+        lines.append(("on a GPU besides, to sum gradients", f"{bucket_bytes(config) / 2**30:.3f} GiB"))
     # Weights and moments in fp32; ZeRO 0 has no master weights among its optimizer states.
     copy = chosen.optimizer if config.training.zero_stage else chosen.optimizer * 3 // 2
     lines.append(("host memory besides, for checkpoints", f"{copy / 2**30:.3f} GiB"))
@@ -170,6 +176,32 @@ def _communication_lines(config: RunConfig, shape: RowShape, options: PlanOption
             f"{100 * efficiency:.1f}% efficient",
         )
     )
+    return lines
+
+
+def _growth_lines(
+    config: RunConfig, shards: Mixture | None, parameters: int, options: PlanOptions
+) -> list[tuple[str, str]]:
+    """What else grows with the processes of several nodes."""
+    if options.nodes == 1:
+        return []
+    from pipeline.planning import growth  # torch, as above
+    from pipeline.processes.watchdog import heartbeat_interval_s
+
+    training, ranks = config.training, options.processes
+    lines = [("agreement", f"{1e3 * growth.agreement_seconds(ranks):.1f} ms per step, while the step is computed")]
+    if shards is not None:
+        batch, size = training.global_batch_size, ranks // training.tensor_model_parallel_size
+        steps = max(2, _REPLAYED_ROWS // batch)
+        readers = growth.readers_of_chunk(shards.order(config.data.seed, batch), batch, size, steps)
+        lines.append(("reading", f"a chunk is read by {readers:.2f} of {size} data-parallel processes"))
+    written = growth.checkpoint_bytes(parameters)
+    read = growth.resume_bytes(parameters, ranks, training.zero_stage)
+    lines += [
+        ("checkpoint", f"{written / 1e9:.4g} GB, {written / ranks / 1e9:.4g} GB written by each process"),
+        ("resume", f"{read / 1e9:.4g} GB read by each process"),
+        ("heartbeats", f"{options.nodes} files every {heartbeat_interval_s(training.hang_timeout):g} s"),
+    ]
     return lines
 
 

@@ -1,18 +1,15 @@
 """A thread per rank that notices when the training hangs.
 
-The thread writes how far its rank has come into ``logs/heartbeats`` and reads nothing while its own rank moves.
+The thread tells how far its rank has come, and reads of no other node while its own rank moves.
 A rank that stands still stops all of them, sooner or later, in some collective. So a rank that has not moved for
 ``training.hang_timeout`` seconds raises the alarm. Each rank then dumps the stacks of its threads, the one that
 lags is named, and all end.
 """
 
 import contextlib
-import dataclasses
 import faulthandler
-import json
 import logging
 import os
-import shutil
 import socket
 import sys
 import threading
@@ -21,9 +18,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from data_prep.contract.files import write_atomically
+from pipeline.processes.heartbeats import Heartbeat, Heartbeats
 from pipeline.processes.signals import HANG_EXIT_CODE
 from pipeline.processes.world import World
+from pipeline.runs.attempts import Attempt
 from pipeline.runs.records import append_event
 
 log = logging.getLogger("narrowbert")
@@ -39,16 +37,9 @@ def collective_limit_s(timeout_s: float) -> float:
     return max(timeout_s, START_TIMEOUT_S) + _LATER_S
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Heartbeat:
-    rank: int
-    host: str
-    pid: int
-    moves: int
-    """Places passed so far: the same ones in the same order on every rank."""
-    place: str
-    ticks: int
-    """Goes up as long as the process lives and is not stopped."""
+def heartbeat_interval_s(timeout_s: float) -> float:
+    """Seconds between two heartbeats of a rank."""
+    return min(10.0, max(0.1, timeout_s / 10))
 
 
 class Watchdog:
@@ -64,10 +55,10 @@ class Watchdog:
         timeout_s: seconds without a move that mean a hang, once the first step is done.
     """
 
-    def __init__(self, run_dir: Path, world: World, attempt: int, timeout_s: float) -> None:
+    def __init__(self, run_dir: Path, world: World, attempt: Attempt, timeout_s: float) -> None:
         self._run_dir, self._world, self._timeout_s = run_dir, world, timeout_s
-        self._folder = run_dir / "logs/heartbeats" / f"start-{attempt}"
-        self._interval_s = min(10.0, max(0.1, timeout_s / 10))
+        self._heartbeats = Heartbeats(run_dir, attempt, world.rank)
+        self._interval_s = heartbeat_interval_s(timeout_s)
         self._moves, self._place, self._step = 0, "starting", 0
         self._in_start = True  # until the first step is done
         self._ticks, self._quiet_s = 0, 0.0
@@ -88,18 +79,14 @@ class Watchdog:
 
     def start(self) -> None:
         """Begin; folders of earlier starts are removed."""
-        if self._world.rank == 0:
-            for folder in self._folder.parent.glob("start-*"):
-                if folder != self._folder:
-                    shutil.rmtree(folder, ignore_errors=True)
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self._heartbeats.open()
         self._thread.start()
 
     def stop(self) -> None:
         """The run ends in good order."""
         self._end.set()
         self._thread.join()
-        self._heartbeat_path(self._world.rank).unlink(missing_ok=True)
+        self._heartbeats.close()
 
     def reached(self, place: str, step: int) -> None:
         """This rank has come to ``place`` after ``step`` steps; called at the same points on every rank."""
@@ -113,7 +100,6 @@ class Watchdog:
 
     def _watch(self) -> None:
         last, moves = time.monotonic(), -1
-        alarm = self._folder / "hang"
         while not self._end.wait(self._interval_s):
             now = time.monotonic()
             # A process that was stopped as a whole (a suspended job) has lost no time of its own.
@@ -124,39 +110,35 @@ class Watchdog:
             self._ticks += 1
             with contextlib.suppress(OSError):  # a full disk is not a hang
                 self._beat()
-            if self._quiet_s > self._limit_s() or alarm.exists():
-                self._raise_alarm(alarm)
+            if self._quiet_s > self._limit_s() or self._heartbeats.alarm_raised():
+                self._raise_alarm()
 
     def _limit_s(self) -> float:
         return max(self._timeout_s, START_TIMEOUT_S) if self._in_start else self._timeout_s
 
     def _beat(self) -> None:
-        beat = _Heartbeat(
+        beat = Heartbeat(
             rank=self._world.rank, host=socket.gethostname(), pid=os.getpid(), moves=self._moves,
             place=f"'{self._place}' after step {self._step}", ticks=self._ticks,
         )  # fmt: skip
-        write_atomically(self._heartbeat_path(self._world.rank), json.dumps(dataclasses.asdict(beat)))
+        self._heartbeats.write(beat)
 
-    def _heartbeat_path(self, rank: int) -> Path:
-        return self._folder / f"rank-{rank}.json"
-
-    def _raise_alarm(self, alarm: Path) -> None:
+    def _raise_alarm(self) -> None:
         """Dump the stacks, name who lags, end the process."""
-        with contextlib.suppress(OSError):
-            alarm.touch()
+        self._heartbeats.raise_alarm()
         stacks = self._run_dir / "logs" / f"stacks-rank-{self._world.rank}.txt"
         with contextlib.suppress(OSError), stacks.open("w") as file:
             file.write(f"rank {self._world.rank} on {socket.gethostname()}: {self._place} after step {self._step}\n")
             file.flush()  # the dump below goes past Python's buffer
             faulthandler.dump_traceback(file, all_threads=True)
         # The others see the alarm and dump theirs; who does not get to a next tick is frozen or gone.
-        before = self._read_heartbeats()
+        before = self._heartbeats.read()
         for _ in range(5):
             time.sleep(self._interval_s)
             self._ticks += 1
             with contextlib.suppress(OSError):
                 self._beat()
-        after = self._read_heartbeats()
+        after = self._heartbeats.read()
         frozen = [rank for rank in range(self._world.size) if rank not in after or after[rank] == before.get(rank)]
         living = [rank for rank in after if rank not in frozen]
         if not living or self._world.rank == min(living):
@@ -166,7 +148,7 @@ class Watchdog:
         sys.stdout.flush()
         os._exit(HANG_EXIT_CODE)
 
-    def _report(self, beats: dict[int, _Heartbeat], frozen: list[int]) -> None:
+    def _report(self, beats: dict[int, Heartbeat], frozen: list[int]) -> None:
         text = f"no progress for {self._limit_s():g} s: {lagging(beats, frozen)}"
         log.error(
             "%s; the stacks are in %s. The run ends; run the same command again to resume from the last checkpoint.",
@@ -175,15 +157,8 @@ class Watchdog:
         with contextlib.suppress(OSError):
             append_event(self._run_dir, "hang", self._step, text)
 
-    def _read_heartbeats(self) -> dict[int, _Heartbeat]:
-        found = {}
-        for rank in range(self._world.size):
-            with contextlib.suppress(OSError, ValueError, TypeError):
-                found[rank] = _Heartbeat(**json.loads(self._heartbeat_path(rank).read_text(encoding="utf-8")))
-        return found
 
-
-def lagging(beats: dict[int, _Heartbeat], frozen: list[int]) -> str:
+def lagging(beats: dict[int, Heartbeat], frozen: list[int]) -> str:
     """Which ranks the others wait for, in words."""
 
     def name(rank: int) -> str:

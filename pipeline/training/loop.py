@@ -81,7 +81,7 @@ def train(config: RunConfig, world: World, shards: Mixture, objective: Objective
             at_end.callback(agreement.close)
             attempt = register(config, world, shards)
             # After a good end the watch is over before the run is closed: rank 0 may wait for MLflow there.
-            with Watchdog(Path(config.run_dir), world, attempt.number, config.training.hang_timeout) as watchdog:
+            with Watchdog(Path(config.run_dir), world, attempt, config.training.hang_timeout) as watchdog:
                 run = open_run(config, shards, objective, Ranks(world, agreement, watchdog), attempt, device)
                 at_end.push(lambda _kind, error, _traceback, run=run: run.close(error))
                 with logging_redirect_tqdm([log]):  # log lines appear above the progress bar, not in it

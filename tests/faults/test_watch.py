@@ -17,13 +17,19 @@ LEAK_STEPS = 10_000 if LONG else 1_000
 
 
 @pytest.mark.slow
-def test_a_frozen_rank_is_found_named_and_the_run_ended(tmp_path: Path, shard_folder: Path) -> None:
+@pytest.mark.parametrize("frozen", [0, 1])  # rank 0 is the one that writes for both
+def test_a_frozen_rank_is_found_named_and_the_run_ended(tmp_path: Path, shard_folder: Path, frozen: int) -> None:
     run_dir = tmp_path / "run"
     command = argv(run_dir, shard_folder, "--training.train_steps", "100000", "--training.hang_timeout", "4")
     launcher = start_command("pipeline", *command, "--processes", "2")
-    beat = run_dir / "logs/heartbeats/start-1/rank-1.json"
-    wait_until(lambda: (run_dir / "checkpoints/latest").exists() and beat.exists(), launcher, "the first checkpoint")
-    os.kill(json.loads(beat.read_text())["pid"], signal.SIGSTOP)
+    beats = run_dir / "logs/heartbeats/start-1/node-of-rank-0.json"
+
+    def both_beat() -> bool:
+        return beats.exists() and len(json.loads(beats.read_text())) == 2
+
+    wait_until(lambda: (run_dir / "checkpoints/latest").exists() and both_beat(), launcher, "the first checkpoint")
+    found = {beat["rank"]: beat["pid"] for beat in json.loads(beats.read_text())}
+    os.kill(found[frozen], signal.SIGSTOP)
     stopped = time.monotonic()
     try:
         out, err = launcher.communicate(timeout=60)
@@ -33,10 +39,12 @@ def test_a_frozen_rank_is_found_named_and_the_run_ended(tmp_path: Path, shard_fo
     assert launcher.returncode == 86, out + err
     assert time.monotonic() - stopped < 30
     (hang,) = events(run_dir, "hang")
-    assert "rank 1 (process" in hang["text"]
+    assert f"rank {frozen} (process" in hang["text"]
     assert "does not run any more" in hang["text"]
-    assert hang["text"] in out
-    assert "train_to_end" in (run_dir / "logs/stacks-rank-0.txt").read_text()
+    # Every rank but the first prints into a log of its own.
+    log = run_dir / "logs/rank-1.log"
+    assert hang["text"] in (out if frozen else log.read_text())
+    assert "train_to_end" in (run_dir / f"logs/stacks-rank-{1 - frozen}.txt").read_text()
     # What hung is no obstacle to the next start.
     stop = {"do": "signal", "place": "in the forward pass", "step": 0, "number": signal.SIGTERM}
     ended = Ranks(1, *command, faults=[stop]).end(85)

@@ -4,7 +4,16 @@ import pytest
 
 from data_prep.contract.command_line import UserError
 from pipeline.config import RunConfig, TrainingConfig
+from pipeline.engine.deepspeed_engine import deepspeed_config
 from pipeline.planning.plan import PlanOptions, plan
+
+
+def bucket_elements(config: RunConfig) -> int:
+    zero = deepspeed_config(config, 16)["zero_optimization"]
+    assert isinstance(zero, dict)
+    elements = zero["reduce_bucket_size"]
+    assert isinstance(elements, int)
+    return elements
 
 
 def test_plan_prints_bytes_and_efficiency() -> None:
@@ -15,6 +24,9 @@ def test_plan_prints_bytes_and_efficiency() -> None:
 
     shown = printed(nodes=2)
     assert "gradients, all_reduce" in shown
+    # Two buffers of 50 million bf16 gradients, as the engine is told.
+    buffers = f"{2 * 2 * bucket_elements(config) / 2**30:.3f} GiB"
+    assert any("to sum gradients" in line and buffers in line for line in shown.splitlines())
     assert "give --node_tokens_per_second" in shown
     shown = printed(nodes=2, node_tokens_per_second=1e6, network_gigabytes_per_second=50.0)
     line = next(line for line in shown.splitlines() if line.startswith("step on 2 nodes"))
