@@ -23,6 +23,8 @@ class TrainArguments(RunConfig):
 
     processes: int | None = None
     """Processes to start on this machine (default 1). Under torchrun or srun leave it out: this process joins those."""
+    profile: int | None = None
+    """Steps of the first process to record by torch's profiler, from the third of this start on, into logs/profile."""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -34,6 +36,8 @@ def run(argv: Sequence[str]) -> int:
     joined, processes = choose_world(arguments.processes)
     # Here, before anything heavy is imported or started: a mistake is one quick line.
     check_tracking(config.tracking)
+    if arguments.profile is not None and arguments.profile < 1:
+        raise UserError(f"profile is {arguments.profile}: give a positive number of steps")
     shards = prepare_run(config, processes)
     if is_finished(config):
         if joined is None or joined.rank == 0:
@@ -50,7 +54,7 @@ def run(argv: Sequence[str]) -> int:
     from pipeline.training.loop import train
 
     try:
-        return train(config, joined or SINGLE_PROCESS, shards)
+        return train(config, joined or SINGLE_PROCESS, shards, profile_steps=arguments.profile or 0)
     except UserError as error:
         if "--debug" in sys.argv:
             raise
