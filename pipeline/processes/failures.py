@@ -46,10 +46,10 @@ def no_memory_as_user_error(
         wanted = _wanted_memory(error)
         if wanted is None:
             raise
+        advice = needs_less_memory(config, world.size, on_gpu=device.type == "cuda")
         where = f"rank {world.rank} ({device}) has no memory for {wanted} more {watchdog.place}"
         raise UserError(
-            f"{where}: {needs_less_memory(config, world.size, on_gpu=device.type == 'cuda')}, then run the same command again"
-            + _snapshot(Path(config.run_dir), world.rank, device)
+            f"{where}: {advice}, then run the same command again" + _snapshot(Path(config.run_dir), world.rank, device)
         ) from error
 
 
