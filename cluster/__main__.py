@@ -3,7 +3,6 @@
 import dataclasses
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TypeVar
 
 from cluster.config import ClusterConfig
@@ -13,6 +12,7 @@ from data_prep.contract.command_line import (
     UserError,
     choose_command,
     part_of,
+    path_argument,
     read_config,
     refuse_old_options,
     run_command,
@@ -126,7 +126,9 @@ def _cancel(argv: Sequence[str]) -> None:
 
 def _folder_parser(command: str) -> Parser:
     parser = Parser(f"{PROGRAM} {command}", description=COMMANDS[command])
-    parser.add_argument("folder", type=Path, metavar="RUN_DIR", help="the run directory, or the shard folder of prep")
+    parser.add_argument(
+        "folder", type=path_argument, metavar="RUN_DIR", help="the run directory, or the shard folder of prep"
+    )
     return parser
 
 

@@ -5,6 +5,7 @@ import re
 from typing import Literal
 
 from data_prep.contract.command_line import UserError
+from data_prep.contract.shell.paths import PATH
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,22 +68,22 @@ class ClusterConfig:
     continue_by: Literal["requeue", "resubmit"] = "requeue"
     """requeue: one job id, put back into the queue. resubmit: every job queues its successor when it starts, for
     sites that cancel jobs where others requeue them."""
-    python: str | None = None
+    python: str | None = dataclasses.field(default=None, metadata=PATH)
     """Python of the ranks, with narrowbert installed; default: the one that runs narrowbert-submit, or python in a
     container."""
     modules: tuple[str, ...] = ()
     """Environment modules to load, such as cuda/12.8."""
-    setup_script: str | None = None
+    setup_script: str | None = dataclasses.field(default=None, metadata=PATH)
     """File that the job sources before anything else; for what modules and environment cannot say."""
     environment: tuple[str, ...] = ()
     """Variables of the job, one NAME=value an entry."""
     container: Literal["none", "pyxis", "apptainer"] = "none"
     """pyxis: srun --container-image; apptainer: apptainer exec in front of the command."""
-    container_image: str | None = None
+    container_image: str | None = dataclasses.field(default=None, metadata=PATH)
     """Image: a registry's name, or a .sqsh or .sif file."""
-    container_mounts: tuple[str, ...] = ()
+    container_mounts: tuple[str, ...] = dataclasses.field(default=(), metadata=PATH)
     """Folders to mount, OUTSIDE:INSIDE; the run directory, the shards and the working folder must be seen inside."""
-    shared_paths: tuple[str, ...] = ()
+    shared_paths: tuple[str, ...] = dataclasses.field(default=(), metadata=PATH)
     """Folders that every node sees; run directory and shards must lie in one of them. Default: the kind of their file
     system decides."""
     prep: PrepJobsConfig = dataclasses.field(default_factory=PrepJobsConfig)

@@ -7,6 +7,7 @@ from typing import Literal
 
 from data_prep.contract.command_line import UserError
 from data_prep.contract.redaction import redact_urls
+from data_prep.contract.shell.paths import PATH
 
 MAX_WEIGHT = 1_000
 MAX_NAME_BYTES = 200  # file systems take 255, and the names beside it are longer
@@ -16,7 +17,7 @@ MAX_NAME_BYTES = 200  # file systems take 255, and the names beside it are longe
 class CorpusConfig:
     """Where the text comes from."""
 
-    paths: tuple[str, ...] | str = ()
+    paths: tuple[str, ...] | str = dataclasses.field(default=(), metadata=PATH)
     """A file, glob, folder or fsspec URL, or a list of them: .txt .jsonl .parquet .csv .tsv .warc, plain, .gz or
     .zst; the word 'builtin', or nothing, is the English documentation that every Python install carries."""
     weights: tuple[float, ...] | None = None
@@ -50,7 +51,7 @@ class DuplicatesConfig:
     near_threshold: float | None = None
     """Drop documents whose estimated Jaccard similarity (5-word shingles, MinHash) to an earlier one reaches
     this, for example 0.8; needs the extra 'dedup'."""
-    evaluation_paths: tuple[str, ...] | str = ()
+    evaluation_paths: tuple[str, ...] | str = dataclasses.field(default=(), metadata=PATH)
     """Evaluation sets, in any format of corpus.paths: documents that share an n-gram of words with them are
     dropped."""
     evaluation_ngram: int = 13
@@ -122,9 +123,9 @@ class MaskConfig:
 class PrepConfig:
     """Everything that decides what is in a shard folder, and where it goes."""
 
-    output: str
+    output: str = dataclasses.field(metadata=PATH)
     """The shard folder to make."""
-    tokenizer: str | None = None
+    tokenizer: str | None = dataclasses.field(default=None, metadata=PATH)
     """tokenizer.json that ``vocab`` writes and ``shards`` reads, or the vocab.txt of a BERT (cased or not as
     vocabulary.lowercase says); when not given, OUTPUT.tokenizer.json."""
     corpus: CorpusConfig = dataclasses.field(default_factory=CorpusConfig)
@@ -163,7 +164,7 @@ class PrepConfig:
 class RemaskConfig:
     """What ``remask`` can change; whatever is not given is as in the shard folder that it reads."""
 
-    output: str
+    output: str = dataclasses.field(metadata=PATH)
     """The shard folder to make."""
     mask: MaskConfig = dataclasses.field(default_factory=MaskConfig)
     """Which tokens are masked."""

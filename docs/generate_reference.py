@@ -47,7 +47,7 @@ EXIT_CODES = {
     0: "Done. A finished run that is started again also ends so.",
     1: "Anything else. The traceback is a bug report.",
     USER_ERROR_EXIT_CODE: "A mistake that you can fix. One line on stderr says what it is.",
-    REQUEUE_EXIT_CODE: "The run has saved after SIGTERM or SIGUSR1. Start it again to resume.",
+    REQUEUE_EXIT_CODE: "SIGTERM or SIGUSR1: the run has saved, or still waited for ranks. Start it again to resume.",
     HANG_EXIT_CODE: "The watchdog ended a run that made no progress for `training.hang_timeout` seconds.",
     INTERRUPTED_EXIT_CODE: "Interrupted by Ctrl-C.",
 }
@@ -133,7 +133,9 @@ def configuration_page() -> str:
         "Files and options are read from left to right, and later values win.",
         "`--print_config` prints the result.",
         "`--help` prints the same explanations for one command.",
-        "A misspelt key is an error that names the nearest one.\n",
+        "A misspelt key is an error that names the nearest one, and a key that stands twice in a file is one too.",
+        "In paths, `~` and variables such as `$HOME` are replaced, in files as in options.",
+        "Numbers are decimal, and what is text needs no quotes: `24:00:00` is a time, `no` a name.\n",
     ]
     for title, commands, cls in CONFIGURATIONS:
         lines += [f"## {title}", f"For {commands}.\n"]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from data_prep.contract.command_line import UserError
+from data_prep.contract.shell.paths import PATH
 from pipeline.layout import kv_projections, parse_layout
 
 LIVE_ELEMENTS = 50_000_000
@@ -19,7 +20,7 @@ BUCKET_ELEMENTS = 50_000_000
 class DataConfig:
     """Which shards, and in which order."""
 
-    path: tuple[str, ...] | str = "shards"
+    path: tuple[str, ...] | str = dataclasses.field(default="shards", metadata=PATH)
     """Folder made by ``narrowbert-prep shards``, or a list of them to mix."""
     weights: tuple[float, ...] | None = None
     """One positive number for each folder of a list: [3, 1] takes three rows of the first for one of the second,
@@ -84,7 +85,7 @@ class ModelConfig:
 class InitConfig:
     """Weights to start from. A run that has a checkpoint resumes from it and does not read them again."""
 
-    from_huggingface: str | None = None
+    from_huggingface: str | None = dataclasses.field(default=None, metadata=PATH)
     """Folder of a BERT or NarrowBERT in transformers' form (config.json, model.safetensors) to start from."""
     allow: tuple[str, ...] = ()
     """What may differ there, such as [bert.pooler.*, cls.seq_relationship.*]: tensors that are missing or of another
@@ -178,7 +179,7 @@ class TrackingConfig:
 class RunConfig:
     """One training run."""
 
-    run_dir: str = ""
+    run_dir: str = dataclasses.field(default="", metadata=PATH)
     """Folder of the run: configuration, checkpoints, metrics, logs. Needed to train."""
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     """Data."""
@@ -385,22 +386,3 @@ def _check_batch(training: TrainingConfig, data_parallel_size: int) -> None:
 def _some(numbers: list[int], near: int) -> str:
     """The few that are nearest, in order."""
     return ", ".join(map(str, sorted(sorted(numbers, key=lambda n: abs(n - near))[:4])))
-
-
-def needs_less_memory(config: RunConfig, world_size: int, *, on_gpu: bool) -> str:
-    """What to change so that a process needs less memory, and that the configuration's checks accept."""
-    training = config.training
-    rows = training.global_batch_size * training.tensor_model_parallel_size // world_size
-    smaller = [n for n in range(1, training.micro_batch_size) if rows % n == 0]
-    ways = []
-    if smaller:
-        ways.append(f"--training.micro_batch_size {smaller[-1]}")
-    if not config.model.recompute:
-        ways.append("--model.recompute true")
-    if training.zero_stage < 3 and world_size > training.tensor_model_parallel_size:
-        ways.append(f"--training.zero_stage {training.zero_stage + 1}")
-    if on_gpu and training.zero_stage and not training.offload_optimizer:
-        ways.append("--training.offload_optimizer true")
-    if not ways:
-        return "take a machine with more memory, or a smaller model"
-    return "take " + " or ".join(ways)

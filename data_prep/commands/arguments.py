@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from data_prep.config import PrepConfig, check_config
-from data_prep.contract.command_line import Parser, read_config
+from data_prep.contract.command_line import Parser, path_or_url_argument, read_config
 
 if TYPE_CHECKING:
     from data_prep.stages.finish import Summary
@@ -38,7 +38,7 @@ def print_summary(output: str, summary: "Summary", seconds: float) -> None:
 def folder_parser(command: str, description: str) -> argparse.ArgumentParser:
     """The parser of a command that reads one shard folder."""
     parser = Parser(prog=f"{PROGRAM} {command}", description=description)
-    parser.add_argument("folder", help="the shard folder, or its URL")
+    parser.add_argument("folder", type=path_or_url_argument, help="the shard folder, or its URL")
     return parser
 
 

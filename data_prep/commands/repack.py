@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from data_prep.commands.arguments import PROGRAM, prep_config, print_summary
 from data_prep.commands.terminal_progress import TerminalProgress
 from data_prep.config import PrepConfig
-from data_prep.contract.command_line import UserError
+from data_prep.contract.command_line import UserError, path_or_url_argument
 
 if TYPE_CHECKING:
     from data_prep.contract.shards import ShardFolder
@@ -40,7 +40,7 @@ def make_of_documents(
             prep_config(argv, f"{command} SHARDS", description)
         raise UserError(f"{command} needs the shard folder first: {PROGRAM} {command} SHARDS --output NEW")
     start = time.monotonic()
-    parent = open_kept(argv[0])
+    parent = open_kept(path_or_url_argument(argv[0]))
     config = prep_config([*configuration_options(parent), *argv[1:]], f"{command} SHARDS", description)
     with TerminalProgress() as progress:
         summary = make(parent, config, progress)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from data_prep.commands.arguments import folder_parser
 from data_prep.commands.terminal_progress import TerminalProgress
+from data_prep.contract.command_line import path_or_url_argument
 
 
 def run(argv: Sequence[str]) -> int:
@@ -16,7 +17,9 @@ def run(argv: Sequence[str]) -> int:
         "Copy a shard folder to s3://, gs:// or abfs://. The manifest comes last: a folder there is complete where it "
         "has one. The same command goes on with a copy that was cut short.",
     )
-    parser.add_argument("url", help="the folder in the store, such as s3://bucket/shards/mine")
+    parser.add_argument(
+        "url", type=path_or_url_argument, help="the folder in the store, such as s3://bucket/shards/mine"
+    )
     options = parser.parse_args(argv)
     start = time.monotonic()
     with TerminalProgress() as progress:

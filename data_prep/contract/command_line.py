@@ -8,12 +8,9 @@ The configuration of a command is one frozen dataclass, possibly nested. Values 
 import argparse
 import ast
 import dataclasses
-import difflib
 import importlib.metadata
 import inspect
 import itertools
-import os
-import re
 import sys
 import textwrap
 import types
@@ -22,9 +19,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_type_hints
 
-import yaml
-
 from data_prep.contract.redaction import redact_urls
+from data_prep.contract.shell.options import Keys, did_you_mean
+from data_prep.contract.shell.paths import expand_path, expand_paths
+from data_prep.contract.shell.streams import (
+    ReaderGoneError,
+    StreamError,
+    flush_or_give_up,
+    give_up_output,
+    standard_streams,
+)
 
 Config = TypeVar("Config")
 Part = TypeVar("Part")
@@ -51,20 +55,36 @@ def run_command(program: str, main: Callable[[Sequence[str]], int | None], argv:
     ours and keeps its traceback.
     """
     debug = "--debug" in argv
+    with standard_streams():
+        try:
+            return _run_and_flush(main, [a for a in argv if a != "--debug"])
+        except StreamError as error:
+            give_up_output()
+            return report_user_error(program, error)
+        except UserError as error:
+            flush_or_give_up()
+            if debug:
+                raise
+            return report_user_error(program, error)
+        except KeyboardInterrupt:
+            return INTERRUPTED_EXIT_CODE
+        except ReaderGoneError:  # not an error
+            give_up_output()
+            return 0
+
+
+def _run_and_flush(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int:
+    """Where the output is lost is known here, not while the interpreter ends."""
     try:
-        return main([a for a in argv if a != "--debug"]) or 0
-    except UserError as error:
-        if debug:
-            raise
-        return report_user_error(program, error)
-    except KeyboardInterrupt:
-        return INTERRUPTED_EXIT_CODE
-    except BrokenPipeError:  # the reader of our output (head, less) has gone: not an error
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        code = main(argv) or 0
+    except SystemExit:  # after --help
+        sys.stdout.flush()
+        raise
+    sys.stdout.flush()
+    return code
 
 
-def report_user_error(program: str, error: UserError) -> int:
+def report_user_error(program: str, error: UserError | StreamError) -> int:
     """Print the one line and return the exit code that goes with it."""
     print(f"{program}: error: {redact_urls(one_line(str(error)))}", file=sys.stderr, flush=True)
     return USER_ERROR_EXIT_CODE
@@ -145,10 +165,10 @@ def read_config(
     """
     from jsonargparse import ArgumentParser, Namespace
 
-    known = set(_dotted_keys(cls))
-    _reject_unknown_options(argv, known)
-    for path in _config_files(argv):
-        _reject_unknown_keys(path, known, new_names)
+    try:
+        argv = list(Keys(cls, new_names).options(argv))
+    except ValueError as error:
+        raise UserError(one_line(str(error))) from error
     description += " A mistake is one line and exit code 2; --debug shows its traceback instead."
     parser = ArgumentParser(prog=program, description=description, exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML file; may be given several times")
@@ -157,23 +177,16 @@ def read_config(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            parsed = parser.instantiate(parser.parse_args(list(argv)))
+            parsed = parser.instantiate(parser.parse_args(argv))
     except UserError:
         raise
     except Exception as error:  # jsonargparse raises several types, all about the user's input
-        message = one_line(str(error)).replace("Parser key ", "option ")
-        raise UserError(_NUMBER_FOR_TEXT.sub(_ask_for_quotes, message)) from error
+        raise UserError(one_line(str(error)).replace("Parser key ", "option ")) from error
     assert isinstance(parsed, Namespace)
-    return part_of(cls, parsed)
-
-
-def _ask_for_quotes(found: re.Match[str]) -> str:
-    minutes, seconds = divmod(int(found["number"]), 60)
-    text = f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
-    return (
-        f"expected text and got the number {found['number']}: put the value in quotes in the file (without them YAML "
-        f'reads a time such as "{text}" as a number of seconds)'
-    )
+    try:
+        return expand_paths(part_of(cls, parsed))
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def _describe_options(parser: argparse.ArgumentParser, cls: type[Any]) -> None:
@@ -213,68 +226,21 @@ def _own_field_docstrings(cls: type[Any], prefix: str) -> Iterator[tuple[str, st
             yield from field_docstrings(hints[name], f"{prefix}{name}.")  # type: ignore[arg-type]
 
 
-def did_you_mean(wrong: str, known: set[str]) -> str:
-    """``", did you mean 'x'?"`` for the nearest of ``known``, or the empty string."""
-    near = difflib.get_close_matches(wrong, sorted(known), n=1, cutoff=0.5)
-    if not near:  # right leaf in the wrong group: --train_steps for --training.train_steps
-        leaf = wrong.rsplit(".", 1)[-1]
-        near = [k for k in sorted(known) if k.rsplit(".", 1)[-1] == leaf]
-    return f", did you mean '{near[0]}'?" if near else ""
+def path_argument(text: str) -> Path:
+    """``type`` of an argument that is a path: ``~`` and variables in it are replaced.
+
+    Raises:
+        UserError: there is no such user or variable.
+    """
+    return Path(path_or_url_argument(text))
 
 
-def _dotted_keys(cls: type[Any], prefix: str = "") -> Iterator[str]:
-    hints = get_type_hints(cls)
-    for field in dataclasses.fields(cls):
-        yield prefix + field.name
-        if dataclasses.is_dataclass(hints[field.name]):
-            yield from _dotted_keys(hints[field.name], f"{prefix}{field.name}.")  # type: ignore[arg-type]
-
-
-_NUMBER_FOR_TEXT = re.compile(r"Expected a <class 'str'>\. Got value: (?P<number>\d+)$")
-
-_PARSER_OPTIONS = {"config", "print_config", "help", "debug"}
-
-
-def _reject_unknown_options(argv: Sequence[str], known: set[str]) -> None:
-    for argument in argv:
-        if not argument.startswith("--") or argument == "--":
-            continue
-        name = argument[2:].split("=", 1)[0]
-        if name not in known and name not in _PARSER_OPTIONS:
-            raise UserError(f"unknown option --{name}{did_you_mean(name, known)}")
-
-
-def _config_files(argv: Sequence[str]) -> Iterator[Path]:
-    for position, argument in enumerate(argv):
-        if argument == "--config" and position + 1 < len(argv):
-            yield Path(argv[position + 1])
-        elif argument.startswith("--config="):
-            yield Path(argument.split("=", 1)[1])
-
-
-def _reject_unknown_keys(path: Path, known: set[str], new_names: Mapping[str, str]) -> None:
+def path_or_url_argument(text: str) -> str:
+    """The same where a URL will do, whose slashes stay."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read the configuration file {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(one_line(f"{path} is not YAML: {error}")) from error
-    if content is None:
-        return
-    if not isinstance(content, Mapping):
-        raise UserError(f"{path} holds no keys: expected a YAML mapping such as 'model: ...'")
-    for key in _flatten_keys(content):
-        if key in new_names:
-            raise UserError(f"{path}: the key '{key}' is now {new_names[key]}")
-        if key not in known:
-            raise UserError(f"{path}: unknown key '{key}'{did_you_mean(key, known)}")
-
-
-def _flatten_keys(content: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
-    for key, value in content.items():
-        yield f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            yield from _flatten_keys(value, f"{prefix}{key}.")
+        return expand_path(text)
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def config_as_dict(config: Any) -> dict[str, Any]:

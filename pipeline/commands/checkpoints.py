@@ -1,16 +1,15 @@
 """``narrowbert checkpoints``."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from data_prep.contract.command_line import Parser, UserError
+from data_prep.contract.command_line import Parser, UserError, path_argument
 from pipeline.commands import COMMANDS
 
 
 def run(argv: Sequence[str]) -> None:
     """Print the list."""
     parser = Parser("narrowbert checkpoints", description=COMMANDS["checkpoints"])
-    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("run_dir", type=path_argument)
     arguments = parser.parse_args(argv)
     from pipeline.checkpoints.listing import list_checkpoints
 

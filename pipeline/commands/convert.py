@@ -1,9 +1,8 @@
 """``narrowbert convert``."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from data_prep.contract.command_line import Parser
+from data_prep.contract.command_line import Parser, path_argument
 from pipeline.commands import COMMANDS
 from pipeline.commands.export import how_to_load
 
@@ -11,10 +10,12 @@ from pipeline.commands.export import how_to_load
 def run(argv: Sequence[str]) -> None:
     """Write the folder and print what was taken from the model and what differs."""
     parser = Parser("narrowbert convert", description=COMMANDS["convert"])
-    parser.add_argument("model", type=Path, metavar="MODEL_DIR", help="BERT or NarrowBERT of transformers")
-    parser.add_argument("--output", type=Path, required=True, help="new folder to write")
+    parser.add_argument("model", type=path_argument, metavar="MODEL_DIR", help="BERT or NarrowBERT of transformers")
+    parser.add_argument("--output", type=path_argument, required=True, help="new folder to write")
     parser.add_argument("--layout", help="layout to write, such as 2sf:10sf (default: that of MODEL_DIR)")
-    parser.add_argument("--tokenizer", type=Path, help="its tokenizer.json or vocab.txt (default: that in MODEL_DIR)")
+    parser.add_argument(
+        "--tokenizer", type=path_argument, help="its tokenizer.json (default: MODEL_DIR/tokenizer.json)"
+    )
     parser.add_argument("--allow", nargs="+", default=[], metavar="NAME", help="tensors to leave out: bert.pooler.*")
     parser.add_argument("--pooling", choices=["cls", "mean"], help="how sentence-transformers makes embeddings")
     arguments = parser.parse_args(argv)

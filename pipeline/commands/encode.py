@@ -2,9 +2,9 @@
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from data_prep.contract.command_line import Parser, part_of
+from data_prep.contract.command_line import Parser, part_of, path_argument
+from data_prep.contract.shell.streams import lines_and_output
 from pipeline.commands import COMMANDS
 
 
@@ -13,7 +13,7 @@ def run(argv: Sequence[str]) -> None:
     parser = Parser(
         "narrowbert encode", description=f"{COMMANDS['encode']} They keep their order. Texts that are too long are cut."
     )
-    parser.add_argument("--model", type=Path, required=True, help="exported or fine-tuned folder")
+    parser.add_argument("--model", type=path_argument, required=True, help="exported or fine-tuned folder")
     parser.add_argument("--pooling", choices=["cls", "mean"], help="embeddings (default: predictions if there are any)")
     parser.add_argument("--pairs", action="store_true", help="a line is two texts with a tab between them")
     parser.add_argument("--max_length", type=int, help="tokens per text (default: what the model can read)")
@@ -23,6 +23,6 @@ def run(argv: Sequence[str]) -> None:
     arguments = parser.parse_args(argv)
     from pipeline.inference.encode import EncodeOptions, encode
 
-    cut = encode(part_of(EncodeOptions, arguments), sys.stdin.buffer, sys.stdout)
+    cut = encode(part_of(EncodeOptions, arguments), *lines_and_output())
     if cut:
         print(f"{cut} texts were longer than the model reads and were cut", file=sys.stderr)

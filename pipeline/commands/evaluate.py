@@ -1,16 +1,15 @@
 """``narrowbert evaluate``."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from data_prep.contract.command_line import Parser
+from data_prep.contract.command_line import Parser, path_argument
 from pipeline.commands import COMMANDS
 
 
 def run(argv: Sequence[str]) -> None:
     """Print loss, perplexity and accuracy."""
     parser = Parser("narrowbert evaluate", description=COMMANDS["evaluate"])
-    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("run_dir", type=path_argument)
     parser.add_argument("--max_rows", type=int, default=None, help="validation rows to read (default: all)")
     arguments = parser.parse_args(argv)
     from pipeline.training.validation import evaluate_run

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_prep.contract.command_line import Parser, refuse_old_options
+from data_prep.contract.command_line import Parser, path_argument, refuse_old_options
 from pipeline.commands import COMMANDS
 
 OLD_OPTIONS = {
@@ -20,8 +20,8 @@ def run(argv: Sequence[str]) -> None:
     """Write the folder, and register it in MLflow where asked to."""
     refuse_old_options(argv, OLD_OPTIONS)
     parser = Parser("narrowbert export", description=COMMANDS["export"])
-    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR")
-    parser.add_argument("--output", type=Path, required=True, help="new folder to write")
+    parser.add_argument("run_dir", type=path_argument, metavar="RUN_DIR")
+    parser.add_argument("--output", type=path_argument, required=True, help="new folder to write")
     parser.add_argument("--pooling", choices=["cls", "mean"], help="how sentence-transformers makes embeddings")
     parser.add_argument("--register", metavar="NAME", help="also make it a new version of this model in MLflow")
     arguments = parser.parse_args(argv)

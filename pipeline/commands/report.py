@@ -1,17 +1,18 @@
 """``narrowbert report``."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from data_prep.contract.command_line import Parser, UserError
+from data_prep.contract.command_line import Parser, UserError, path_argument
 from pipeline.commands import COMMANDS
 
 
 def run(argv: Sequence[str]) -> None:
     """Print the comparison; write it as a page, and send the page to MLflow, where asked to."""
     parser = Parser("narrowbert report", description=COMMANDS["report"])
-    parser.add_argument("run_dirs", type=Path, nargs="+", metavar="RUN_DIR")
-    parser.add_argument("--output", type=Path, help="also write the comparison as one HTML page, with its curves")
+    parser.add_argument("run_dirs", type=path_argument, nargs="+", metavar="RUN_DIR")
+    parser.add_argument(
+        "--output", type=path_argument, help="also write the comparison as one HTML page, with its curves"
+    )
     parser.add_argument("--to_mlflow", action="store_true", help="add that page to the MLflow run of each RUN_DIR")
     arguments = parser.parse_args(argv)
     if arguments.to_mlflow and arguments.output is None:

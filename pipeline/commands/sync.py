@@ -1,16 +1,15 @@
 """``narrowbert sync``."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from data_prep.contract.command_line import Parser
+from data_prep.contract.command_line import Parser, path_argument
 from pipeline.commands import COMMANDS
 
 
 def run(argv: Sequence[str]) -> None:
     """Send what is missing and say so."""
     parser = Parser("narrowbert sync", description=COMMANDS["sync"])
-    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("run_dir", type=path_argument)
     arguments = parser.parse_args(argv)
     from pipeline.tracking.shipping import sync
 

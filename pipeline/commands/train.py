@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from data_prep.contract.command_line import UserError, part_of, read_config, report_user_error
+from data_prep.contract.shell.streams import flush_or_give_up
 from pipeline.commands import COMMANDS
 from pipeline.config import RunConfig
 from pipeline.processes.launch import die_with_launcher, start_local_processes
@@ -23,8 +24,6 @@ class TrainArguments(RunConfig):
 
     processes: int | None = None
     """Processes to start on this machine (default 1). Under torchrun or srun leave it out: this process joins those."""
-    profile: int | None = None
-    """Steps of the first process to record by torch's profiler, from the third of this start on, into logs/profile."""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -36,8 +35,6 @@ def run(argv: Sequence[str]) -> int:
     joined, processes = choose_world(arguments.processes)
     # Here, before anything heavy is imported or started: a mistake is one quick line.
     check_tracking(config.tracking)
-    if arguments.profile is not None and arguments.profile < 1:
-        raise UserError(f"profile is {arguments.profile}: give a positive number of steps")
     shards = prepare_run(config, processes)
     if is_finished(config):
         if joined is None or joined.rank == 0:
@@ -54,7 +51,9 @@ def run(argv: Sequence[str]) -> int:
     from pipeline.training.loop import train
 
     try:
-        return train(config, joined or SINGLE_PROCESS, shards, profile_steps=arguments.profile or 0)
+        code = train(config, joined or SINGLE_PROCESS, shards)
+        flush_or_give_up()  # the log files have it too
+        return code
     except UserError as error:
         if "--debug" in sys.argv:
             raise
@@ -69,6 +68,6 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _exit_now(code: int) -> NoReturn:
-    sys.stdout.flush()
+    flush_or_give_up()
     sys.stderr.flush()
     os._exit(code)

@@ -18,7 +18,7 @@ from torch import nn
 from data_prep.contract.command_line import UserError
 from pipeline.config import BUCKET_ELEMENTS, LIVE_ELEMENTS, RunConfig
 from pipeline.engine.bf16_products import ensure_bf16_products
-from pipeline.engine.compilation import BACKENDS, compile_and_warm_up
+from pipeline.engine.compilation import compile_and_warm_up
 from pipeline.engine.optimizer import build_optimizer, clip_gradients
 from pipeline.engine.protocol import Engine, FragmentMapping
 from pipeline.model.arithmetic import RowShape
@@ -28,11 +28,11 @@ from pipeline.parallel.groups import (
     initialise_tensor_parallel,
     limit_collectives,
     model_parallel_unit,
+    tensor_parallel_group,
 )
+from pipeline.processes.meeting import meet
 from pipeline.processes.watchdog import collective_limit_s
 from pipeline.processes.world import World
-
-log = logging.getLogger("narrowbert")
 
 
 def initialise_process_group(
@@ -41,7 +41,9 @@ def initialise_process_group(
     """Join the other processes (gloo on CPU, NCCL on CUDA), form the groups, return this process's device.
 
     Raises:
-        UserError: more processes than GPUs on this machine.
+        UserError: more processes than GPUs on this machine, or rank 0's port is taken.
+        StoppedError: this process was asked to stop while it waited for the others.
+        LostConnectionError: not all of them have come.
     """
     if tensor_parallel_size > 1:
         # One hardware queue, so that a backward pass's sums start before the products issued after them (Megatron).
@@ -68,11 +70,13 @@ def initialise_process_group(
             device_id=group_device,
         )
     else:
-        limit_collectives(collective_limit_s(hang_timeout_s))
+        limit_s = collective_limit_s(hang_timeout_s)
+        limit_collectives(limit_s)
+        store = meet(world, limit_s)
         # Gloo then connects ranks when they first speak to each other. All to all, a group of 1,024 ranks would take
         # more than a thousand descriptors of every process.
         os.environ.setdefault("TORCH_GLOO_LAZY_INIT", "1")
-        dist.init_process_group(backend, rank=world.rank, world_size=world.size, device_id=group_device)
+        dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, device_id=group_device)
     initialise_tensor_parallel(tensor_parallel_size)
     return device
 
@@ -164,8 +168,9 @@ def build_engine(
     # An inference-only shared-memory operator that would be compiled (25 s) and never used.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     model.to(device)
-    if shape is not None:
-        _compile(model, shape, config, device)
+    # Collectives inside the forward pass (partitioned layers, ZeRO 3) stay uncompiled.
+    if shape is not None and config.training.zero_stage < 3 and tensor_parallel_group().size() == 1:
+        compile_and_warm_up(model, shape, config.training, device)
     initialised = deepspeed.initialize(
         model=model,
         optimizer=build_optimizer(model.named_parameters(), config.optimizer),
@@ -179,15 +184,6 @@ def build_engine(
         # At the smallest scale keep skipping: training.max_skipped_steps says when to stop.
         engine.optimizer.loss_scaler.raise_error_at_min_scale = False
     return engine
-
-
-def _compile(model: NarrowBertForPretraining, shape: RowShape, config: RunConfig, device: torch.device) -> None:
-    """Compile, unless there are collectives inside of the forward pass: partitioned layers, ZeRO 3."""
-    training = config.training
-    if training.zero_stage < 3 and training.tensor_model_parallel_size == 1:
-        compile_and_warm_up(model, shape, training, device)
-    elif device.type in BACKENDS:
-        log.info("the model is not compiled: that needs zero_stage below 3 and tensor_model_parallel_size 1")
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from data_prep.contract.command_line import UserError
+from data_prep.contract.shell.paths import PATH
 
 SPLITS = ("train", "validation", "test")
 
@@ -17,11 +18,11 @@ class FinetuneData:
     (contrastive: a text a line).
     """
 
-    train: str = "train"
+    train: str = dataclasses.field(default="train", metadata=PATH)
     """File of examples to learn from; with ``dataset`` the name of a split."""
-    validation: str | None = None
+    validation: str | None = dataclasses.field(default=None, metadata=PATH)
     """File (split) to measure on."""
-    test: str | None = None
+    test: str | None = dataclasses.field(default=None, metadata=PATH)
     """A second file (split) to measure on."""
     dataset: str | None = None
     """Name of a data set for ``datasets.load_dataset``, instead of files."""
@@ -93,9 +94,9 @@ class FinetuneTracking:
 class FinetuneConfig:
     """One task, trained once for each seed."""
 
-    model: str = ""
+    model: str = dataclasses.field(default="", metadata=PATH)
     """Folder that ``narrowbert export`` wrote, or a BERT of transformers."""
-    output: str = ""
+    output: str = dataclasses.field(default="", metadata=PATH)
     """Folder of the results: results.md, results.json, and seed-N/ with the model of each seed."""
     task: Literal["classification", "regression", "multi_label", "tagging", "question_answering", "contrastive"] = (
         "classification"
@@ -121,12 +122,7 @@ def check_finetune(config: FinetuneConfig) -> None:
         if not getattr(config, name):
             raise UserError(f"no {name}: give --{name}")
     if not (Path(config.model) / "config.json").is_file():
-        why = (
-            "it has no config.json (narrowbert export writes one)"
-            if Path(config.model).exists()
-            else "it does not exist"
-        )
-        raise UserError(f"{config.model} is no model folder: {why}")
+        raise UserError(f"{config.model} is no model folder: it has no config.json (narrowbert export writes one)")
     _check_training(config)
     if config.contrastive.temperature <= 0 or config.contrastive.masked_span < 0:
         raise UserError("contrastive.temperature is above 0, contrastive.masked_span at least 0")

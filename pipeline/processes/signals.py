@@ -18,6 +18,10 @@ LOST_CONNECTION_EXIT_CODE = 1
 """Of any failure that is no mistake of the user's: the same command resumes the run."""
 
 
+class StoppedError(Exception):
+    """This process was asked to stop where it had nothing to save; the message says what it waited for."""
+
+
 class LostConnectionError(Exception):
     """A group of ranks cannot talk to each other any more; only new processes can."""
 

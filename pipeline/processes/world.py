@@ -1,4 +1,4 @@
-"""Where this process stands among the others: started alone, by torchrun, or by srun."""
+"""Where this process stands among the others: started alone, by torchrun, mpirun or srun."""
 
 import contextlib
 import dataclasses
@@ -28,6 +28,11 @@ class World:
 _FAR_AWAY = "192.0.2.1"
 """An address of no machine (RFC 5737): the way to it is the node's way to others. Nothing is sent there."""
 
+_OF_MPIRUN = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "mpirun")
+
+_LOCAL_RANKS = ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID")
+"""Kubeflow's PyTorchJob sets none of them: each of its pods has one process."""
+
 SINGLE_PROCESS = World(rank=0, local_rank=0, size=1)
 
 
@@ -38,8 +43,7 @@ def choose_world(processes: int | None) -> tuple[World | None, int]:
         processes: how many are asked for; None where nothing is.
 
     Returns:
-        This process among those of torchrun or srun, or None where none are to be joined; and how many processes the
-        run has.
+        This process among those of a launcher, or None where none are to be joined; and how many processes the run has.
 
     Raises:
         UserError: another number is asked for than a launcher has started, or its variables contradict each other.
@@ -51,29 +55,28 @@ def choose_world(processes: int | None) -> tuple[World | None, int]:
         return joined, joined.size
     if joined.size == 1:  # a shell inside of `srun --pty`, or variables that a launcher has left: nobody else is there
         return None, processes
-    variable = "WORLD_SIZE" if "WORLD_SIZE" in os.environ else "SLURM_STEP_NUM_TASKS"
+    variables = ("WORLD_SIZE", "RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "SLURM_STEP_ID")
+    found = [name for name in variables if name in os.environ]
     raise UserError(
         f"--processes is {processes}, but this process is one of {joined.size} that a launcher has started "
-        f"(environment variable {variable}): leave --processes out to join them, or unset RANK, WORLD_SIZE and "
-        "SLURM_STEP_ID to start processes here"
+        f"(environment variable {found[0]}): leave --processes out to join them, or unset {', '.join(found)} to start "
+        "processes here"
     )
 
 
 def world_from_environment() -> World | None:
-    """The world that torchrun or srun describes, or None outside of both.
+    """The world that torchrun, mpirun or srun describes, or None outside of them.
 
     Under srun, MASTER_ADDR and MASTER_PORT are filled in where they are missing.
 
     Raises:
         UserError: the variables are incomplete or contradict each other.
     """
-    if "RANK" in os.environ or "WORLD_SIZE" in os.environ:
-        world = _read_world("RANK", "LOCAL_RANK", "WORLD_SIZE", started_by="torchrun")
-        for name in ("MASTER_ADDR", "MASTER_PORT"):
-            if world.size > 1 and name not in os.environ:
-                raise UserError(f"RANK and WORLD_SIZE are set but {name} is not: start with torchrun, or unset them")
-        if world.size > 1:
-            _choose_interface(os.environ["MASTER_ADDR"])
+    for rank, size, started_by in (("RANK", "WORLD_SIZE", "torchrun"), _OF_MPIRUN):
+        if rank not in os.environ and size not in os.environ:
+            continue
+        world = _read_world(rank, _local_rank_variable(), size, started_by=started_by)
+        _prepare_meeting(world, rank, size)
         return world
     # SLURM_STEP_ID is set by srun alone: in a batch script or an salloc shell nothing is to be joined.
     if "SLURM_STEP_ID" in os.environ and "SLURM_PROCID" in os.environ:
@@ -83,10 +86,29 @@ def world_from_environment() -> World | None:
             os.environ["MASTER_ADDR"] = _slurm_hosts()[0]
         # A port per job: two jobs on one node do not meet.
         os.environ.setdefault("MASTER_PORT", str(20_000 + int(os.environ.get("SLURM_JOB_ID", "0")) % 20_000))
-        if world.size > 1:
-            _choose_interface(os.environ["MASTER_ADDR"])
+        _prepare_meeting(world, "SLURM_PROCID", "SLURM_STEP_NUM_TASKS")
         return world
     return None
+
+
+def _local_rank_variable() -> str:
+    """Where the launcher says which of the node's processes this is; empty where it starts one on each node."""
+    return next((name for name in _LOCAL_RANKS if name in os.environ), "")
+
+
+def _prepare_meeting(world: World, rank: str, size: str) -> None:
+    if world.size == 1:
+        return
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        if name not in os.environ:
+            raise UserError(
+                f"{rank} and {size} are set but {name} is not: set MASTER_ADDR and MASTER_PORT to where the ranks "
+                "meet, start with torchrun, or unset them"
+            )
+    port = os.environ["MASTER_PORT"]
+    if not port.isdigit() or not 0 < int(port) < 2**16:
+        raise UserError(f"environment variable MASTER_PORT is '{port}', expected a port, 1 to 65535")
+    _choose_interface(os.environ["MASTER_ADDR"])
 
 
 def _check_placement(world: World) -> None:
@@ -164,7 +186,7 @@ def _number_of_slurm_nodes() -> int:
 def _read_world(rank: str, local_rank: str, size: str, *, started_by: str) -> World:
     values = {}
     for name in (rank, local_rank, size):
-        text = os.environ.get(name, "")
+        text = os.environ.get(name, "") if name else "0"
         if not text.isdigit():
             raise UserError(f"environment variable {name} is '{text}', expected a number as {started_by} sets it")
         values[name] = int(text)

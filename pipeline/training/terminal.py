@@ -24,7 +24,7 @@ def set_up_logging(run_dir: Path, world: World) -> None:
     if world.rank == 0 or started_here:  # started here, the output of ranks from 1 on *is* their log file
         handlers.append(logging.StreamHandler(sys.stdout))
     if world.rank == 0 or not started_here:
-        handlers.append(logging.FileHandler(run_dir / f"logs/rank-{world.rank}.log"))
+        handlers.append(logging.FileHandler(run_dir / f"logs/rank-{world.rank}.log", encoding="utf-8"))
     for handler in handlers:
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
         log.addHandler(handler)

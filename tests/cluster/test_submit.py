@@ -112,10 +112,6 @@ def test_preparation_names_a_stage_that_is_none(
     line = refused([*argv, "--cluster.prep.time_limits", "[maps=1:00]"], capsys)
     assert "cluster.prep.time_limits has 'maps=1:00': the stages are plan, map, " in line
     assert line.endswith("did you mean 'map'?\n")
-    cluster_file.write_text("prep: {time_limit: 24:00:00}\n")
-    assert 'put the value in quotes in the file (without them YAML reads a time such as "24:00:00"' in refused(
-        argv, capsys
-    )
 
 
 @pytest.fixture

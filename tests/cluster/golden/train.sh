@@ -37,7 +37,8 @@ say() { printf '%s narrowbert job %s: %s\n' "$(date +%H:%M:%S)" "$SLURM_JOB_ID" 
 
 # ------------------------------------------------------------------------------------------ environment
 
-unset RANK LOCAL_RANK WORLD_SIZE MASTER_ADDR MASTER_PORT NARROWBERT_LAUNCHER_PID OMP_NUM_THREADS # of the sender
+unset RANK LOCAL_RANK WORLD_SIZE "${!OMPI_COMM_WORLD_@}" MASTER_ADDR MASTER_PORT NARROWBERT_LAUNCHER_PID \
+  OMP_NUM_THREADS # of the sender
 set +u # what a site sources need not be written for it
 # shellcheck source=/dev/null
 . '/opt/site'"'"'s/setup.sh' || { say 'cluster.setup_script failed'; exit 2; }

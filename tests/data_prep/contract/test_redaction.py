@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.__main__ import PrepJobArguments, TrainJobArguments
-from data_prep.contract.command_line import _dotted_keys
 from data_prep.contract.redaction import (
     RedactingStream,
     is_secret,
@@ -17,6 +16,7 @@ from data_prep.contract.redaction import (
     redact_urls,
     secret_values,
 )
+from data_prep.contract.shell.options import dotted_keys
 
 SECRET_KEYS = [
     "password", "MLFLOW_TRACKING_PASSWORD", "hf_token", "HF_TOKEN", "token", "apiKey", "api_key", "accessToken",
@@ -61,7 +61,7 @@ def test_the_path_of_a_credentials_file_is_no_secret(value: str, secret: bool) -
 
 @pytest.mark.parametrize("arguments", [TrainJobArguments, PrepJobArguments])
 def test_no_key_of_a_configuration_is_a_secret(arguments: type[object]) -> None:
-    assert [key for key in _dotted_keys(arguments) if is_secret_key(key)] == []
+    assert [key for key, _ in dotted_keys(arguments) if is_secret_key(key)] == []
 
 
 def test_a_line_for_the_user_keeps_its_meaning() -> None:

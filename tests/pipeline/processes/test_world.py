@@ -1,4 +1,5 @@
 import os
+import re
 import socket
 
 import psutil
@@ -13,7 +14,7 @@ LAUNCH_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_P
 @pytest.fixture(autouse=True)
 def _bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
-        if name in LAUNCH_VARIABLES or name.startswith("SLURM_"):
+        if name in LAUNCH_VARIABLES or name.startswith(("SLURM_", "OMPI_")):
             monkeypatch.delenv(name)
 
 
@@ -66,6 +67,24 @@ def test_another_number_than_a_launcher_has_started_is_refused(monkeypatch: pyte
             choose_world(processes)
 
 
+OF_MPIRUN = {f"OMPI_COMM_WORLD_{name}": "1" for name in ("RANK", "LOCAL_RANK")} | {"OMPI_COMM_WORLD_SIZE": "2"}
+
+
+@pytest.mark.parametrize("variables", [OF_TORCHRUN, OF_MPIRUN, OF_TORCHRUN | OF_MPIRUN, OF_TORCHRUN | SRUN_SHELL])
+def test_processes_are_started_once_what_the_line_names_is_unset(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]
+) -> None:
+    set_all(monkeypatch, MASTER_ADDR="127.0.0.1", MASTER_PORT="1", GLOO_SOCKET_IFNAME="lo")
+    set_all(monkeypatch, **variables)
+    with pytest.raises(UserError) as caught:
+        choose_world(8)
+    named = re.search(r"or unset (.+) to start processes here", str(caught.value))
+    assert named is not None
+    for name in named[1].split(", "):
+        monkeypatch.delenv(name)
+    assert choose_world(8) == (None, 8)
+
+
 def test_torchrun_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     set_all(
         monkeypatch,
@@ -77,6 +96,21 @@ def test_torchrun_variables(monkeypatch: pytest.MonkeyPatch) -> None:
         GLOO_SOCKET_IFNAME="lo",
     )
     assert world_from_environment() == World(rank=5, local_rank=1, size=8)
+
+
+@pytest.mark.parametrize(
+    ("variables", "local_rank"),
+    [
+        ({"RANK": "1", "WORLD_SIZE": "2"}, 0),  # Kubeflow: a pod has one process
+        ({"RANK": "1", "WORLD_SIZE": "2", "SLURM_LOCALID": "1"}, 1),
+        (OF_MPIRUN, 1),
+    ],
+)
+def test_launchers_with_other_variables(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], local_rank: int
+) -> None:
+    set_all(monkeypatch, MASTER_ADDR="127.0.0.1", MASTER_PORT="1", GLOO_SOCKET_IFNAME="lo", **variables)
+    assert world_from_environment() == World(rank=1, local_rank=local_rank, size=2)
 
 
 def test_srun_variables(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +127,10 @@ def test_srun_variables(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("variables", "expected"),
     [
-        ({"RANK": "0"}, "LOCAL_RANK is ''"),
+        ({"RANK": "0"}, "WORLD_SIZE is ''"),
+        ({"RANK": "0", "LOCAL_RANK": "x", "WORLD_SIZE": "2"}, "LOCAL_RANK is 'x'"),
+        ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "http"}, "MASTER_PORT is 'http'"),
+        ({"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "2"}, "MASTER_ADDR is not"),
         ({"RANK": "4", "LOCAL_RANK": "0", "WORLD_SIZE": "4"}, "expected a number below"),
         ({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}, "MASTER_ADDR is not"),
         ({"RANK": "x", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}, "RANK is 'x'"),
