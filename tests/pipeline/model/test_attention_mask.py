@@ -1,9 +1,14 @@
 """Which tokens see each other: documents of a packed row, as a mask and as blocks."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import flex_attention
 
+from pipeline.model import encoder
 from pipeline.model.attention_mask import AttentionMask, attention_mask, flex
 from tests.pipeline.model.small_models import LENGTH, build, every_layout, rows
 
@@ -61,3 +66,42 @@ def test_the_block_form_for_cuda_sees_what_the_mask_shows(queries: torch.Tensor,
 def test_without_padding_documents_and_alibi_there_is_no_mask() -> None:
     mask = attention_mask(None, None, None, torch.arange(4), 4, torch.float32, use_blocks=True)
     assert mask == AttentionMask()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("position", ["absolute", "alibi", "rope"])
+def test_training_by_blocks_as_on_cuda_has_the_gradients_of_the_mask(
+    position: str, padded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # FlexAttention refuses to train on CPU, though uncompiled it can.
+    monkeypatch.setattr(flex_attention, "_validate_device", lambda *_: None)
+    model = build("sf:2sf", position=position, document_attention="isolated")
+    batch = rows()
+    inputs = (
+        batch["input_ids"], batch["narrow_positions"], batch["key_mask"] if padded else None, batch["labels"],
+        batch["label_mask"], batch["document_ids"],
+    )  # fmt: skip
+
+    def trained(run: Callable[..., Any]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        model.zero_grad()
+        loss = run(*inputs).loss_sum
+        loss.backward()
+        return loss.detach(), [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+    expected_loss, expected = trained(model)
+    calls: list[bool] = []
+
+    def by_blocks(*arguments: Any, use_blocks: bool) -> AttentionMask:
+        assert not use_blocks  # this is no CUDA device
+        calls.append(True)
+        return attention_mask(*arguments, use_blocks=True)
+
+    monkeypatch.setattr(encoder, "attention_mask", by_blocks)
+    # As on CUDA, where FlexAttention is compiled inside of a compiled sublayer.
+    for run in (model, torch.compile(model, backend="aot_eager", dynamic=False, fullgraph=True)):
+        loss, gradients = trained(run)
+        torch.testing.assert_close(loss, expected_loss)
+        torch.testing.assert_close(gradients, expected, atol=1e-5, rtol=1e-4)
+    assert calls
