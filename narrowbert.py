@@ -15,10 +15,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import transformers
 from transformers import PreTrainedModel
 
-import pipeline.export as _export
 from data_prep.contract.command_line import UserError, read_config
 from data_prep.contract.shards import ShardFolder, open_shards
 from data_prep.verification.folder import Verification, verify
@@ -27,6 +25,9 @@ from pipeline.data.batches import Batch
 from pipeline.data.mixture import Mixture
 from pipeline.data.mixture import open_mixture as _open_mixture
 from pipeline.data.plain_webdataset import as_webdataset
+from pipeline.export import AUTO_CLASSES as _AUTO_CLASSES
+from pipeline.export.model_folder import open_config as _open_config
+from pipeline.export.model_folder import open_model as _open_model
 from pipeline.finetune.config import FinetuneConfig, check_finetune
 from pipeline.finetune.results import Result
 from pipeline.inference.encode import POOLINGS, Answer, EncodeOptions, answer_texts
@@ -249,17 +250,11 @@ def load_model(folder: str | Path) -> PreTrainedModel:
         'NarrowBertForMaskedLM'
     """
     path = Path(folder)
-    if not (path / "config.json").is_file():
-        raise UserError(f"{path} is no model folder: it has no config.json (narrowbert export writes one)")
-    try:
-        config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
-        name = (config.architectures or ["NarrowBertModel"])[0]
-        model_class = next((found for found in _export.AUTO_CLASSES.values() if found.__name__ == name), None)
-        if model_class is None:
-            raise UserError(f"{path} holds a {name}: narrowbert convert makes a NarrowBERT of a BERT")
-        return model_class.from_pretrained(path, local_files_only=True).eval()
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"cannot load the model {path}: {error}") from error
+    name = (_open_config(path).architectures or ["NarrowBertModel"])[0]
+    auto_class = next((auto for auto, found in _AUTO_CLASSES.items() if found.__name__ == name), None)
+    if auto_class is None:
+        raise UserError(f"{path} holds a {name}, by its config.json, which is no class of this project")
+    return _open_model(path, auto_class).eval()
 
 
 def encode(
@@ -287,13 +282,13 @@ def encode(
     _refuse_one_text(texts)
     if pooling not in (None, *POOLINGS):
         raise UserError(f"pooling is {pooling}: give {' or '.join(POOLINGS)}")
-    config = _model_config(Path(model))
+    config = _open_config(Path(model))
     # Without pooling a fine-tuned model would answer with predictions.
-    chosen = pooling or ("cls" if config.get("default_positions") == "cls" else "mean")
+    chosen = pooling or ("cls" if config.default_positions == "cls" else "mean")
     options = EncodeOptions(model=Path(model), pooling=chosen, max_length=max_length)
     windows = answer_texts(options, ((text,) for text in texts))
     vectors = [answer["embedding"] for answers, _ in windows for answer in answers]
-    return np.array(vectors, dtype=np.float32).reshape(len(vectors), config["hidden_size"])
+    return np.array(vectors, dtype=np.float32).reshape(len(vectors), config.hidden_size)
 
 
 def finetune(*files: str | Path, options: Mapping[str, Any] | None = None) -> list[Result]:
@@ -375,12 +370,3 @@ def _refuse_one_text(texts: object) -> None:
     """A string is an iterable of strings too: its letters would become texts."""
     if isinstance(texts, str):
         raise UserError("texts is one string: give a list of texts")
-
-
-def _model_config(model: Path) -> dict[str, Any]:
-    try:
-        return json.loads((model / "config.json").read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{model} is no model folder: it has no config.json (narrowbert export writes one)") from error
-    except ValueError as error:
-        raise UserError(f"cannot read {model / 'config.json'}: {error}") from error

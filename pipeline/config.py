@@ -386,3 +386,22 @@ def _check_batch(training: TrainingConfig, data_parallel_size: int) -> None:
 def _some(numbers: list[int], near: int) -> str:
     """The few that are nearest, in order."""
     return ", ".join(map(str, sorted(sorted(numbers, key=lambda n: abs(n - near))[:4])))
+
+
+def needs_less_memory(config: RunConfig, world_size: int, *, on_gpu: bool) -> str:
+    """What to change so that a process needs less memory, and that the configuration's checks accept."""
+    training = config.training
+    rows = training.global_batch_size * training.tensor_model_parallel_size // world_size
+    smaller = [n for n in range(1, training.micro_batch_size) if rows % n == 0]
+    ways = []
+    if smaller:
+        ways.append(f"--training.micro_batch_size {smaller[-1]}")
+    if not config.model.recompute:
+        ways.append("--model.recompute true")
+    if training.zero_stage < 3 and world_size > training.tensor_model_parallel_size:
+        ways.append(f"--training.zero_stage {training.zero_stage + 1}")
+    if on_gpu and training.zero_stage and not training.offload_optimizer:
+        ways.append("--training.offload_optimizer true")
+    if not ways:
+        return "take a machine with more memory, or a smaller model"
+    return "take " + " or ".join(ways)

@@ -4,6 +4,7 @@ import contextlib
 import os
 import resource
 import socket
+import stat
 from pathlib import Path
 
 MOST_DESCRIPTORS = 65_536
@@ -39,6 +40,22 @@ def write_atomically(path: Path, content: str | bytes, *, durable: bool = False)
 def process_name() -> str:
     """What tells this process from all others that see a shared file system, as a part of a temporary name."""
     return f"{socket.gethostname()}-{os.getpid()}"
+
+
+def follow_umask(path: Path) -> None:
+    """Give a file that a library made for its owner alone the permissions of any file that is made beside it.
+
+    safetensors makes its files with mode 0600, whatever the umask: a colleague could not read them.
+
+    Raises:
+        OSError: its folder cannot be written, or it is another user's.
+    """
+    probe = path.with_name(f".tmp-{path.name}.{process_name()}.partial")  # the umask is told only by changing it
+    try:
+        probe.touch()
+        path.chmod(stat.S_IMODE(probe.stat().st_mode))
+    finally:
+        probe.unlink(missing_ok=True)
 
 
 def create_once(path: Path, content: str) -> bool:

@@ -82,6 +82,7 @@ def load_tokenizer(path: str | Path, vocabulary: VocabularyConfig | None = None)
 
     Args:
         vocabulary: whether text is lower-cased and stripped of accents for a vocab.txt, which does not say so itself.
+            None: as the tokenizer_config.json beside it says, or else lower-cased where it has no entry "A".
 
     Raises:
         UserError: no such file, not a tokenizer, one without [PAD] [UNK] [CLS] [SEP] [MASK], or a vocab.txt of
@@ -94,7 +95,7 @@ def load_tokenizer(path: str | Path, vocabulary: VocabularyConfig | None = None)
             "or name your own tokenizer.json or vocab.txt with --tokenizer"
         )
     if path.suffix == ".txt":
-        tokenizer = _from_vocabulary_file(path, vocabulary or VocabularyConfig())
+        tokenizer = _from_vocabulary_file(path, vocabulary)
     else:
         try:
             tokenizer = Tokenizer.from_file(str(path))
@@ -107,7 +108,7 @@ def load_tokenizer(path: str | Path, vocabulary: VocabularyConfig | None = None)
     return tokenizer
 
 
-def _from_vocabulary_file(path: Path, config: VocabularyConfig) -> Tokenizer:
+def _from_vocabulary_file(path: Path, config: VocabularyConfig | None) -> Tokenizer:
     """The tokenizer that transformers' BertTokenizer makes of a vocab.txt: entry i of the file has id i."""
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
@@ -116,7 +117,9 @@ def _from_vocabulary_file(path: Path, config: VocabularyConfig) -> Tokenizer:
     vocabulary = {token: number for number, token in enumerate(lines if lines[-1] else lines[:-1])}
     _check_special_tokens(path, vocabulary)
     cased = "A" in vocabulary
-    if "a" in vocabulary and cased == config.lowercase:
+    if config is None:
+        config = _as_configured_beside(path, cased)
+    elif "a" in vocabulary and cased == config.lowercase:
         raise UserError(
             f"{path} has {'an' if cased else 'no'} entry 'A', but vocabulary.lowercase is "
             f"{str(config.lowercase).lower()}: set it to {str(not cased).lower()}"
@@ -127,6 +130,31 @@ def _from_vocabulary_file(path: Path, config: VocabularyConfig) -> Tokenizer:
     tokenizer.decoder = decoders.WordPiece(prefix=CONTINUATION)  # type: ignore[assignment]
     tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL_TOKENS.values()])
     return with_template(tokenizer)
+
+
+def _as_configured_beside(path: Path, cased: bool) -> VocabularyConfig:
+    """How transformers would read a vocab.txt: by the tokenizer_config.json of its folder."""
+    beside = path.with_name("tokenizer_config.json")
+    try:
+        said = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{beside} is damaged or cannot be read ({error}): copy it again, or remove it") from error
+    said = said if isinstance(said, dict) else {}
+    lowercase, strip_accents = said.get("do_lower_case"), said.get("strip_accents")
+    return VocabularyConfig(
+        lowercase=lowercase if isinstance(lowercase, bool) else not cased,
+        strip_accents=strip_accents if isinstance(strip_accents, bool) else None,
+    )
+
+
+def tokenizer_content(path: str | Path, vocabulary: VocabularyConfig | None = None) -> bytes:
+    """The tokenizer.json of what ``load_tokenizer`` reads: the file as it is, or what a vocab.txt becomes.
+
+    Raises:
+        UserError: as ``load_tokenizer``.
+    """
+    tokenizer = load_tokenizer(path, vocabulary)
+    return tokenizer.to_str(pretty=True).encode() if Path(path).suffix == ".txt" else Path(path).read_bytes()
 
 
 def _check_special_tokens(path: Path, vocabulary: dict[str, int]) -> None:

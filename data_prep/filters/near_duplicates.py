@@ -88,7 +88,8 @@ class KeptSignatures:
         """Keep what ``read`` gives: the [m, 128] u32 signatures of [m] rising documents, ``most`` at most."""
         self._read, self._most = read, most
         self._documents = np.empty(0, dtype=np.int64)  # rising
-        self._signatures = np.empty((0, NUM_PERMUTATIONS), dtype=np.uint32)
+        self._slots = np.empty(0, dtype=np.int64)  # of each in _signatures, which only grows: no copies
+        self._signatures = np.empty((most, NUM_PERMUTATIONS), dtype=np.uint32)
 
     def of(self, documents: np.ndarray) -> np.ndarray:
         """[n, 128] u32 of [n] rising documents."""
@@ -96,13 +97,16 @@ class KeptSignatures:
         places = np.searchsorted(self._documents, documents)
         known = places < len(self._documents)
         known[known] = self._documents[places[known]] == documents[known]
-        found[known] = self._signatures[places[known]]
+        found[known] = self._signatures[self._slots[places[known]]]
         missing = documents[~known]
         if len(missing):
             found[~known] = new = self._read(missing)
-            if len(self._documents) + len(missing) <= self._most:
+            used = len(self._documents)
+            if used + len(missing) <= self._most:
+                slots = np.arange(used, used + len(missing))
+                self._signatures[slots] = new
                 self._documents = np.insert(self._documents, places[~known], missing)
-                self._signatures = np.insert(self._signatures, places[~known], new, axis=0)
+                self._slots = np.insert(self._slots, places[~known], slots)
         return found
 
 

@@ -15,7 +15,13 @@ from data_prep.contract.command_line import config_as_dict
 from data_prep.contract.files import flush_to_disk, write_atomically
 from data_prep.contract.redaction import redact_urls
 from data_prep.contract.shard_format import Geometry
-from data_prep.contract.tokenizer import continues_word, load_tokenizer, special_ids, vocabulary_size
+from data_prep.contract.tokenizer import (
+    continues_word,
+    load_tokenizer,
+    special_ids,
+    tokenizer_content,
+    vocabulary_size,
+)
 from data_prep.corpus.documents import CorpusFile, Partition
 from data_prep.corpus.files import find_corpus_files
 from data_prep.corpus.partitions import partition_bytes, plan_partitions
@@ -319,9 +325,7 @@ def identity_hash(identity: dict[str, Any]) -> str:
 
 def tokenizer_bytes(config: PrepConfig) -> bytes:
     """The tokenizer.json that goes into the folder."""
-    path = Path(tokenizer_path(config))
-    tokenizer = load_tokenizer(path, config.vocabulary)
-    return tokenizer.to_str(pretty=True).encode() if path.suffix == ".txt" else path.read_bytes()
+    return tokenizer_content(tokenizer_path(config), config.vocabulary)
 
 
 def libraries(config: PrepConfig) -> dict[str, str]:

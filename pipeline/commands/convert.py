@@ -14,7 +14,7 @@ def run(argv: Sequence[str]) -> None:
     parser.add_argument("--output", type=path_argument, required=True, help="new folder to write")
     parser.add_argument("--layout", help="layout to write, such as 2sf:10sf (default: that of MODEL_DIR)")
     parser.add_argument(
-        "--tokenizer", type=path_argument, help="its tokenizer.json (default: MODEL_DIR/tokenizer.json)"
+        "--tokenizer", type=path_argument, help="its tokenizer.json or vocab.txt (default: that in MODEL_DIR)"
     )
     parser.add_argument("--allow", nargs="+", default=[], metavar="NAME", help="tensors to leave out: bert.pooler.*")
     parser.add_argument("--pooling", choices=["cls", "mean"], help="how sentence-transformers makes embeddings")

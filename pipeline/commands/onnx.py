@@ -21,8 +21,14 @@ def run(argv: Sequence[str]) -> None:
     arguments = parser.parse_args(argv)
     from pipeline.export.onnx_files import write_onnx
 
-    if arguments.int8 is not None and not arguments.int8.is_file():
-        raise UserError(f"--int8 {arguments.int8}: there is no such file; give one text per line, to measure int8 on")
+    if arguments.int8 is not None:
+        from pipeline.export.int8_files import read_texts
+
+        if not arguments.int8.is_file():
+            raise UserError(
+                f"--int8 {arguments.int8}: there is no such file; give one text per line, to measure int8 on"
+            )
+        read_texts(arguments.model, arguments.int8)
     written = write_onnx(arguments.model)
     for path, difference in written:
         print(f"{path}: at most {difference:.1e} from torch")

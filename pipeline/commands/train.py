@@ -24,6 +24,8 @@ class TrainArguments(RunConfig):
 
     processes: int | None = None
     """Processes to start on this machine (default 1). Under torchrun or srun leave it out: this process joins those."""
+    profile: int | None = None
+    """Steps of the first process to record by torch's profiler, from the third of this start on, into logs/profile."""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -35,6 +37,8 @@ def run(argv: Sequence[str]) -> int:
     joined, processes = choose_world(arguments.processes)
     # Here, before anything heavy is imported or started: a mistake is one quick line.
     check_tracking(config.tracking)
+    if arguments.profile is not None and arguments.profile < 1:
+        raise UserError(f"profile is {arguments.profile}: give a positive number of steps")
     shards = prepare_run(config, processes)
     if is_finished(config):
         if joined is None or joined.rank == 0:
@@ -51,7 +55,7 @@ def run(argv: Sequence[str]) -> int:
     from pipeline.training.loop import train
 
     try:
-        code = train(config, joined or SINGLE_PROCESS, shards)
+        code = train(config, joined or SINGLE_PROCESS, shards, profile_steps=arguments.profile or 0)
         flush_or_give_up()  # the log files have it too
         return code
     except UserError as error:

@@ -18,7 +18,7 @@ from torch import nn
 from data_prep.contract.command_line import UserError
 from pipeline.config import BUCKET_ELEMENTS, LIVE_ELEMENTS, RunConfig
 from pipeline.engine.bf16_products import ensure_bf16_products
-from pipeline.engine.compilation import compile_and_warm_up
+from pipeline.engine.compilation import BACKENDS, compile_and_warm_up
 from pipeline.engine.optimizer import build_optimizer, clip_gradients
 from pipeline.engine.protocol import Engine, FragmentMapping
 from pipeline.model.arithmetic import RowShape
@@ -28,11 +28,12 @@ from pipeline.parallel.groups import (
     initialise_tensor_parallel,
     limit_collectives,
     model_parallel_unit,
-    tensor_parallel_group,
 )
 from pipeline.processes.meeting import meet
 from pipeline.processes.watchdog import collective_limit_s
 from pipeline.processes.world import World
+
+log = logging.getLogger("narrowbert")
 
 
 def initialise_process_group(
@@ -168,9 +169,8 @@ def build_engine(
     # An inference-only shared-memory operator that would be compiled (25 s) and never used.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     model.to(device)
-    # Collectives inside the forward pass (partitioned layers, ZeRO 3) stay uncompiled.
-    if shape is not None and config.training.zero_stage < 3 and tensor_parallel_group().size() == 1:
-        compile_and_warm_up(model, shape, config.training, device)
+    if shape is not None:
+        _compile(model, shape, config, device)
     initialised = deepspeed.initialize(
         model=model,
         optimizer=build_optimizer(model.named_parameters(), config.optimizer),
@@ -184,6 +184,15 @@ def build_engine(
         # At the smallest scale keep skipping: training.max_skipped_steps says when to stop.
         engine.optimizer.loss_scaler.raise_error_at_min_scale = False
     return engine
+
+
+def _compile(model: NarrowBertForPretraining, shape: RowShape, config: RunConfig, device: torch.device) -> None:
+    """Compile, unless there are collectives inside of the forward pass: partitioned layers, ZeRO 3."""
+    training = config.training
+    if training.zero_stage < 3 and training.tensor_model_parallel_size == 1:
+        compile_and_warm_up(model, shape, training, device)
+    elif device.type in BACKENDS:
+        log.info("the model is not compiled: that needs zero_stage below 3 and tensor_model_parallel_size 1")
 
 
 @contextlib.contextmanager

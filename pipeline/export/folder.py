@@ -7,10 +7,9 @@ two halves of a gated unit. Keys and values of the frozen state, one matrix in t
 the narrow layers that first read them.
 """
 
-import contextlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,14 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from transformers import AutoModelForMaskedLM
-from transformers.utils import logging as transformers_logging
 
 from data_prep.contract.command_line import UserError
-from data_prep.contract.files import process_name
+from data_prep.contract.files import follow_umask, process_name
+from data_prep.contract.tokenizer import tokenizer_content
 from pipeline.export import configuration_narrowbert, modeling_narrowbert
 from pipeline.export.configuration_narrowbert import NarrowBertConfig
 from pipeline.export.model_card import model_card
+from pipeline.export.model_folder import quiet_transformers
 from pipeline.export.modeling_narrowbert import NarrowBertForMaskedLM
 from pipeline.export.names import CONFIG_NAMES, TIED, TRAINING_ONLY, State, to_transformers
 
@@ -59,7 +59,7 @@ def write_export(
         state: the training model's full parameters, of any floating type.
         model_config: the training model's configuration with its ``vocab_size``: the keys of CONFIG_NAMES
             and TRAINING_ONLY.
-        tokenizer_path: the ``tokenizer.json`` of the shards; copied as it is.
+        tokenizer_path: the ``tokenizer.json`` of the shards, copied as it is, or the vocab.txt of a BERT.
         special_ids: the ids of pad, unk, cls, sep and mask in it.
         facts: names and values of the run for the model card.
         output: the folder to make; it may exist if it is empty.
@@ -75,7 +75,8 @@ def write_export(
         raise UserError(f"{output} exists and is not an empty folder: name another or remove it")
     config = export_config(model_config, special_ids)
     config.default_positions = "cls" if pooling == "cls" else "all"
-    tokenizer_config = _tokenizer_config(tokenizer_path, config, special_ids)
+    tokenizer = tokenizer_content(tokenizer_path)
+    tokenizer_config = _tokenizer_config(tokenizer, tokenizer_path, config, special_ids)
     weights = to_transformers(state, config)
     weights = {n: w.detach().cpu().float().contiguous() for n, w in weights.items()}
     partial = output.with_name(f".{output.name}.{process_name()}.partial")
@@ -86,7 +87,8 @@ def write_export(
             assert module.__file__ is not None
             shutil.copyfile(module.__file__, partial / Path(module.__file__).name)
         save_file(weights, partial / "model.safetensors", metadata={"format": "pt"})
-        shutil.copyfile(tokenizer_path, partial / "tokenizer.json")
+        follow_umask(partial / "model.safetensors")
+        (partial / "tokenizer.json").write_bytes(tokenizer)
         (partial / "tokenizer_config.json").write_text(json.dumps(tokenizer_config, indent=2) + "\n", encoding="utf-8")
         card = model_card(output.name, config.layout, tokenizer_config["mask_token"], facts)
         if pooling is not None:
@@ -122,12 +124,11 @@ def export_config(model_config: Mapping[str, Any], special_ids: Mapping[str, int
     )
 
 
-def _tokenizer_config(path: Path, config: NarrowBertConfig, special_ids: Mapping[str, int]) -> dict[str, Any]:
+def _tokenizer_config(
+    content: bytes, path: Path, config: NarrowBertConfig, special_ids: Mapping[str, int]
+) -> dict[str, Any]:
     """What AutoTokenizer needs beside tokenizer.json, which says everything else."""
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises a bare Exception for every kind of bad file
-        raise UserError(f"{path} is not a tokenizer.json: {error}") from error
+    tokenizer = Tokenizer.from_buffer(content)
     largest = max(tokenizer.get_vocab(with_added_tokens=True).values())
     if largest >= config.vocab_size:
         raise UserError(f"{path} has ids up to {largest}, the model only {config.vocab_size} words: it is another's")
@@ -174,7 +175,7 @@ def _load_back(folder: Path, weights: State) -> None:
     Raises:
         ValueError: a parameter that is missing, unexpected or different after loading.
     """
-    with _no_progress_bars():
+    with quiet_transformers():
         model, info = AutoModelForMaskedLM.from_pretrained(
             folder, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
         )
@@ -184,14 +185,3 @@ def _load_back(folder: Path, weights: State) -> None:
     problems += [f"different: {n}" for n, w in weights.items() if n in loaded and not loaded[n].equal(w)]
     if problems:
         raise ValueError("the export does not load back as written: " + "; ".join(problems))
-
-
-@contextlib.contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from data_prep.contract.command_line import UserError
 from pipeline.checkpoints.format import TrainerState
 from pipeline.checkpoints.reading import load_run_model
 from pipeline.config import ModelConfig
@@ -20,6 +21,8 @@ def export_run(run_dir: Path, output: Path, pooling: str | None = None) -> None:
         UserError: no run or checkpoint, or ``output`` exists already.
     """
     model, state = load_run_model(run_dir)
+    if not (run_dir / "tokenizer.json").is_file():
+        raise UserError(f"{run_dir} has no tokenizer.json: copy that of its shards there")
     data = read_run_record(run_dir)["data"]
     write_export(
         dict(model.named_parameters()),

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 from tokenizers import Encoding, Tokenizer
-from transformers import AutoConfig
 
 from data_prep.contract.command_line import UserError
 from data_prep.contract.tokenizer import load_tokenizer
 from pipeline.export.configuration_narrowbert import NarrowBertConfig
+from pipeline.export.model_folder import open_config, open_tokenizer
 from pipeline.export.onnx_files import CLASSIFIER, ENCODER, FILL_MASK
 
 _MOST_TEXTS = 512
@@ -58,9 +58,7 @@ def write_int8(folder: Path, originals: list[Path], texts: Path) -> list[Compari
     Raises:
         UserError: no texts, none that has a token, no tokenizer.
     """
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    assert isinstance(config, NarrowBertConfig), "write_onnx takes no other"
-    encodings = _tokenize(load_tokenizer(folder / "tokenizer.json"), texts, config.max_position_embeddings)
+    config, encodings = read_texts(folder, texts)
     compared = []
     for original in originals:
         path = original.with_suffix(".int8.onnx")
@@ -71,6 +69,18 @@ def write_int8(folder: Path, originals: list[Path], texts: Path) -> list[Compari
         quality = _JUDGES[original.stem](found, [wanted for _, wanted in batches])
         compared.append(Comparison(path=path, megabytes=sizes, quality=quality, speed=speed))
     return compared
+
+
+def read_texts(folder: Path, texts: Path) -> tuple[NarrowBertConfig, list[Encoding]]:
+    """What ``write_int8`` measures on; called before the files are made, it refuses first what it would refuse last.
+
+    Raises:
+        UserError: as of ``write_int8``.
+    """
+    config = open_config(folder)
+    assert isinstance(config, NarrowBertConfig), "no other type is opened"
+    open_tokenizer(folder, config)
+    return config, _tokenize(load_tokenizer(folder / "tokenizer.json"), texts, config.max_position_embeddings)
 
 
 def quantize(original: Path, path: Path) -> None:

@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import nn
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
-import pipeline.export  # noqa: F401 - registers the classes
 from data_prep.contract.command_line import UserError
 from pipeline.export.configuration_narrowbert import NarrowBertConfig
+from pipeline.export.model_folder import open_config, open_model
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 TOLERANCE = 1e-4
@@ -87,21 +86,15 @@ def write_onnx(folder: Path) -> list[tuple[Path, float]]:
     except ImportError as error:
         raise UserError(f"no package {error.name}: pip install 'narrowbert[onnx]'") from error
     del onnxruntime, onnxscript
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder} is no model folder: {error}") from error
+    config = open_config(folder)
     networks = _NETWORKS.get((config.architectures or [""])[0])
     if networks is None:
         raise UserError(f"{folder} is neither a masked-LM export nor a sentence classifier: {config.architectures}")
-    assert isinstance(config, NarrowBertConfig), "of these architectures"
+    assert isinstance(config, NarrowBertConfig), "no other type is opened"
     (folder / "onnx").mkdir(exist_ok=True)
     written = []
     for network in networks:
-        try:
-            model = getattr(transformers, network.auto_class).from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError) as error:
-            raise UserError(f"cannot load the model {folder}: {error}") from error
+        model: Any = open_model(folder, network.auto_class)
         encoder = getattr(model, "bert", model)
         # Whether folding pays would depend on shapes that the file leaves open.
         encoder.encoder_narrow.fold = not network.has_positions

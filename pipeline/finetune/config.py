@@ -122,7 +122,12 @@ def check_finetune(config: FinetuneConfig) -> None:
         if not getattr(config, name):
             raise UserError(f"no {name}: give --{name}")
     if not (Path(config.model) / "config.json").is_file():
-        raise UserError(f"{config.model} is no model folder: it has no config.json (narrowbert export writes one)")
+        why = (
+            "it has no config.json (narrowbert export writes one)"
+            if Path(config.model).exists()
+            else "it does not exist"
+        )
+        raise UserError(f"{config.model} is no model folder: {why}")
     _check_training(config)
     if config.contrastive.temperature <= 0 or config.contrastive.masked_span < 0:
         raise UserError("contrastive.temperature is above 0, contrastive.masked_span at least 0")

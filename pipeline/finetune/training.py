@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
 from transformers.utils import logging as transformers_logging
 
-import pipeline.export  # noqa: F401 - registers the classes, so that folders load without remote code
 from data_prep.contract.command_line import UserError, config_as_dict
-from data_prep.contract.files import write_atomically
+from data_prep.contract.files import follow_umask, write_atomically
 from data_prep.contract.redaction import redact
 from pipeline.engine.bf16_products import ensure_bf16_products
+from pipeline.export.model_folder import open_config, open_model, open_tokenizer
 from pipeline.finetune.config import FinetuneConfig
 from pipeline.finetune.files import read_splits
 from pipeline.finetune.results import Result, log_to_mlflow, write_results
@@ -54,7 +53,7 @@ def finetune(config: FinetuneConfig, say: Callable[[str], None] = print) -> Resu
     _claim(output, config)
     transformers_logging.disable_progress_bar()
     splits = read_splits(config)
-    tokenizer = _open_tokenizer(config)
+    tokenizer = open_tokenizer(Path(config.model), open_config(Path(config.model), also=["bert"]))
     _require_packages()
     task = open_task(config, splits, tokenizer)
     cut = {split: task.cut(split) for split in splits}
@@ -121,16 +120,6 @@ def _require_packages() -> None:
     del accelerate, scipy, seqeval, sklearn, torchmetrics
 
 
-def _open_tokenizer(config: FinetuneConfig) -> PreTrainedTokenizerBase:
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(config.model, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot load the tokenizer of {config.model}: {error}") from error
-    if not tokenizer.is_fast:
-        raise UserError(f"{config.model} has no tokenizer.json")
-    return tokenizer
-
-
 def _open_model(config: FinetuneConfig, task: Task) -> PreTrainedModel:
     options = dict(task.model_options)
     if config.training.dropout is not None:
@@ -138,16 +127,7 @@ def _open_model(config: FinetuneConfig, task: Task) -> PreTrainedModel:
             "hidden_dropout_prob": config.training.dropout,
             "attention_probs_dropout_prob": config.training.dropout,
         }
-    level = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # that a head is new is no news
-    try:
-        model = getattr(transformers, task.auto_class).from_pretrained(
-            config.model, local_files_only=True, dtype="float32", **options
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"cannot load the model {config.model}: {error}") from error
-    finally:
-        transformers_logging.set_verbosity(level)
+    model = open_model(Path(config.model), task.auto_class, dtype="float32", **options)
     limit = model.config.max_position_embeddings
     if config.training.max_length > limit:
         raise UserError(f"training.max_length is {config.training.max_length}, the model reads {limit} tokens")
@@ -199,6 +179,8 @@ def _train(
             predictions = trainer.predict(task.features(split)).predictions  # type: ignore[arg-type]
             metrics |= {f"{split}/{name}": value for name, value in task.metrics(split, predictions).items()}
         model.save_pretrained(folder / "model")
+        for path in (folder / "model").glob("*.safetensors"):
+            follow_umask(path)
     tokenizer.save_pretrained(folder / "model")
     task.finish(folder / "model")
     losses = [[entry["step"], entry["loss"]] for entry in trainer.state.log_history if "loss" in entry]

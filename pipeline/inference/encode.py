@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import torch
-import transformers
 from tokenizers import Encoding
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
-from transformers.utils import logging as transformers_logging
+from transformers import PreTrainedModel
 
 from data_prep.contract.command_line import UserError
 from pipeline.engine.bf16_products import ensure_bf16_products
 from pipeline.export import NarrowBertConfig, NarrowBertModel
+from pipeline.export.model_folder import open_config, open_model, open_tokenizer
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 POOLINGS = ("cls", "mean")
@@ -133,18 +132,8 @@ def _open_encoder(options: EncodeOptions) -> _Encoder:
     is_tagger = auto_class == "AutoModelForTokenClassification"
     if is_tagger and options.pairs:
         raise UserError(f"{options.model} tags the words of one text: leave out --pairs, or give --pooling")
-    level = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(options.model, local_files_only=True)
-        model = getattr(transformers, auto_class).from_pretrained(
-            options.model, local_files_only=True, dtype=PRECISIONS[options.precision]
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"cannot load the model {options.model}: {error}") from error
-    finally:
-        transformers_logging.set_verbosity(level)
+    tokenizer: Any = open_tokenizer(options.model, config)
+    model: Any = open_model(options.model, auto_class, dtype=PRECISIONS[options.precision])
     model = model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
     if options.precision == "bf16":
         ensure_bf16_products(model.device)
@@ -166,14 +155,8 @@ def _open_encoder(options: EncodeOptions) -> _Encoder:
 
 
 def _read_config(options: EncodeOptions) -> NarrowBertConfig:
-    if not (options.model / "config.json").is_file():
-        raise UserError(f"{options.model} is no model folder: it has no config.json (narrowbert export writes one)")
-    try:
-        config = AutoConfig.from_pretrained(options.model, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"cannot read {options.model / 'config.json'}: {error}") from error
-    if not isinstance(config, NarrowBertConfig):
-        raise UserError(f"{options.model} is a {config.model_type}: narrowbert convert makes a NarrowBERT of a BERT")
+    config = open_config(options.model)
+    assert isinstance(config, NarrowBertConfig), "no other type is opened"
     if options.batch_tokens < 1 or options.window < 1:
         raise UserError("--batch_tokens and --window are at least 1")
     if options.max_length is not None and not 3 <= options.max_length <= config.max_position_embeddings:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer
 
 from data_prep.contract.command_line import UserError
 from data_prep.contract.tokenizer import load_tokenizer
@@ -88,7 +87,7 @@ def match(source: PretrainedSource, config: NarrowBertConfig, allow: Sequence[st
     Args:
         config: of the model.
         allow: names, or patterns with ``*``, of what may differ.
-        tokenizer_path: the model's ``tokenizer.json``.
+        tokenizer_path: the model's ``tokenizer.json``, or a BERT's vocab.txt.
 
     Raises:
         UserError: all that differs and is not in ``allow``; an entry of ``allow`` that nothing differs in.
@@ -130,7 +129,7 @@ def _refuse(folder: Path, problems: dict[str, dict[str, str]], allow: Sequence[s
     if parts:
         raise UserError(
             f"{folder} does not fit the model ({'; '.join(parts)}): change the model's options, or name what may "
-            "differ in init.allow (export: --allow); * stands for any text"
+            "differ in init.allow (convert: --allow); * stands for any text"
         )
 
 
@@ -155,7 +154,7 @@ def _different_settings(source: PretrainedSource, config: NarrowBertConfig) -> d
 
 def _different_tokenizer(folder: Path, tokenizer_path: Path) -> dict[str, str]:
     """Whether the checkpoint's tokenizer, if it brings one, gives other ids to words."""
-    here = Tokenizer.from_file(str(tokenizer_path)).get_vocab(with_added_tokens=True)
+    here = load_tokenizer(tokenizer_path).get_vocab(with_added_tokens=True)
     if (folder / "tokenizer.json").is_file():
         there = load_tokenizer(folder / "tokenizer.json").get_vocab(with_added_tokens=True)
     elif (folder / "vocab.txt").is_file():

@@ -1,17 +1,13 @@
 """A pretrained BERT or NarrowBERT written in the exported form, without training."""
 
 import dataclasses
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
-
-from transformers.activations import ACT2FN
 
 from data_prep.contract.command_line import UserError
 from data_prep.contract.tokenizer import load_tokenizer, special_ids
 from pipeline.config import ModelConfig
 from pipeline.export.folder import export_config, write_export
-from pipeline.export.modeling_narrowbert import GATED
 from pipeline.export.names import CONFIG_NAMES, from_transformers
 from pipeline.initialisation.match import match
 from pipeline.initialisation.source import Json, PretrainedSource, open_source
@@ -32,7 +28,7 @@ def export_pretrained(
     Args:
         folder: holds config.json and model.safetensors.
         layout: of the export; the checkpoint's own where it is None.
-        tokenizer_path: a tokenizer.json; ``folder/tokenizer.json`` where it is None.
+        tokenizer_path: a tokenizer.json, or a BERT's vocab.txt; where it is None, the one in ``folder``.
         allow: names or patterns of tensors to leave out, and of what else may differ.
         pooling: as in ``write_export``.
 
@@ -43,13 +39,10 @@ def export_pretrained(
         UserError: no such checkpoint, one that does not fit, or ``output`` exists already.
     """
     source = open_source(folder)
-    tokenizer_path = tokenizer_path or folder / "tokenizer.json"
+    names = ("tokenizer.json", "vocab.txt")
+    tokenizer_path = tokenizer_path or next((folder / n for n in names if (folder / n).is_file()), folder / names[0])
     if not tokenizer_path.is_file():
-        raise UserError(
-            f"no tokenizer at {tokenizer_path}: name a tokenizer.json with --tokenizer, or make one of a "
-            "vocab.txt with python -c 'import sys; from transformers import AutoTokenizer as A; "
-            f"A.from_pretrained(sys.argv[1]).save_pretrained(sys.argv[1])' {shlex.quote(str(folder))}"
-        )
+        raise UserError(f"no tokenizer at {tokenizer_path}: name a tokenizer.json or vocab.txt with --tokenizer")
     ids = special_ids(load_tokenizer(tokenizer_path))
     model_config = _model_config(source, layout)
     matched = match(source, export_config(model_config, ids), allow, tokenizer_path)
@@ -79,7 +72,4 @@ def _model_config(source: PretrainedSource, layout: str | None) -> dict[str, Jso
         config["layout"] = str(source.layout if layout is None else parse_layout(layout))
     except ValueError as error:
         raise UserError(f"--layout: {error}") from error
-    hidden_act = source.setting("hidden_act")
-    if hidden_act not in {*ACT2FN, *GATED}:
-        raise UserError(f"{source.folder / 'config.json'}: transformers has no hidden_act {hidden_act}")
     return config

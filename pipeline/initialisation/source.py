@@ -1,24 +1,20 @@
 """A BERT or NarrowBERT of transformers on disk, read without a pickle."""
 
 import dataclasses
-import json
 import re
-import shlex
 from pathlib import Path
-from typing import TypeAlias
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from data_prep.contract.command_line import UserError
 from pipeline.export.configuration_narrowbert import NarrowBertConfig
+from pipeline.export.model_folder import Json, read_headers, read_settings, weight_files
 from pipeline.export.names import TIED
 from pipeline.layout import Layout, parse_layout
 
 _BUFFERS = {"bert.embeddings.position_ids", "bert.embeddings.token_type_ids"}
 """Counted, not learned; older versions of transformers stored them."""
-
-Json: TypeAlias = "str | int | float | bool | list[Json] | dict[str, Json] | None"
 
 FLOATING = {"F64", "F32", "F16", "BF16"}
 
@@ -89,65 +85,20 @@ def open_source(folder: Path) -> PretrainedSource:
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder: download the model first, with all its files, and name its folder")
-    config = _read_json(folder / "config.json")
+    config = read_settings(folder)
     tensors: dict[str, StoredTensor] = {}
-    for path in _weight_files(folder):
-        for key, stored in _headers(path).items():
+    for path in weight_files(folder):
+        for key, (shape, dtype) in read_headers(path).items():
             name = _bert_name(key)
             if name in tensors:
                 raise UserError(f"{folder} holds {name} twice: as {tensors[name].key} and as {key}")
-            tensors[name] = stored
+            tensors[name] = StoredTensor(path=path, key=key, shape=shape, dtype=dtype)
     for tied, name in TIED.items():
         if tied in tensors and name not in tensors:
             tensors[name] = tensors.pop(tied)
     return PretrainedSource(
         folder=folder, config=config, tensors={k: v for k, v in tensors.items() if k not in _BUFFERS}
     )
-
-
-def _read_json(path: Path) -> dict[str, Json]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path.parent} has no {path.name}: it holds no model of transformers") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is damaged: it holds no keys")
-    return content
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
-    if (folder / "model.safetensors").is_file():
-        return [folder / "model.safetensors"]
-    if index.is_file():
-        names = _read_json(index).get("weight_map")
-        if not isinstance(names, dict) or any(Path(str(name)).name != name for name in names.values()):
-            raise UserError(f"{index} is damaged: its weight_map does not name files beside it")
-        return [folder / name for name in sorted({str(name) for name in names.values()})]
-    pickled = sorted(folder.glob("pytorch_model*.bin"))
-    if pickled:
-        raise UserError(
-            f"{pickled[0]} is a pickle, not read here; convert it with: python -c 'import pathlib, sys, torch, "
-            "safetensors.torch as s; p = pathlib.Path(sys.argv[1]); s.save_file({k: v.clone().contiguous() for f in "
-            'p.glob("pytorch_model*.bin") for k, v in torch.load(f, map_location="cpu", weights_only=True).items()}, '
-            f'p / "model.safetensors")\' {shlex.quote(str(folder))}'
-        )
-    raise UserError(f"{folder} has no model.safetensors")
-
-
-def _headers(path: Path) -> dict[str, StoredTensor]:
-    """Every tensor of a file by its name there."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 - a handle is no dictionary
-            return {
-                key: StoredTensor(path=path, key=key, shape=tuple(part.get_shape()), dtype=part.get_dtype())
-                for key, part in slices.items()
-            }
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
 
 
 def _bert_name(key: str) -> str:

@@ -88,6 +88,11 @@ class Watchdog:
         self._thread.join()
         self._heartbeats.close()
 
+    @property
+    def place(self) -> str:
+        """How far this rank has come, in words."""
+        return f"'{self._place}' after step {self._step}"
+
     def reached(self, place: str, step: int) -> None:
         """This rank has come to ``place`` after ``step`` steps; called at the same points on every rank."""
         self._in_start &= step == self._step or self._moves == 0
@@ -119,7 +124,7 @@ class Watchdog:
     def _beat(self) -> None:
         beat = Heartbeat(
             rank=self._world.rank, host=socket.gethostname(), pid=os.getpid(), moves=self._moves,
-            place=f"'{self._place}' after step {self._step}", ticks=self._ticks,
+            place=self.place, ticks=self._ticks,
         )  # fmt: skip
         self._heartbeats.write(beat)
 

@@ -1,10 +1,8 @@
 """The training loop."""
 
 import contextlib
-import errno
 import logging
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -16,18 +14,20 @@ from pipeline.config import RunConfig
 from pipeline.data.mixture import Mixture
 from pipeline.engine.deepspeed_engine import destroy_engine, initialise_process_group
 from pipeline.processes.agreement import Agreement
+from pipeline.processes.failures import full_disk_as_user_error, no_memory_as_user_error
 from pipeline.processes.malloc import keep_freed_memory
 from pipeline.processes.ranks import Ranks
 from pipeline.processes.signals import REQUEUE_EXIT_CODE, StoppedError
 from pipeline.processes.watchdog import Watchdog
 from pipeline.processes.world import World
 from pipeline.training.objective import MASKED_LANGUAGE_MODELLING, Objective
+from pipeline.training.profiling import Profiler
 from pipeline.training.start import Run, open_run, register
 
 log = logging.getLogger("narrowbert")
 
 
-def train_to_end(run: Run) -> int:
+def train_to_end(run: Run, profiler: Profiler) -> int:
     """Do the remaining steps, with logs, evaluations and checkpoints on their intervals. Returns the exit code."""
     training = run.config.training
     stop = False
@@ -40,6 +40,7 @@ def train_to_end(run: Run) -> int:
             break
         run.meter.add(run.trainer.step(batches, agreed.weight, run.step))
         run.step += 1
+        profiler.step(run.step)
         run.records.progress.advance()
         to_save = run.is_due(training.save_interval)
         # Before a checkpoint the losses go to disk: a resume does not compute those steps again.
@@ -55,7 +56,13 @@ def train_to_end(run: Run) -> int:
     return _end(run)
 
 
-def train(config: RunConfig, world: World, shards: Mixture, objective: Objective = MASKED_LANGUAGE_MODELLING) -> int:
+def train(
+    config: RunConfig,
+    world: World,
+    shards: Mixture,
+    objective: Objective = MASKED_LANGUAGE_MODELLING,
+    profile_steps: int = 0,
+) -> int:
     """Train or resume the run in ``config.run_dir``; every process calls this.
 
     Args:
@@ -63,13 +70,15 @@ def train(config: RunConfig, world: World, shards: Mixture, objective: Objective
         world: which of the processes this is.
         shards: the opened shard folders.
         objective: the loss to train with. Validation reports the masked-language-model loss whatever it is.
+        profile_steps: steps of rank 0 to record by torch's profiler; 0: none.
 
     Returns:
         0 when the last step is done and saved, ``REQUEUE_EXIT_CODE`` when a signal has ended it before.
 
     Raises:
-        UserError: the run cannot continue: no intact checkpoint, a full disk, divergence. Among several processes the
-            caller must end this one then, since its watch and its group stay until the others have noticed.
+        UserError: the run cannot continue: no intact checkpoint, a full disk, too little memory, divergence. Among
+            several processes the caller must end this one then, since its watch and its group stay until the others
+            have noticed.
         LostConnectionError: the ranks did not find each other, or lost each other; new processes resume the run.
     """
     raise_descriptor_limit()  # a mapped shard takes one
@@ -87,11 +96,15 @@ def train(config: RunConfig, world: World, shards: Mixture, objective: Objective
             at_end.callback(agreement.close)
             attempt = register(config, world, shards)
             # After a good end the watch is over before the run is closed: rank 0 may wait for MLflow there.
-            with Watchdog(Path(config.run_dir), world, attempt, training.hang_timeout) as watchdog:
+            with (
+                Watchdog(Path(config.run_dir), world, attempt, training.hang_timeout) as watchdog,
+                no_memory_as_user_error(config, world, watchdog, device),
+            ):
                 run = open_run(config, shards, objective, Ranks(world, agreement, watchdog), attempt, device)
                 at_end.push(lambda _kind, error, _traceback, run=run: run.close(error))
-                with logging_redirect_tqdm([log]):  # log lines appear above the progress bar, not in it
-                    code = train_to_end(run)
+                # Log lines appear above the progress bar, not in it.
+                with logging_redirect_tqdm([log]), Profiler(run, profile_steps, device) as profiler:
+                    code = train_to_end(run, profiler)
     except UserError:
         if world.size == 1:  # nobody waits for this process, so that its caller may continue
             if watchdog is not None:
@@ -137,17 +150,3 @@ def _end(run: Run) -> int:
         write_atomically(run_dir / "DONE", f"{run.step} steps\n", durable=True)
         log.info("done: %d steps; the last checkpoint is %s", run.step, run_dir / "checkpoints/latest")
     return 0
-
-
-@contextlib.contextmanager
-def full_disk_as_user_error() -> Iterator[None]:
-    """A disk that takes no more is one line, wherever it is noticed."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-            raise
-        raise UserError(
-            f"{error.filename or 'the run directory'} cannot be written ({error.strerror}): make room, then run the "
-            "same command again to resume from the last checkpoint"
-        ) from error

@@ -23,6 +23,7 @@ from pipeline.config import RunConfig
 from pipeline.data.batches import TrainingData
 from pipeline.data.mixture import Mixture
 from pipeline.data.prefetch import Prefetcher
+from pipeline.engine.attention_kernel import attention_kernel
 from pipeline.engine.bf16_products import has_bf16_products
 from pipeline.engine.deepspeed_engine import build_engine
 from pipeline.engine.protocol import Engine
@@ -121,8 +122,8 @@ def open_run(
     """
     run_dir, training = Path(config.run_dir), config.training
     set_up_logging(run_dir, ranks.world)
-    if ranks.is_main and training.precision == "bf16" and not has_bf16_products(device):
-        log.warning("this processor has no bf16 products: they are computed in fp32, at no more than its speed")
+    if ranks.is_main:
+        _log_arithmetic(config, shards, device)
 
     # Rows: read ahead from the first one asked for.
     data = _open_rows(config, shards, objective, ranks, attempt.order_version, device)
@@ -157,6 +158,19 @@ def open_run(
         validation=Validation(engine, shards, training, ranks, gauges, records, device),
         saver=Saver(writer, engine, config, shards, attempt, ranks, records, step),
     )
+
+
+def _log_arithmetic(config: RunConfig, shards: Mixture, device: torch.device) -> None:
+    """Say which kernels compute, where that is not in the configuration."""
+    training = config.training
+    if training.precision == "bf16" and not has_bf16_products(device):
+        log.warning("this processor has no bf16 products: they are computed in fp32, at no more than its speed")
+    if training.precision == "fp32" and device.type == "cuda":
+        tf32 = torch.backends.cuda.matmul.allow_tf32
+        log.info("products are computed in %s", "TF32" if tf32 else "full fp32, which a GPU is slow at: TF32 is off")
+    found = {padded: attention_kernel(config, shards.row_shape, device, padded=padded) for padded in (False, True)}
+    padded = "" if found[True] == found[False] else f"; with padded rows by {found[True]}"
+    log.info("attention is computed by %s%s", found[False], padded)
 
 
 def _open_rows(

@@ -8,6 +8,7 @@ FAULTS is JSON: a list of {"do": ..., "rank": which one or null for all, and the
 - ``{"do": "signal", "place": P, "step": N, "number": S}``: send signal S to itself when the watchdog hears that it has
   come to place P after step N or later, once;
 - ``{"do": "sleep", "place": P, "step": N, "seconds": T}``: sleep there, each time;
+- ``{"do": "allocate", "place": P, "step": N, "bytes": B}``: ask for so much memory there;
 - ``{"do": "slow", "seconds": T}``: take so much longer to read each step's rows;
 - ``{"do": "poison", "steps": [N, ...]}``: every gradient of these steps is NaN;
 - ``{"do": "collective_limit", "seconds": T}``: how long every group waits for a rank;
@@ -71,6 +72,12 @@ def send_signal(fault: dict[str, Any]) -> None:
             os.kill(os.getpid(), fault["number"])
 
     at_place(fault, act)
+
+
+def allocate(fault: dict[str, Any]) -> None:
+    import torch
+
+    at_place(fault, lambda: torch.empty(fault["bytes"], dtype=torch.uint8))
 
 
 def slow(fault: dict[str, Any]) -> None:
@@ -154,6 +161,7 @@ def main() -> None:
             "record": record,
             "signal": send_signal,
             "sleep": lambda fault: at_place(fault, lambda: time.sleep(fault["seconds"])),
+            "allocate": allocate,
             "slow": slow,
             "poison": poison,
             "torch_timeout": torch_timeout,

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.contract.files import is_unfinished, write_atomically
+from data_prep.contract.files import follow_umask, is_unfinished, write_atomically
 
 
 @pytest.mark.parametrize("durable", [False, True])
@@ -37,3 +37,17 @@ def test_a_file_that_a_kill_left_is_told_from_all_others(tmp_path: Path, monkeyp
     assert is_unfinished(left)
     assert not is_unfinished(tmp_path / "run.json")
     assert not is_unfinished(tmp_path / ".run.json")
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+def test_a_file_of_its_owner_alone_follows_the_umask(tmp_path: Path, mask: int) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_text("x")
+    path.chmod(0o600)
+    before = os.umask(mask)
+    try:
+        follow_umask(path)
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o666 & ~mask
+    assert list(tmp_path.iterdir()) == [path]

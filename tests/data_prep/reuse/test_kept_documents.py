@@ -43,6 +43,12 @@ def small_partitions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(partitions, "MIN_PARTITION_BYTES", 5_000)
 
 
+def test_every_file_has_the_permissions_of_a_new_one(parent: PrepConfig, tmp_path: Path) -> None:
+    (tmp_path / "new").write_text("")
+    modes = {path.stat().st_mode for path in Path(parent.output).rglob("*") if path.is_file()}
+    assert modes == {(tmp_path / "new").stat().st_mode}
+
+
 def tars_of(folder: str | Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(Path(folder).glob("*.tar"))}
 

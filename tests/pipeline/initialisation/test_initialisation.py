@@ -12,7 +12,15 @@ import pytest
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM, BertForPreTraining, BertModel
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+    BertForPreTraining,
+    BertModel,
+    BertTokenizerFast,
+)
 
 from data_prep.contract.command_line import UserError
 from pipeline.config import InitConfig, ModelConfig, RunConfig
@@ -298,6 +306,25 @@ def test_exported_bert_gives_its_logits_and_is_narrowed_when_asked(tmp_path: Pat
         export_pretrained(tmp_path / "bert", tmp_path / "lacking", layout=None, **arguments)
 
 
+@pytest.mark.parametrize("beside", [True, False])
+@pytest.mark.parametrize("cased", [True, False])
+def test_a_vocab_txt_is_read_as_transformers_reads_it(tmp_path: Path, beside: bool, cased: bool) -> None:
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "the", "cafe", "##s", *(["A", "Café"] if cased else [])]
+    bert(tmp_path / "bert", len(words))
+    path = tmp_path / ("bert" if beside else ".") / "vocab.txt"
+    path.write_text("\n".join(words) + "\n")
+    (path.parent / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": not cased}))
+    export_pretrained(
+        tmp_path / "bert", tmp_path / "out", layout=None, tokenizer_path=None if beside else path, allow=[]
+    )
+    theirs = BertTokenizerFast.from_pretrained(path.parent)
+    ours = AutoTokenizer.from_pretrained(tmp_path / "out")
+    for text in ("A Cafés the xyz", "[MASK] a"):
+        assert ours(text)["input_ids"] == theirs(text)["input_ids"]
+        assert ours(text, "the")["token_type_ids"] == theirs(text, "the")["token_type_ids"]
+    assert ours.convert_tokens_to_ids("a") == 5
+
+
 QUERY = "bert.encoder.layer.1.attention.self.query.weight"
 
 
@@ -390,7 +417,7 @@ def test_folders_that_hold_no_model(tmp_path: Path, shards: Mixture) -> None:
     bert(tmp_path, shards.vocab_size)
     content = (tmp_path / "model.safetensors").read_bytes()
     (tmp_path / "model.safetensors").write_bytes(content[:-5])
-    assert "model.safetensors cannot be read" in refusal(shards, configuration(tmp_path, "3sf"))
+    assert "model.safetensors is damaged or cut short" in refusal(shards, configuration(tmp_path, "3sf"))
     (tmp_path / "model.safetensors").unlink()
     assert "has no model.safetensors" in refusal(shards, configuration(tmp_path, "3sf"))
     index = tmp_path / "model.safetensors.index.json"
