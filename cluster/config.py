@@ -113,6 +113,10 @@ _OWN_OPTIONS = {
 }  # fmt: skip
 
 
+MAX_LEAD_S = 65_535
+"""Slurm takes no larger lead of a signal."""
+
+
 def seconds_of(time_limit: str) -> int:
     """Seconds of a time as sbatch takes it: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S.
 
@@ -194,12 +198,19 @@ def _check_numbers(config: ClusterConfig) -> None:
     ]:
         if value < least:
             raise UserError(f"cluster.{name} is {value}: give a number of at least {least}")
-    limit = seconds_of(config.time_limit)
-    if config.signal_lead_seconds >= limit or config.signal_lead_seconds > 65_535:
+    most = longest_lead(config)
+    if config.signal_lead_seconds > most:
         raise UserError(
             f"cluster.signal_lead_seconds {config.signal_lead_seconds} leaves no time to train in a time_limit of "
-            f"{config.time_limit} ({limit} s; Slurm takes at most 65,535): give less"
+            f"{config.time_limit}: give at most {most}"
+            if most
+            else f"cluster.time_limit {config.time_limit} is too short for any signal before it: give more"
         )
+
+
+def longest_lead(config: ClusterConfig) -> int:
+    """Seconds before the time limit at which the signal to save may come at the earliest."""
+    return min(seconds_of(config.time_limit) - 1, MAX_LEAD_S)
 
 
 def _check_options(config: ClusterConfig) -> None:

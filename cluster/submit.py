@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cluster import slurm
 from cluster.batch import job_name_of, train_script
-from cluster.config import ClusterConfig, check_cluster, check_path, seconds_of
+from cluster.config import MAX_LEAD_S, ClusterConfig, check_cluster, check_path, longest_lead, seconds_of
 from cluster.submission import check_no_active_job, remove_if_empty, submission_of_run
 from data_prep.contract.command_line import UserError, config_as_dict
 from data_prep.contract.redaction import redact
@@ -186,9 +186,13 @@ def check_lead_time(config: RunConfig, cluster: ClusterConfig, shards: Mixture) 
         reason = f"a checkpoint has {size / 1e9:.1f} GB"
     needed = round(2 * seconds + 3 * max(steps, default=0.0))  # two steps; a disk is slower on some days
     if cluster.signal_lead_seconds < needed:
-        raise UserError(
-            f"cluster.signal_lead_seconds {cluster.signal_lead_seconds} is too short, {reason}: give {needed} or more"
-        )
+        if needed > MAX_LEAD_S:
+            remedy = f"{needed} are needed, but Slurm takes at most {MAX_LEAD_S}: write to a faster file system"
+        elif needed > longest_lead(cluster):
+            remedy = f"give {needed}, and a time_limit of more than that in place of {cluster.time_limit}"
+        else:
+            remedy = f"give {needed} or more"
+        raise UserError(f"cluster.signal_lead_seconds {cluster.signal_lead_seconds} is too short, {reason}: {remedy}")
 
 
 def check_partition(cluster: ClusterConfig, nodes: int, time_limit: str) -> None:

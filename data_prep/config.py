@@ -10,6 +10,7 @@ from data_prep.contract.redaction import redact_urls
 from data_prep.contract.shell.paths import PATH
 
 MAX_WEIGHT = 1_000
+MAX_ROWS_PER_SHARD = 2**31
 MAX_NAME_BYTES = 200  # file systems take 255, and the names beside it are longer
 
 
@@ -190,7 +191,7 @@ def check_config(config: PrepConfig) -> None:
         ("mask.span_max_words", config.mask.span_max_words, 1, 1_000),
         ("mask.ngram_max_words", config.mask.ngram_max_words, 1, 1_000),
         ("seed", config.seed, 0, 2**63 - 1),
-        ("rows_per_shard", config.rows_per_shard, 1, 2**31),
+        ("rows_per_shard", config.rows_per_shard, 1, MAX_ROWS_PER_SHARD),
         ("chunk_rows", chunk_rows(config), 1, 2**20),
         ("num_workers", config.num_workers, 0, 1_024),
     )
@@ -217,7 +218,8 @@ def check_config(config: PrepConfig) -> None:
             "packing.drop_remainder_below needs packing.mode isolated or document: concat has no remainders"
         )
     if config.rows_per_shard % chunk_rows(config):
-        nearest = max(1, round(config.rows_per_shard / chunk_rows(config))) * chunk_rows(config)
+        whole = round(config.rows_per_shard / chunk_rows(config))
+        nearest = min(max(1, whole), MAX_ROWS_PER_SHARD // chunk_rows(config)) * chunk_rows(config)
         raise UserError(
             f"rows_per_shard is {config.rows_per_shard}, which chunk_rows {chunk_rows(config)} does not "
             f"divide: the nearest that fits is {nearest}"

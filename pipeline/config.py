@@ -241,9 +241,9 @@ def check_config(config: RunConfig, *, world_size: int) -> None:
     """
     if world_size < 1:
         raise UserError(f"processes is {world_size}: give a positive number")
-    _check_model(config.model)
-    _check_ranges(config)
     _check_counts(config)
+    _check_model(config.model, config.training.tensor_model_parallel_size)
+    _check_ranges(config)
     _check_parallel(config, world_size)
     _check_batch(config.training, world_size // config.training.tensor_model_parallel_size)
     if config.init.allow and config.init.from_huggingface is None:
@@ -252,7 +252,7 @@ def check_config(config: RunConfig, *, world_size: int) -> None:
         raise UserError(f"run_dir {config.run_dir} is a file: give a folder")
 
 
-def _check_model(model: ModelConfig) -> None:
+def _check_model(model: ModelConfig, tensor_size: int) -> None:
     try:
         parse_layout(model.layout)
     except ValueError as error:
@@ -264,17 +264,16 @@ def _check_model(model: ModelConfig) -> None:
     for name in ("hidden_size", "num_attention_heads", "ffn_hidden_size", "max_position_embeddings"):
         if getattr(model, name) < 1:
             raise UserError(f"model.{name} is {getattr(model, name)}: give a positive number")
-    if model.hidden_size % model.num_attention_heads:
-        fitting = [n for n in range(1, model.hidden_size + 1) if model.hidden_size % n == 0]
-        near = sorted(fitting, key=lambda n: abs(n - model.num_attention_heads))[:4]
+    heads, hidden = model.num_attention_heads, model.hidden_size
+    even = 2 if model.position == "rope" else 1  # a head's features must be a multiple of this
+    fitting = [n for n in range(1, hidden + 1) if hidden % (n * even) == 0 and n % tensor_size == 0]
+    take = f"num_attention_heads of {_some(fitting, heads)}" if fitting else "another hidden_size"
+    if hidden % heads:
+        raise UserError(f"model.num_attention_heads {heads} does not divide model.hidden_size {hidden}: take {take}")
+    if hidden // heads % even:
         raise UserError(
-            f"model.num_attention_heads {model.num_attention_heads} does not divide "
-            f"model.hidden_size {model.hidden_size}: take one of {sorted(near)}"
-        )
-    if model.position == "rope" and model.head_dim % 2:
-        raise UserError(
-            f"model.position rope turns pairs of features, but a head has {model.head_dim} (hidden_size / "
-            "num_attention_heads): take sizes that give an even number, or position absolute or alibi"
+            f"model.position rope turns pairs of features, but a head has {hidden // heads} (hidden_size / "
+            f"num_attention_heads): take {take}, or position absolute or alibi"
         )
 
 
@@ -345,7 +344,9 @@ def _check_parallel(config: RunConfig, world_size: int) -> None:
     training, model = config.training, config.model
     size = training.tensor_model_parallel_size
     shared = math.gcd(model.num_attention_heads, model.ffn_hidden_size, world_size)
-    fitting = ", ".join(str(n) for n in range(1, shared + 1) if shared % n == 0)
+    fitting = [n for n in range(1, shared + 1) if shared % n == 0]
+    rows = training.micro_batch_size * world_size
+    with_batch = [n for n in fitting if training.global_batch_size * n % rows == 0]
     for name, value in [
         ("model.num_attention_heads", model.num_attention_heads),
         ("model.ffn_hidden_size", model.ffn_hidden_size),
@@ -353,13 +354,15 @@ def _check_parallel(config: RunConfig, world_size: int) -> None:
     ]:
         if value % size:
             raise UserError(
-                f"training.tensor_model_parallel_size {size} does not divide {name} ({value}): "
-                f"what divides heads, ffn and processes is {fitting}"
+                f"training.tensor_model_parallel_size {size} does not divide {name} ({value}): what divides heads, "
+                f"ffn and processes{', and suits the batch,' if with_batch else ''} is "
+                f"{', '.join(map(str, with_batch or fitting))}"
             )
     if training.zero_stage == 0 and training.precision != "fp32":
+        other = "" if training.offload_optimizer else ", or precision fp32"
         raise UserError(
-            f"training.zero_stage 0 keeps no fp32 master weights for {training.precision}: "
-            "take zero_stage 1, 2 or 3, or precision fp32"
+            f"training.zero_stage 0 keeps no fp32 master weights for {training.precision}: take zero_stage 1, 2 or 3"
+            f"{other}"
         )
     if training.zero_stage == 0 and training.offload_optimizer:
         raise UserError("training.offload_optimizer needs zero_stage 1, 2 or 3: it is 0")
@@ -376,7 +379,8 @@ def _check_batch(training: TrainingConfig, data_parallel_size: int) -> None:
     sizes = [n * training.tensor_model_parallel_size for n in range(1, total + 1) if total % (micro * n) == 0]
     elsewhere = f", or {_some(sizes, size * training.tensor_model_parallel_size)} processes" if sizes else ""
     if total % size:
-        around = {max(total // size, 1) * size, -(-total // size) * size}
+        rows = micro * size
+        around = {max(total // rows, 1) * rows, -(-total // rows) * rows}
         fitting = " or ".join(str(n) for n in sorted(around))
         raise UserError(f"{where}: with {processes} take a global_batch_size of {fitting}{elsewhere}")
     divisors = [n for n in range(1, total // size + 1) if total // size % n == 0]

@@ -1,11 +1,18 @@
 """Which split a document goes to, and how often it is taken: drawn by a hash of its id, so it can be known early."""
 
 import hashlib
+import itertools
 from collections.abc import Sequence
 
 from data_prep.config import PrepConfig
 from data_prep.contract.command_line import UserError
 from data_prep.corpus.documents import CorpusFile
+
+MIN_ROWS = 16
+"""Rows either split needs at least: fewer give no meaningful loss."""
+
+_AMPLE_BYTES = 8
+"""Bytes that no tokenizer of a usual size leaves to a token on average."""
 
 _ONE_DRAW = "all of a document goes to the same split"
 
@@ -22,29 +29,62 @@ def copies_of(document_id: str, weight: float) -> int:
     return copies + (weight > copies and document_draw(document_id, "weight:") < weight - copies)
 
 
-def check_draws(files: Sequence[CorpusFile], config: PrepConfig) -> None:
+def check_draws(files: Sequence[tuple[CorpusFile, int]], config: PrepConfig) -> None:
     """Refuse a corpus of whole .txt files that leaves a split empty: their draws are known before anything is read.
+
+    Args:
+        files: each with the bytes of its text.
+        config: of the preparation.
 
     Raises:
         UserError: naming the split, and what would fill it.
     """
-    if config.corpus.txt_documents != "file" or any(file.kind != "txt" for file in files):
+    if config.corpus.txt_documents != "file" or any(file.kind != "txt" for file, _ in files):
         return
-    draws = sorted(document_draw(file.name) for file in files if copies_of(file.name, file.weight))
+    draws = sorted((document_draw(file.name), size) for file, size in files if copies_of(file.name, file.weight))
     for name, found in (
-        ("validation", [draw for draw in draws if draw < config.validation_fraction]),
-        ("train", [draw for draw in draws if draw >= config.validation_fraction]),
+        ("validation", [draw for draw, _ in draws if draw < config.validation_fraction]),
+        ("train", [draw for draw, _ in draws if draw >= config.validation_fraction]),
     ):
         if found:
             continue
         remedy = "give --corpus.txt_documents paragraph (or line), or more files"
-        if name == "validation" and len(draws) > 1 and draws[0] < 0.5:
-            remedy += f", or --validation_fraction {draws[0] + 0.001:.3g} or more"
+        fraction = _ample_fraction(draws, config.seq_length, filled=name)
+        if fraction is not None:
+            remedy += f", or --validation_fraction {fraction} in place of {config.validation_fraction:g}"
         found_there = "1 .txt file" if len(draws) == 1 else f"{len(draws)} .txt files"
         raise UserError(
             f"the {name} split would be empty: the corpus is {found_there}, a file is one document, and {_ONE_DRAW}; "
             f"{remedy}"
         )
+
+
+def _ample_fraction(draws: Sequence[tuple[float, int]], seq_length: int, filled: str) -> str | None:
+    """The fraction nearest to the edge that surely leaves both splits enough text, or None.
+
+    Args:
+        draws: (draw, bytes) of each document, rising.
+        seq_length: tokens of a row.
+        filled: the split that is empty now.
+    """
+    wanted = MIN_ROWS * seq_length * _AMPLE_BYTES
+    below = list(itertools.accumulate(size for _, size in draws))  # bytes of validation, with 1, 2 ... documents
+    ample = [k for k in range(1, len(draws)) if below[k - 1] >= wanted and below[-1] - below[k - 1] >= wanted]
+    if not ample:
+        return None
+    k = ample[0] if filled == "validation" else ample[-1]
+    fraction = number_between(draws[k - 1][0], draws[k][0])
+    return fraction if filled == "train" or float(fraction) <= 0.5 else None
+
+
+def number_between(low: float, high: float) -> str:
+    """The shortest decimal number above ``low`` and up to ``high``, which is above it."""
+    for digits in range(1, 17):
+        for number in (high, (low + high) / 2):
+            text = f"{number:.{digits}g}"
+            if low < float(text) <= high:
+                return text
+    return repr(high)
 
 
 def more_documents(config: PrepConfig) -> str:

@@ -72,7 +72,7 @@ def build_shards(config: PrepConfig, progress: Progress) -> Summary:
     """
     with Workers(config.num_workers, note=progress.note) as workers:
         planned = make_plan(config, workers, progress)
-        check_draws([found.file for found in planned.files], config)
+        check_draws([(found.file, found.survey["bytes"]) for found in planned.files], config)
         return build_planned(planned, workers, progress)
 
 
@@ -108,7 +108,7 @@ def run_task(config: PrepConfig, task: str, index: int | None, progress: Progres
     with Workers(config.num_workers, note=progress.note) as workers, locked_work_folder(work, progress, exclusive=True):
         if task == "plan":
             planned = make_plan(config, workers, progress)
-            check_draws([found.file for found in planned.files], config)
+            check_draws([(found.file, found.survey["bytes"]) for found in planned.files], config)
             prepare_work_folder(planned, progress)
             index_large_files(planned, workers, progress)
             return f"{planned.plan.work}: map and pack tasks 0 to {planned.plan.num_tasks - 1}"

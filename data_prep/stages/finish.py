@@ -3,6 +3,7 @@
 import dataclasses
 import gzip
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -16,16 +17,18 @@ from data_prep.contract.files import flush_to_disk
 from data_prep.contract.shard_format import DOCUMENTS_FOLDER, INPUTS, REJECTS, SPLITS, TEXT_FOLDER
 from data_prep.contract.shard_writing import file_entry, write_manifest
 from data_prep.contract.shards import open_shards
-from data_prep.corpus.draws import more_documents
+from data_prep.corpus.draws import MIN_ROWS, document_draw, more_documents, number_between
 from data_prep.report.page import write_report
 from data_prep.report.rows_as_text import rows_as_text
 from data_prep.report.statistics import merge, mostly_rejected, notes_on_masks, source_statistics
-from data_prep.stages.map import REJECTS_PART, TEXT
+from data_prep.stages.duplicates import dropped_documents
+from data_prep.stages.map import DOCUMENTS, REJECTS_PART, TEXT, read_documents
+from data_prep.stages.pack import planned_rows
 from data_prep.stages.records import checked_folder, records_of, require_stage_before, summary_of
-from data_prep.stages.work_plan import WorkPlan, input_line, planned_files, work_path
+from data_prep.stages.work_plan import WorkPlan, input_line, map_task, planned_files, work_path
 
-MIN_ROWS = 16
-"""Rows either split needs at least: fewer give no meaningful loss."""
+_TRAIN, _VALIDATION = 0, 1
+"""Places in ``SPLITS``."""
 
 
 REPORT_REJECTS = 5
@@ -56,7 +59,7 @@ def check_counts(plan: WorkPlan) -> None:
     """Raise UserError where a split has too few rows to be of use, with what would fix it."""
     config = plan.config
     mapped, packed = summary_of(plan, "map"), summary_of(plan, "pack")
-    documents, smallest = sum(mapped["documents"]), mapped["smallest_left"]
+    documents = sum(mapped["documents"])
     if not documents:
         rejects = merge(source.get("rejects", {}) for source in mapped["sources"].values())
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(rejects.items()))
@@ -65,21 +68,80 @@ def check_counts(plan: WorkPlan) -> None:
             f"the corpus holds no text: {f'all was rejected ({reasons}); {example}' if reasons else 'no document'}; "
             "check --corpus.paths and --corpus.text_field"
         )
-    for name in SPLITS:
+    for number, name in enumerate(SPLITS):
         rows = sum(packed["rows"][name])
         if rows >= MIN_ROWS:
             continue
-        where = (
-            f"the {name} split gets {rows} rows of {config.seq_length} tokens from {packed['documents'][name]} of "
-            f"{documents} documents, and needs {MIN_ROWS}"
-        )
-        if name == "train" or documents == 1 or smallest > 0.5:
-            raise UserError(f"{where}: {more_documents(config)}, or lower --seq_length")
-        enough = min(0.5, np.ceil(smallest * 1000 + 1) / 1000)
         raise UserError(
-            f"{where}: {more_documents(config)}, or --validation_fraction {enough:.3g} or more in place of "
-            f"{config.validation_fraction:g}"
+            f"the {name} split gets {rows} rows of {config.seq_length} tokens from {packed['documents'][name]} of "
+            f"{documents} documents, and needs {MIN_ROWS}: {_remedy(plan, number)}"
         )
+
+
+def _remedy(plan: WorkPlan, short: int) -> str:
+    """What gives the split of this place in ``SPLITS`` enough rows."""
+    if all(map_task(plan, index).kept is not None for index in range(plan.num_tasks)):
+        return "lower --seq_length"  # of documents that are what they are
+    fraction = _Survivors(plan).fraction(short)
+    other = f"--validation_fraction {fraction} in place of {plan.config.validation_fraction:g}"
+    return f"{more_documents(plan.config)}, or {'lower --seq_length' if fraction is None else other}"
+
+
+class _Survivors:
+    """The documents that are no duplicates, by their draws; what a split would be with other ones of them."""
+
+    def __init__(self, plan: WorkPlan) -> None:
+        self._plan = plan
+        draws, tasks, rows = [], [], []
+        for index in range(plan.num_tasks):
+            table = read_documents(checked_folder(plan, "map", index, DOCUMENTS))
+            left = np.setdiff1d(np.arange(len(table.column("length"))), dropped_documents(plan, index, table)[0])
+            # Pieces of a text have its draw.
+            draws += [document_draw(re.sub(r"#\d+$", "", name)) for name in table.ids(left)]
+            tasks.append(np.full(len(left), index))
+            rows.append(left)
+        order = np.argsort(draws, kind="stable")
+        self._draws = np.array(draws)[order]
+        self._tasks, self._rows = np.concatenate(tasks)[order], np.concatenate(rows)[order]
+
+    def fraction(self, short: int) -> str | None:
+        """The ``validation_fraction`` nearest to the given one with which both splits have enough rows.
+
+        Args:
+            short: the split that has too few, as its place in ``SPLITS``.
+
+        Returns:
+            It, as one writes it; None where there is none up to a half.
+        """
+        limits = np.unique(self._draws)  # with a fraction above limits[k - 1] and up to limits[k], k are below it
+        few, many = 1, 1  # how many draws the short split has
+        while many < len(limits) and not self._has_enough(short, limits, many):
+            few, many = many, many * 2
+        many = min(many, len(limits) - 1)
+        while few < many:  # the number is in few ... many
+            middle = (few + many) // 2
+            few, many = (few, middle) if self._has_enough(short, limits, middle) else (middle + 1, many)
+        below = few if short == _VALIDATION else len(limits) - few
+        if not 0 < below < len(limits) or not all(
+            self._has_enough(split, limits, below if split == _VALIDATION else len(limits) - below)
+            for split in (_TRAIN, _VALIDATION)
+        ):
+            return None
+        fraction = number_between(float(limits[below - 1]), float(limits[below]))
+        return fraction if short == _TRAIN or float(fraction) <= 0.5 else None
+
+    def _has_enough(self, split: int, limits: np.ndarray, count: int) -> bool:
+        """Whether a split has enough rows with the ``count`` lowest draws (training: the highest)."""
+        chosen = self._draws <= limits[count - 1] if split == _VALIDATION else self._draws >= limits[-count]
+        rows = 0
+        for index in np.unique(self._tasks[chosen]).tolist():
+            table = read_documents(checked_folder(self._plan, "map", index, DOCUMENTS))
+            of_task = np.zeros(len(table.column("length")), dtype=bool)
+            of_task[self._rows[chosen & (self._tasks == index)]] = True
+            rows += len(planned_rows(self._plan, index, table, of_task, split)[0].lengths)
+            if rows >= MIN_ROWS:
+                return True
+        return False
 
 
 def _first_reject(plan: WorkPlan) -> str:
@@ -89,12 +151,14 @@ def _first_reject(plan: WorkPlan) -> str:
 
 
 def _reject_files(plan: WorkPlan) -> Iterator[Path]:
+    """The files of rejects of all tasks, checked."""
     for stage in ("map", "pack"):
         for index in range(plan.num_tasks):
             yield checked_folder(plan, stage, index, REJECTS_PART) / REJECTS_PART
 
 
 def _all_rejects(plan: WorkPlan) -> Iterator[dict[str, Any]]:
+    """Every reject, in the order of the tasks."""
     for path in _reject_files(plan):
         with gzip.open(path, "rt") as stream:
             yield from map(json.loads, stream)

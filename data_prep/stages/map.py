@@ -168,7 +168,7 @@ def run_map(plan: WorkPlan, index: int) -> dict[str, Any]:
     if task.kept is not None:
         return _take_over(plan, index, Path(task.kept))
     sources: dict[str, dict[str, int]] = {}
-    record: dict[str, Any] = {"smallest_left": 1.0}
+    record: dict[str, Any] = {}
     with committed(plan, "map", index, record) as folder:
         with (
             (folder / "tokens.bin").open("wb") as tokens,
@@ -177,7 +177,7 @@ def run_map(plan: WorkPlan, index: int) -> dict[str, Any]:
         ):
             table = _NewDocuments(texts)
             kept = itertools.chain.from_iterable(
-                _kept(plan, partition, found, record, sources, rejects.write) for partition, found in task.partitions
+                _kept(plan, partition, found, sources, rejects.write) for partition, found in task.partitions
             )
             tokens.writelines(_encode_batch(plan, batch, table, rejects.write).data for batch in _batches(kept))
         table.write(folder, plan.config)
@@ -230,7 +230,6 @@ def _kept(
     plan: WorkPlan,
     partition: Partition,
     found: SurveyedFile,
-    record: dict[str, Any],
     sources: dict[str, dict[str, int]],
     reject: Callable[[Reject, int], None],
 ) -> Iterator[Kept]:
@@ -255,9 +254,6 @@ def _kept(
         if refused is not None:
             reject(refused, source)
             continue
-        draw = document_draw(item.id)
-        if draw >= plan.config.validation_fraction:
-            record["smallest_left"] = min(record["smallest_left"], draw)
         yield item, copies, source
     _check_unchanged(plan, found)  # what was read is what was hashed
 

@@ -80,15 +80,7 @@ def run_pack(plan: WorkPlan, index: int) -> dict[str, Any]:
         first_row = first_boundary = 0
         for number, split in enumerate(SPLITS):
             chosen = keep & (table.column("validation") == number)
-            sequence = _sequence(chosen, table, repeat=split == "train")
-            rows = plan_rows(
-                table.column("length"),
-                packing=plan.config.packing,
-                seq_length=plan.config.seq_length,
-                seed=plan.config.seed,
-                key=2 * index + number,
-                sequence=sequence,
-            )
+            rows, sequence = planned_rows(plan, index, table, chosen, number)
             ids = sequence_ids(index, first_row + np.arange(len(rows.lengths)))
             order = np.argsort(shuffle_keys(plan.config.seed, ids))
             first_boundary = _write_rows(folder, reordered(rows, order), tokens, plan, first_boundary)
@@ -105,6 +97,28 @@ def run_pack(plan: WorkPlan, index: int) -> dict[str, Any]:
         )
         record["sources"] = merge([_by_source(table, keep), rejects_by_source])
     return record
+
+
+def planned_rows(
+    plan: WorkPlan, index: int, table: DocumentTable, chosen: np.ndarray, number: int
+) -> tuple[RowPlan, np.ndarray]:
+    """The rows of a split made of some documents of a map task, and those documents as often as they are taken.
+
+    Args:
+        index: of the map task.
+        chosen: [documents] bool, those of the split.
+        number: of the split, as its place in ``SPLITS``.
+    """
+    sequence = _sequence(chosen, table, repeat=SPLITS[number] == "train")
+    rows = plan_rows(
+        table.column("length"),
+        packing=plan.config.packing,
+        seq_length=plan.config.seq_length,
+        seed=plan.config.seed,
+        key=2 * index + number,
+        sequence=sequence,
+    )
+    return rows, sequence
 
 
 def _write_rejects(folder: Path, rejects: Iterator[Reject], sources: np.ndarray) -> dict[str, Any]:

@@ -220,17 +220,15 @@ def require_stage_before(plan: WorkPlan, stage: str) -> None:
 def _map_summary(plan: WorkPlan, records: Iterator[dict[str, Any]]) -> dict[str, Any]:
     documents: list[int] = []
     sources: dict[str, Any] = {}
-    smallest = 1.0
     for record in records:
         documents.append(record["documents"])
-        smallest = min(smallest, record["smallest_left"])
         sources = merge([sources, counts_by_source(record)])
     keys, bands = sum(documents), sum(documents) * band_count(plan.config.duplicates.near_threshold)
     tasks = [
         range_tasks(keys, KEY.itemsize, plan.num_tasks) if plan.config.duplicates.exact else 0,
         range_tasks(bands, BAND_KEY.itemsize, plan.num_tasks),
     ]
-    return {"sources": sources, "documents": documents, "smallest_left": smallest, "duplicates_tasks": tasks}
+    return {"sources": sources, "documents": documents, "duplicates_tasks": tasks}
 
 
 def range_tasks(entries: int, size: int, num_tasks: int) -> int:

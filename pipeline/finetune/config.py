@@ -151,6 +151,6 @@ def _check_training(config: FinetuneConfig) -> None:
         raise UserError(f"training.warmup_fraction is {training.warmup_fraction}: give 0 to below 1")
     if config.task == "question_answering" and not 0 < training.window_stride < training.max_length // 2:
         raise UserError(
-            f"training.window_stride is {training.window_stride}: "
-            f"give less than half of training.max_length, {training.max_length}"
+            f"training.window_stride is {training.window_stride}: give 1 to {training.max_length // 2 - 1}, "
+            f"less than half of training.max_length ({training.max_length})"
         )

@@ -1,7 +1,9 @@
 """``narrowbert-submit``: what is refused, in one line and with nothing sent; what is written for a job that is sent."""
 
 import contextlib
+import dataclasses
 import json
+import re
 import shutil
 import socket
 import threading
@@ -10,13 +12,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cluster.__main__ import _dispatch
-from cluster.config import ClusterConfig, PrepJobsConfig
+from cluster.config import ClusterConfig, PrepJobsConfig, check_cluster
 from cluster.prep import StageJob, _options
 from cluster.slurm import Job, parse_scontrol, state_in_accounts, submission_environment
 from cluster.submission import submission_of_run
-from data_prep.contract.command_line import run_command
+from data_prep.contract.command_line import UserError, run_command
 from tests.cluster.slurm_cluster import SlurmCluster
 from tests.conftest import write_corpus
 from tests.processes import TINY_RUN, user_error
@@ -62,7 +66,7 @@ def test_dry_run_prints_the_script_and_needs_no_slurm(
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (["--cluster.nodes", "3"], "with 6 processes take a global_batch_size of 12 or 18"),
+        (["--cluster.nodes", "3"], "with 6 processes take a global_batch_size of 24"),
         (["--cluster.job_name", "a b"], "cluster.job_name is 'a b'"),
         (["--cluster.job_name", "x\n#SBATCH --uid=0"], "cluster.job_name"),
         (["--cluster.partition", "$(touch hacked)"], "cluster.partition"),
@@ -190,7 +194,6 @@ def test_lead_time_is_held_against_the_checkpoint(
     (tmp_path / "run/config.yaml").write_text("{}\n")
     (tmp_path / "metrics.jsonl").rename(tmp_path / "run/metrics.jsonl")
     from cluster.submit import check_lead_time
-    from data_prep.contract.command_line import UserError
     from data_prep.contract.shards import open_shards
     from pipeline.config import RunConfig
 
@@ -198,6 +201,27 @@ def test_lead_time_is_held_against_the_checkpoint(
     with pytest.raises(UserError, match=r"took up to 20 s: give 44 or more"):
         check_lead_time(config, ClusterConfig(signal_lead_seconds=43), shards)
     check_lead_time(config, ClusterConfig(signal_lead_seconds=44), shards)
+    # The number that is advised is one that the other check takes.
+    with pytest.raises(UserError, match=r"give 44, and a time_limit of more than that in place of 0:30$"):
+        check_lead_time(config, ClusterConfig(signal_lead_seconds=10, time_limit="0:30"), shards)
+    check_cluster(ClusterConfig(signal_lead_seconds=44, time_limit="0:45"))
+    point["metrics"]["checkpoint/seconds"] = 40_000.0
+    (tmp_path / "run/metrics.jsonl").write_text(json.dumps(point) + "\n")
+    with pytest.raises(UserError, match=r"80004 are needed, but Slurm takes at most 65535: write to a faster"):
+        check_lead_time(config, ClusterConfig(), shards)
+
+
+@given(st.integers(1, 200_000), st.integers(1, 200_000))
+def test_a_lead_that_is_advised_is_accepted(lead: int, limit: int) -> None:
+    cluster = ClusterConfig(signal_lead_seconds=lead, time_limit=f"0:{limit}")
+    try:
+        check_cluster(cluster)
+    except UserError as error:
+        advised = re.search(r"give at most (\d+)$", str(error))
+        if advised is None:
+            assert limit == 1
+        else:
+            check_cluster(dataclasses.replace(cluster, signal_lead_seconds=int(advised[1])))
 
 
 def test_run_directory_that_only_this_machine_sees(

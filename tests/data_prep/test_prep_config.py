@@ -6,6 +6,8 @@ import sys
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from data_prep.commands.arguments import prep_config
 from data_prep.config import (
@@ -54,6 +56,15 @@ def test_defaults_pass_and_resolve():
 def test_senseless_values_are_named(changes, message):
     with pytest.raises(UserError, match=message):
         check_config(replace(DEFAULT, **changes))
+
+
+@given(st.integers(1, 2**31), st.integers(1, 2**20))
+def test_the_number_of_rows_that_is_advised_fits(rows, chunk):
+    config = replace(DEFAULT, rows_per_shard=rows, chunk_rows=chunk)
+    try:
+        check_config(config)
+    except UserError as error:
+        check_config(replace(config, rows_per_shard=int(str(error).rsplit(" ", 1)[1])))
 
 
 def test_configuration_needs_no_heavy_library():

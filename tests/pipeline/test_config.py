@@ -1,7 +1,11 @@
+import re
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from data_prep.contract.command_line import UserError, config_as_dict, read_config
 from pipeline.commands.train import TrainArguments
@@ -32,13 +36,13 @@ def training(**values: Any) -> RunConfig:
         (training(zero_stage=0), 1, "take zero_stage 1, 2 or 3, or precision fp32"),
         (training(zero_stage=0, precision="fp32", offload_optimizer=True), 1, "offload_optimizer needs zero_stage 1"),
         (training(tensor_model_parallel_size=5), 5, "heads, ffn and processes is 1"),
-        (training(tensor_model_parallel_size=8), 8, "heads, ffn and processes is 1, 2, 4"),
-        (training(tensor_model_parallel_size=4), 6, "heads, ffn and processes is 1, 2, 3, 6"),
+        (training(tensor_model_parallel_size=8), 8, "heads, ffn and processes, and suits the batch, is 1, 2, 4"),
+        (training(tensor_model_parallel_size=4), 6, "processes, and suits the batch, is 1, 2, 3, 6"),
         (training(tensor_model_parallel_size=0), 1, "tensor_model_parallel_size is 0"),
         (training(tensor_model_parallel_size=2, global_batch_size=7, micro_batch_size=1), 4, "2 data-parallel groups"),
         (RunConfig(data=DataConfig(num_workers=0)), 1, "data.num_workers is 0: give a positive number"),
         (RunConfig(data=DataConfig(prefetch_factor=-1)), 1, "data.prefetch_factor is -1: give a positive number"),
-        (RunConfig(model=ModelConfig(num_attention_heads=7)), 1, "take one of [3, 4, 6, 8]"),
+        (RunConfig(model=ModelConfig(num_attention_heads=7)), 1, "take num_attention_heads of 3, 4, 6, 8"),
         (RunConfig(model=ModelConfig(layout="2sx")), 1, "character 3 (2s>>x<<)"),
         (RunConfig(model=ModelConfig(narrow_kv="grouped:0")), 1, "model.narrow_kv: 'grouped:0' is none of per_layer"),
         (RunConfig(model=ModelConfig(position="rope", num_attention_heads=256)), 1, "but a head has 3 (hidden_size"),
@@ -54,14 +58,62 @@ def test_what_cannot_work_is_refused_with_what_would(config: RunConfig, world_si
     assert expected in str(caught.value)
 
 
-def test_every_suggestion_is_accepted() -> None:
-    for micro in (5, 10, 20, 25):
-        check_config(training(global_batch_size=100, micro_batch_size=micro), world_size=1)
-    for size in (1, 2, 4):
-        check_config(training(tensor_model_parallel_size=size, global_batch_size=8, micro_batch_size=1), world_size=8)
+ADVICE = {
+    "global_batch_size": r"take a global_batch_size of ([\d or]+)",
+    "micro_batch_size": r"take a micro_batch_size of ([\d, ]+)",
+    "num_attention_heads": r"take num_attention_heads of ([\d, ]+)",
+    "tensor_model_parallel_size": r"suits the batch, is ([\d, ]+)$",
+    "processes": r", or ([\d, ]+) processes$",
+}
+
+
+def advised(message: str) -> list[tuple[str, int]]:
+    """Every number that a line recommends, with what it is of."""
+    found = [(name, re.search(pattern, message)) for name, pattern in ADVICE.items()]
+    return [(name, int(number)) for name, match in found if match for number in re.findall(r"\d+", match[1])]
+
+
+def refusal(config: RunConfig, world_size: int) -> str:
+    try:
+        check_config(config, world_size=world_size)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+SMALL = st.integers(1, 24)
+
+
+@given(SMALL, SMALL, SMALL, st.integers(1, 8), st.sampled_from(["absolute", "rope"]), SMALL, SMALL)
+@settings(max_examples=1000)
+def test_every_number_that_is_advised_is_accepted(
+    total: int,
+    micro: int,
+    processes: int,
+    tensor_size: int,
+    position: Literal["absolute", "rope"],
+    hidden: int,
+    heads: int,
+) -> None:
+    model = ModelConfig(hidden_size=hidden, num_attention_heads=heads, ffn_hidden_size=840, position=position)
+    sizes = TrainingConfig(global_batch_size=total, micro_batch_size=micro, tensor_model_parallel_size=tensor_size)
+    line = refusal(RunConfig(model=model, training=sizes), processes)
+    for name, number in advised(line):
+        changed = RunConfig(
+            model=replace(model, **{name: number}) if name == "num_attention_heads" else model,
+            training=replace(sizes, **{name: number}) if hasattr(sizes, name) else sizes,
+        )
+        again = refusal(changed, number if name == "processes" else processes)
+        if name == "num_attention_heads":  # the processes and the batch are looked at later
+            assert "num_attention_heads" not in again, (line, again)
+        else:
+            assert not again, (line, again)
+
+
+def test_a_precision_is_advised_only_where_it_helps() -> None:
+    line = refusal(training(zero_stage=0, offload_optimizer=True), 1)
+    assert line.endswith("take zero_stage 1, 2 or 3")
     check_config(training(zero_stage=0, precision="fp32"), world_size=1)
-    for total in (100, 104):
-        check_config(training(global_batch_size=total, micro_batch_size=1), world_size=4)
 
 
 @pytest.mark.parametrize("preset", sorted(Path("configs/pretrain").glob("*.yaml")), ids=lambda path: path.stem)

@@ -3,10 +3,12 @@ import random
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from data_prep.config import CorpusConfig
 from data_prep.contract.command_line import UserError
-from data_prep.corpus.draws import check_draws, copies_of, document_draw
+from data_prep.corpus.draws import check_draws, copies_of, document_draw, number_between
 from data_prep.corpus.files import find_corpus_files
 from data_prep.stages.build import build_shards, run_task
 from tests.data_prep.conftest import WORDS, NoProgress, no_progress
@@ -37,27 +39,53 @@ def test_one_text_file_is_refused_before_any_work_with_what_helps(tiny_config, t
     run(dataclasses.replace(config, corpus=dataclasses.replace(config.corpus, txt_documents="paragraph")))
 
 
-def test_the_fraction_that_is_advised_fills_both_splits(tiny_config, tmp_path):
+def surveyed(config):
+    return [(file, Path(file.path).stat().st_size) for file in find_corpus_files(config.corpus)]
+
+
+@pytest.mark.parametrize(("fraction", "empty"), [(0.001, "validation"), (0.9999, "train")])
+def test_the_fraction_that_is_advised_gives_both_splits_enough(tiny_config, tmp_path, fraction, empty):
+    for number in range(12):
+        (tmp_path / f"{number}.txt").write_text(text_of(8, seed=number))
+    config = dataclasses.replace(
+        tiny_config,
+        corpus=CorpusConfig(paths=str(tmp_path)),
+        validation_fraction=fraction,
+        output=str(tmp_path / "out"),
+    )
+    with pytest.raises(UserError, match=f"the {empty} split would be empty") as refused:
+        build_shards(config, no_progress)
+    build_shards(dataclasses.replace(config, validation_fraction=advised_fraction(refused)), no_progress)
+
+
+def advised_fraction(refused):
+    return float(str(refused.value).split("--validation_fraction ")[1].split()[0])
+
+
+def test_no_fraction_is_advised_where_none_is_sure(tiny_config, tmp_path):
     for number in range(12):
         (tmp_path / f"{number}.txt").write_text("text")
     config = dataclasses.replace(tiny_config, corpus=CorpusConfig(paths=str(tmp_path)), validation_fraction=0.001)
-    files = find_corpus_files(config.corpus)
-    with pytest.raises(UserError, match=r"the validation split would be empty") as refused:
-        check_draws(files, config)
-    advised = float(str(refused.value).split("--validation_fraction ")[1].split()[0])
-    check_draws(files, dataclasses.replace(config, validation_fraction=advised))
-    with pytest.raises(UserError, match="the train split would be empty"):
-        check_draws(files, dataclasses.replace(config, validation_fraction=0.9999))
+    with pytest.raises(UserError, match=r"or more files$"):
+        check_draws(surveyed(config), config)
+
+
+@given(st.floats(0, 1), st.floats(0, 1))
+def test_a_number_between_two_is_between_them(one, other):
+    low, high = sorted((one, other))
+    if low < high:
+        assert low < float(number_between(low, high)) <= high
+    assert number_between(0.118, 0.131) == "0.13"
 
 
 def test_what_is_not_certain_is_not_refused(tiny_config, tmp_path):
     (tmp_path / "a.txt").write_text("text")
     for others in ({"txt_documents": "line"}, {"txt_documents": "paragraph"}):
         config = dataclasses.replace(tiny_config, corpus=CorpusConfig(paths=str(tmp_path), **others))
-        check_draws(find_corpus_files(config.corpus), config)
+        check_draws(surveyed(config), config)
     (tmp_path / "b.jsonl").write_text('{"text": "text"}\n')
     config = dataclasses.replace(tiny_config, corpus=CorpusConfig(paths=str(tmp_path)))
-    check_draws(find_corpus_files(config.corpus), config)
+    check_draws(surveyed(config), config)
 
 
 def test_too_little_text_names_the_remedy_for_text_files(tiny_config, tmp_path):

@@ -135,6 +135,15 @@ def test_documents_kept_before_sources_were_counted(parent: PrepConfig, tmp_path
     assert statistics["read"] == sum(source["read"] for source in statistics["sources"])
 
 
+def test_too_few_rows_of_documents_that_cannot_change_are_mended_by_shorter_ones(
+    parent: PrepConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["repack", parent.output, "--output", str(tmp_path / "new"), "--num_workers", "1", "--seq_length"]
+    assert main([*options, "1024"]) == 2
+    assert capsys.readouterr().err.endswith("needs 16: lower --seq_length\n")
+    assert main([*options, "64"]) == 0
+
+
 def test_what_cannot_be_is_one_line(
     parent: PrepConfig, tiny_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -467,13 +467,28 @@ def test_sigkill_at_random_moments_then_the_same_command_again(tiny_config, tiny
     assert bytes_of(output) == bytes_of(tiny_shards)
 
 
+@pytest.mark.parametrize(
+    "packing",
+    [
+        PackingConfig(),
+        PackingConfig(mode="isolated"),
+        PackingConfig(mode="document", short_seq_prob=0.3, drop_remainder_below=5),
+    ],
+    ids=lambda packing: packing.mode,
+)
+@pytest.mark.parametrize(("fraction", "short"), [(0.0001, "validation"), (0.01, "validation"), (0.985, "train")])
+def test_the_fraction_that_is_advised_gives_both_splits_enough_rows(many_tasks, tmp_path, packing, fraction, short):
+    (tmp_path / "corpus/long.jsonl").write_text(json.dumps({"text": " ".join(sentences(40, 9))}))  # is cut into pieces
+    corpus_of(tmp_path / "corpus", sentences(25, 3), "again.jsonl")  # duplicates
+    config = replace(many_tasks, packing=packing, cleaning=CleaningConfig(max_characters=1_000))
+    with pytest.raises(UserError, match=rf"the {short} split gets \d+ rows .*, or --validation_fraction 0\.") as caught:
+        build_shards(replace(config, output=str(tmp_path / "a"), validation_fraction=fraction), no_progress)
+    advised = float(str(caught.value).split("--validation_fraction ")[1].split()[0])
+    build_shards(replace(config, output=str(tmp_path / "b"), validation_fraction=advised), no_progress)
+
+
 def test_too_little_text_says_how_to_mend_it(tiny_config, corpus_folder, tmp_path):
     output = str(tmp_path / "shards")
-    with pytest.raises(UserError, match=r"validation split gets 0 rows .*--validation_fraction 0\.\d+") as caught:
-        build_shards(replace(tiny_config, output=output, validation_fraction=0.0001), no_progress)
-    advised = float(str(caught.value).split("--validation_fraction ")[1].split()[0])
-    ids = ["first.txt", "second.txt", *(f"many.jsonl:{line}" for line in range(1, 59))]
-    assert any(document_draw(name) < advised for name in ids)
     one = CorpusConfig(paths=(str(corpus_folder / "first.txt"),))
     with pytest.raises(UserError, match=r"split would be empty: the corpus is 1 \.txt file"):
         build_shards(replace(tiny_config, output=output, corpus=one), no_progress)

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -423,7 +424,7 @@ def test_presets_are_read_and_complete(preset: Path, model: Path) -> None:
         (["--training.seeds", "[1, 1]"], "each once"),
         (["--training.epochs", "0"], "training.epochs is 0"),
         (["--training.max_length", "4"], "at least 8"),
-        (["--task", "question_answering"], "training.window_stride is 128"),
+        (["--task", "question_answering"], "training.window_stride is 128: give 1 to 63"),
         (["--task", "tag"], "task"),
         (["--data.txt", "x"], "did you mean 'data.text'"),
         ([], "nothing to measure on"),
@@ -435,6 +436,20 @@ def test_mistakes_in_the_configuration(model: Path, options: list[str], expected
     arguments = ["--model", str(model), "--output", "x", *options]
     with pytest.raises(UserError, match=expected):
         check_finetune(read_config(FinetuneConfig, arguments, "narrowbert finetune", "x"))
+
+
+@pytest.mark.parametrize("max_length", range(8, 20))
+def test_any_stride_of_those_advised_is_accepted(model: Path, max_length: int) -> None:
+    def configured(stride: int) -> FinetuneConfig:
+        training = FinetuneTraining(max_length=max_length, window_stride=stride)
+        data = FinetuneData(validation="x")
+        return FinetuneConfig(model=str(model), output="x", task="question_answering", training=training, data=data)
+
+    with pytest.raises(UserError, match="window_stride is 99") as caught:
+        check_finetune(configured(99))
+    first, last = map(int, re.findall(r"give (\d+) to (\d+)", str(caught.value))[0])
+    for stride in range(first, last + 1):
+        check_finetune(configured(stride))
 
 
 @pytest.mark.slow
