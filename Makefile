@@ -11,7 +11,7 @@ DEMO_TRAIN := --config configs/pretrain/quickstart.yaml --data.path demo/shards 
 # The torch that is tested. On a GPU machine: put your torch into .venv first, and export CONSTRAINTS=/dev/null.
 CONSTRAINTS ?= constraints-cpu.txt
 
-.PHONY: demo install test test-fast test-long coverage check docs clean
+.PHONY: demo install test test-fast test-long gpu coverage check docs clean
 
 $(VENV)/installed: pyproject.toml $(filter-out /dev/null,$(CONSTRAINTS))
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
@@ -59,6 +59,12 @@ coverage: $(VENV)/installed-dev
 test-long: $(VENV)/installed-dev
 	NARROWBERT_TEST_LONG=1 NARROWBERT_TEST_KILLS=20 pytest tests/faults tests/data_prep/stages/test_stages.py tests/tracking/test_embedded_store.py
 	ulimit -n 256 && pytest tests/data_prep tests/cluster/test_prep_failures.py
+	NARROWBERT_TEST_GPU=cpu pytest tests/gpu
+	python -m benchmarks.gpu --trial --no_tests
+
+# On a machine with GPUs: its tests and its table, in ten minutes. Without one: what it would run.
+gpu: $(VENV)/installed-dev
+	python -m benchmarks.gpu
 
 check: $(VENV)/installed-dev
 	ruff check .

@@ -67,8 +67,8 @@ class Setting:
 def configuration(setting: Setting, layout: str, narrow_kv: str) -> RunConfig:
     model = ModelConfig(
         layout=layout, narrow_kv=narrow_kv, hidden_size=setting.hidden_size, num_attention_heads=setting.heads,
-        ffn_hidden_size=4 * setting.hidden_size, max_position_embeddings=512, hidden_dropout=DROPOUT,
-        attention_dropout=DROPOUT,
+        ffn_hidden_size=4 * setting.hidden_size, max_position_embeddings=max(512, setting.seq_length),
+        hidden_dropout=DROPOUT, attention_dropout=DROPOUT,
     )  # fmt: skip
     training = TrainingConfig(
         global_batch_size=setting.rows, micro_batch_size=setting.micro_rows, precision=setting.precision, zero_stage=1

@@ -20,18 +20,24 @@ _BLOCK = re.compile(r"(<!-- results: (\S+) (\S+) -->\n).*?(<!-- end of results -
 _MEASUREMENT = ("date", "machine", "commit")
 
 
-def record(name: str, table: str, rows: Sequence[Mapping[str, str]]) -> None:
+def record(name: str, table: str, rows: Sequence[Mapping[str, str]], device: str = "") -> None:
     """Append the rows of a measurement that has just been made.
 
     Args:
         name: of the file, ``results/NAME.jsonl``.
         table: of the table, as the marker in the README names it.
         rows: column -> text, each in the order of the columns.
+        device: name of what it was measured on, where that is not the processor.
     """
     root = FOLDER.parents[1]
     git = ["git", "-C", str(root), "describe", "--always", "--dirty"]
     commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or "unrecorded"
-    facts = {"table": table, "date": datetime.datetime.now().isoformat(sep=" "), "machine": machine(), "commit": commit}
+    facts = {
+        "table": table,
+        "date": datetime.datetime.now().isoformat(sep=" "),
+        "machine": device or machine(),
+        "commit": commit,
+    }
     FOLDER.mkdir(exist_ok=True)
     with (FOLDER / f"{name}.jsonl").open("a", encoding="utf-8") as file:
         file.writelines(json.dumps({**facts, "row": dict(row)}, ensure_ascii=False) + "\n" for row in rows)

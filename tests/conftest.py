@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-# Before torch is imported anywhere: one thread a process, no accelerator, nothing from a hub.
+# Before torch is imported anywhere: one thread a process, nothing from a hub, no GPU but for tests/gpu.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("DS_ACCELERATOR", "cpu")
+if os.environ.get("NARROWBERT_TEST_GPU") != "cuda":
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.pop("MLFLOW_TRACKING_URI", None)

@@ -55,8 +55,7 @@ def initialise_process_group(
     group_device = device if use_cuda else None  # named, so that a barrier need not guess the GPU
     if use_cuda:
         torch.cuda.set_device(device)
-    else:
-        os.environ["DS_ACCELERATOR"] = "cpu"
+    os.environ["DS_ACCELERATOR"] = "cuda" if use_cuda else "cpu"
     # DeepSpeed reads these, and srun sets none of them.
     os.environ.update(RANK=str(world.rank), LOCAL_RANK=str(index), WORLD_SIZE=str(world.size))
     backend = "nccl" if use_cuda else "gloo"
