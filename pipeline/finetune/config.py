@@ -1,6 +1,7 @@
 """The configuration of ``narrowbert finetune``. Imports no torch."""
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Literal
 
@@ -14,8 +15,8 @@ SPLITS = ("train", "validation", "test")
 class FinetuneData:
     """Where the examples are.
 
-    Files are .jsonl, .csv, .tsv (with a header), .parquet, .conll (tagging), SQuAD's .json (answers) or .txt
-    (contrastive: a text a line).
+    Files are .jsonl, .json (a list of records, or SQuAD's), .csv, .tsv (with a header), .parquet, .conll (tagging) or
+    .txt (contrastive: a text a line).
     """
 
     train: str = dataclasses.field(default="train", metadata=PATH)
@@ -129,7 +130,7 @@ def check_finetune(config: FinetuneConfig) -> None:
         )
         raise UserError(f"{config.model} is no model folder: {why}")
     _check_training(config)
-    if config.contrastive.temperature <= 0 or config.contrastive.masked_span < 0:
+    if not 0 < config.contrastive.temperature < math.inf or config.contrastive.masked_span < 0:
         raise UserError("contrastive.temperature is above 0, contrastive.masked_span at least 0")
     is_measured = config.data.validation is not None or config.data.test is not None
     if config.task == "contrastive" and is_measured and config.data.second_text is None:
@@ -141,10 +142,19 @@ def check_finetune(config: FinetuneConfig) -> None:
 def _check_training(config: FinetuneConfig) -> None:
     training = config.training
     for name in ("epochs", "learning_rate", "batch_size"):
-        if getattr(training, name) <= 0:
-            raise UserError(f"training.{name} is {getattr(training, name)}: give more than 0")
+        if not 0 < getattr(training, name) < math.inf:
+            raise UserError(f"training.{name} is {getattr(training, name)}: give a number above 0")
+    if not 0 <= training.weight_decay < math.inf:
+        raise UserError(f"training.weight_decay is {training.weight_decay}: give 0 or more")
+    if training.dropout is not None and not 0 <= training.dropout < 1:
+        raise UserError(f"training.dropout is {training.dropout}: give 0 to below 1")
+    if config.task == "contrastive" and training.batch_size < 2:
+        raise UserError("training.batch_size is 1: contrastive compares each text with the others of its batch")
     if not training.seeds or len(set(training.seeds)) < len(training.seeds):
         raise UserError("training.seeds needs at least one seed, each once")
+    wrong = next((seed for seed in training.seeds if not 0 <= seed < 2**32), None)
+    if wrong is not None:
+        raise UserError(f"training.seeds has {wrong}: give numbers from 0 to {2**32 - 1}")
     if training.max_length < 8:
         raise UserError(f"training.max_length is {training.max_length}: give at least 8")
     if not 0 <= training.warmup_fraction < 1:

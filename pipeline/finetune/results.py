@@ -34,8 +34,44 @@ class Result:
     """[step, mean training loss since the last]."""
 
 
+def as_text(result: Mapping[str, Any]) -> str:
+    """JSON, with null for what is no number, such as the correlation of predictions that are all the same."""
+
+    def strict(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {name: strict(inner) for name, inner in value.items()}
+        if isinstance(value, list | tuple):
+            return [strict(inner) for inner in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(strict(result), indent=2, allow_nan=False) + "\n"
+
+
+def read_result(path: Path) -> Result:
+    """What ``as_text`` wrote of a seed.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        metrics = {name: math.nan if value is None else float(value) for name, value in content["metrics"].items()}
+        return Result(seed=content["seed"], metrics=metrics, losses=content["losses"])
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(
+            f"{path} is damaged or cannot be read ({error!r}): remove it, to train this seed again"
+        ) from error
+
+
+def as_figure(value: float) -> str:
+    """A metric for people."""
+    return f"{value:.4f}" if math.isfinite(value) else "undefined"
+
+
 def mean_and_deviation(values: list[float]) -> tuple[float, float]:
-    """Mean and sample standard deviation; 0 of a single value."""
+    """Mean and sample standard deviation; 0 of a single value, NaN where one is no number."""
+    if not all(map(math.isfinite, values)):
+        return math.nan, math.nan
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
 
@@ -59,10 +95,12 @@ def write_results(
         "deviation": {name: deviation for name, (_, deviation) in summary.items()},
         "seeds": [dataclasses.asdict(result) for result in results],
     }
-    write_atomically(output / "results.json", json.dumps(record, indent=2) + "\n")
+    write_atomically(output / "results.json", as_text(record))
     rows = [["seed", *names]]
-    rows += [[str(result.seed), *(f"{result.metrics[name]:.4f}" for name in names)] for result in results]
-    rows.append(["mean ± deviation", *(f"{mean:.4f} ± {deviation:.4f}" for mean, deviation in summary.values())])
+    rows += [[str(result.seed), *(as_figure(result.metrics[name]) for name in names)] for result in results]
+    rows.append(
+        ["mean ± deviation", *(f"{as_figure(mean)} ± {as_figure(deviation)}" for mean, deviation in summary.values())]
+    )
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in rows]
     lines.insert(1, "| " + " | ".join("-" * width for width in widths) + " |")

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
 from transformers.utils import logging as transformers_logging
@@ -20,7 +21,7 @@ from pipeline.engine.bf16_products import ensure_bf16_products
 from pipeline.export.model_folder import open_config, open_model, open_tokenizer
 from pipeline.finetune.config import FinetuneConfig
 from pipeline.finetune.files import read_splits
-from pipeline.finetune.results import Result, log_to_mlflow, write_results
+from pipeline.finetune.results import Result, as_figure, as_text, log_to_mlflow, read_result, write_results
 from pipeline.finetune.tasks import open_task
 from pipeline.finetune.tasks.base import Task
 from pipeline.runs.directory import flatten
@@ -67,9 +68,9 @@ def finetune(config: FinetuneConfig, say: Callable[[str], None] = print) -> Resu
         kept = output / f"seed-{seed}" / "result.json"
         if not kept.is_file():
             result = _train(config, task, tokenizer, seed, [split for split in splits if split != "train"])
-            write_atomically(kept, json.dumps(result, indent=2) + "\n", durable=True)
-        result = Result(**json.loads(kept.read_text(encoding="utf-8")))
-        say(f"seed {seed}: " + ", ".join(f"{name} {value:.4f}" for name, value in result.metrics.items()))
+            write_atomically(kept, as_text(result), durable=True)
+        result = read_result(kept)
+        say(f"seed {seed}: " + ", ".join(f"{name} {as_figure(value)}" for name, value in result.metrics.items()))
         results.append(result)
     examples = {split: len(rows) for split, rows in splits.items()}
     table = write_results(output, config, results, task.primary_metric, examples, cut)
@@ -162,6 +163,7 @@ def _train(
         save_strategy="no",
         logging_strategy="steps",
         logging_steps=max(1, steps // 20),
+        logging_nan_inf_filter=False,  # it would log a loss that is no number as the one before
         report_to=[],
         disable_tqdm=True,
         log_level="error",
@@ -177,6 +179,7 @@ def _train(
         metrics = {}
         for split in measured:
             predictions = trainer.predict(task.features(split)).predictions  # type: ignore[arg-type]
+            _check_predictions(predictions, seed)
             metrics |= {f"{split}/{name}": value for name, value in task.metrics(split, predictions).items()}
         model.save_pretrained(folder / "model")
         for path in (folder / "model").glob("*.safetensors"):
@@ -186,6 +189,15 @@ def _train(
     losses = [[entry["step"], entry["loss"]] for entry in trainer.state.log_history if "loss" in entry]
     metrics = metrics or {"train/loss": losses[-1][1]}  # embeddings may be learnt without anything to measure on
     return {"seed": seed, "metrics": metrics, "losses": losses}
+
+
+def _check_predictions(predictions: Any, seed: int) -> None:
+    """Refuse what is no number: any figure of it would be wrong."""
+    for scores in predictions if isinstance(predictions, tuple) else (predictions,):
+        if not np.isfinite(scores).all():
+            raise UserError(
+                f"seed {seed} has diverged, its model answers with no numbers: give a smaller training.learning_rate"
+            )
 
 
 @contextlib.contextmanager

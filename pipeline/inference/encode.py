@@ -79,7 +79,7 @@ def answer_texts(options: EncodeOptions, texts: Iterable[Texts]) -> Iterator[tup
     Raises:
         UserError: no such model, a model that answers no single text, or options that do not fit it.
     """
-    encoder, waiting = _open_encoder(options), iter(texts)
+    encoder, waiting = _open_encoder(options), _checked(texts)
     while window := list(itertools.islice(waiting, options.window)):
         encodings = encoder.tokenize(window)
         answers: list[Answer] = [{}] * len(window)
@@ -88,6 +88,18 @@ def answer_texts(options: EncodeOptions, texts: Iterable[Texts]) -> Iterator[tup
             for index, answer in zip(batch, found, strict=True):
                 answers[index] = answer
         yield answers, sum(bool(encoding.overflowing) for encoding in encodings)
+
+
+def _checked(texts: Iterable[Texts]) -> Iterator[Texts]:
+    for number, parts in enumerate(texts, 1):
+        for text in parts:
+            if not isinstance(text, str):
+                raise UserError(f"text {number} is {text!r}: give a string")
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise UserError(f"text {number} holds half of a character, at character {error.start + 1}") from error
+        yield parts
 
 
 def batches_by_length(lengths: list[int], batch_tokens: int) -> Iterator[list[int]]:
@@ -106,7 +118,7 @@ def _read_texts(lines: Iterable[bytes], pairs: bool) -> Iterator[Texts]:
     """One text, or two, of each line."""
     for number, line in enumerate(lines, 1):
         try:
-            text = line.decode("utf-8").rstrip("\r\n")
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
         except UnicodeDecodeError as error:
             raise UserError(f"line {number} is not UTF-8 (byte {error.start + 1}): convert it, with iconv") from error
         texts = tuple(text.split("\t")) if pairs else (text,)
@@ -189,6 +201,7 @@ def _embed(model: NarrowBertModel, encodings: list[Encoding], pooling: str) -> l
         hidden_BSH = model(**inputs).last_hidden_state.float()
         real_BS1 = inputs["attention_mask"].unsqueeze(-1)
         vectors_BH = (hidden_BSH * real_BS1).sum(1) / real_BS1.sum(1)
+    _require_numbers(vectors_BH)
     # Nine digits give a 32-bit number back exactly.
     return [{"embedding": [float(f"{x:.9g}") for x in vector]} for vector in vectors_BH.float().tolist()]
 
@@ -196,6 +209,7 @@ def _embed(model: NarrowBertModel, encodings: list[Encoding], pooling: str) -> l
 @torch.inference_mode()
 def _classify(model: PreTrainedModel, encodings: list[Encoding]) -> list[Answer]:
     logits_BC = model(**pad_batch(encodings, model.config.pad_token_id, model.device)).logits.float()
+    _require_numbers(logits_BC)
     kind, names = model.config.problem_type, _label_names(model)
     if kind == "regression" or len(names) == 1:
         return [{"score": row[0] if len(row) == 1 else row} for row in logits_BC.tolist()]
@@ -214,7 +228,9 @@ def _tag(model: PreTrainedModel, texts: list[Texts], encodings: list[Encoding]) 
     most = max(1, *map(len, firsts))
     positions_BW = torch.tensor([[*row, *[0] * (most - len(row))] for row in firsts], device=model.device)
     inputs = pad_batch(encodings, model.config.pad_token_id, model.device)
-    tags_BW = model(**inputs, narrow_positions=positions_BW).logits.argmax(-1).tolist()
+    logits_BWC = model(**inputs, narrow_positions=positions_BW).logits
+    _require_numbers(logits_BWC)
+    tags_BW = logits_BWC.argmax(-1).tolist()
     names = _label_names(model)
     answers = []
     for (text, *_), encoding, positions, tags in zip(texts, encodings, firsts, tags_BW, strict=True):
@@ -223,6 +239,15 @@ def _tag(model: PreTrainedModel, texts: list[Texts], encodings: list[Encoding]) 
             named[encoding.word_ids[position]] = names[tag]  # pyright: ignore[reportArgumentType, reportCallIssue]
         answers.append({"tags": named})
     return answers
+
+
+def _require_numbers(results: torch.Tensor) -> None:
+    """JSON has neither NaN nor infinity, and an index of vectors should have none."""
+    if not results.isfinite().all():
+        raise UserError(
+            "the model answers with what is no number: take --precision fp32 or bf16, and if it stays, its weights are "
+            "damaged, or it diverged in training"
+        )
 
 
 def _label_names(model: PreTrainedModel) -> dict[int, str]:

@@ -3,6 +3,7 @@
 Metrics are shares of 1, by scikit-learn, scipy, seqeval and torchmetrics.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,7 +13,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from data_prep.contract.command_line import UserError
-from pipeline.finetune.files import Row
+from pipeline.finetune.config import FinetuneConfig
+from pipeline.finetune.rows import Row, place, split_name
 
 Feature = dict[str, Any]
 
@@ -71,6 +73,37 @@ def number_labels(labels: Mapping[str, Sequence[str]]) -> dict[str, int]:
     if len(numbers) < 2:
         raise UserError(f"the training split has one label only: {next(iter(numbers), 'none at all')}")
     return numbers
+
+
+def read_numbers(rows: Sequence[Row], config: FinetuneConfig, split: str) -> list[float]:
+    """The label of each row as a number.
+
+    Raises:
+        UserError: one that is not a finite number.
+    """
+    field, numbers = config.data.label, []
+    for number, row in enumerate(rows, 1):
+        where = f"{place(config, split, number)}: '{field}' is {row[field]!r}"
+        try:
+            numbers.append(float(row[field]))
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{where}, not a number") from error
+        if not math.isfinite(numbers[-1]):
+            raise UserError(f"{where}, not a finite number")
+    return numbers
+
+
+def check_scores(config: FinetuneConfig, split: str, scores: Sequence[float]) -> None:
+    """Refuse to measure a correlation with numbers that are all the same, which would be found out after training.
+
+    Raises:
+        UserError: fewer than two different numbers.
+    """
+    if len(set(scores)) < 2:
+        raise UserError(
+            f"{split_name(config, split)}: '{config.data.label}' is {scores[0]} in all {len(scores)} examples, and a "
+            "correlation needs two different numbers: measure on more examples"
+        )
 
 
 def named_labels(numbers: Mapping[str, int]) -> dict[str, Any]:

@@ -19,7 +19,8 @@ from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTok
 from data_prep.contract.command_line import UserError
 from pipeline.export.folder import write_pooling
 from pipeline.finetune.config import FinetuneConfig
-from pipeline.finetune.tasks.base import Feature, Splits, Task, inputs_of
+from pipeline.finetune.rows import split_name
+from pipeline.finetune.tasks.base import Feature, Splits, Task, check_scores, inputs_of, read_numbers
 
 
 class EmbeddingModel(nn.Module):
@@ -88,11 +89,14 @@ class ContrastiveTask(Task):
                 tokenizer(texts, truncation=True, max_length=config.training.max_length).encodings or []
             )
             if split == "train":
+                if len(set(texts)) < 2:
+                    raise UserError(
+                        f"{split_name(config, split)} has fewer than two different texts: contrastive compares each "
+                        "text with the others of its batch"
+                    )
                 continue
-            try:
-                self.scores[split] = [float(row[config.data.label]) for row in rows]
-            except (TypeError, ValueError) as error:
-                raise UserError(f"the {split} split: '{config.data.label}' is not a number: {error}") from error
+            self.scores[split] = read_numbers(rows, config, split)
+            check_scores(config, split, self.scores[split])
 
     def wrap(self, model: PreTrainedModel) -> nn.Module:
         """What is trained."""

@@ -12,7 +12,7 @@ from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from data_prep.contract.command_line import UserError
 from pipeline.finetune.config import FinetuneConfig
-from pipeline.finetune.files import Row
+from pipeline.finetune.rows import Row, context_field, place
 from pipeline.finetune.tasks.base import Feature, Splits, Task, inputs_of
 
 LONGEST_ANSWER = 30
@@ -31,12 +31,12 @@ class QuestionTask(Task):
     def __init__(self, config: FinetuneConfig, splits: Splits, tokenizer: PreTrainedTokenizerBase) -> None:
         self.config = config
         self.splits = splits
-        self.context = config.data.second_text or "context"
+        self.context = context_field(config)
         self.collator = DataCollatorWithPadding(tokenizer)
         self.model_options: dict[str, Any] = {}
         for split, rows in splits.items():
             for number, row in enumerate(rows, 1):
-                self._check(row, f"{split} example {number}")
+                self._check(row, place(config, split, number))
         self.has_unanswerable = any(not self._answers(row)["text"] for rows in splits.values() for row in rows)
         self.windows = {split: self._windows(tokenizer, split, rows) for split, rows in splits.items()}
 
@@ -44,16 +44,21 @@ class QuestionTask(Task):
         return row[self.config.data.label]
 
     def _check(self, row: Row, place: str) -> None:
-        answers = row[self.config.data.label]
-        if self.context not in row:
-            raise UserError(f"{place} has no field '{self.context}': see --data.second_text")
+        label = self.config.data.label
+        answers, context = row[label], row[self.context]
+        if not isinstance(row[self.config.data.text], str) or not isinstance(context, str):
+            raise UserError(f"{place}: '{self.config.data.text}' and '{self.context}' are to be texts")
         if not isinstance(answers, dict) or not {"text", "answer_start"} <= set(answers):
-            raise UserError(f"{place}: '{self.config.data.label}' is not SQuAD's answers, with text and answer_start")
+            raise UserError(f"{place}: '{label}' is not SQuAD's answers, with text and answer_start")
         texts, starts = answers["text"], answers["answer_start"]
         if not isinstance(texts, list) or not isinstance(starts, list) or len(texts) != len(starts):
-            raise UserError(f"{place}: text and answer_start are not lists of the same length")
+            raise UserError(f"{place}: text and answer_start of '{label}' are not lists of the same length")
         for text, start in zip(texts, starts, strict=True):
-            if row[self.context][start : start + len(text)] != text:
+            if not isinstance(text, str) or not isinstance(start, int) or isinstance(start, bool):
+                raise UserError(f"{place}: '{label}' has the answer {text!r} at {start!r}, not a text at a number")
+            if not text.strip():
+                raise UserError(f"{place}: '{label}' has an empty answer: where there is none, give empty lists")
+            if start < 0 or context[start : start + len(text)] != text:
                 raise UserError(f"{place}: the answer '{text}' is not at character {start} of its context")
 
     def _check_room(self, tokenizer: PreTrainedTokenizerBase, question: str, context: str, place: str) -> None:
@@ -77,7 +82,7 @@ class QuestionTask(Task):
         found = []
         for number, row in enumerate(rows, 1):
             question = str(row[self.config.data.text]).strip()
-            self._check_room(tokenizer, question, row[self.context], f"{split} example {number}")
+            self._check_room(tokenizer, question, row[self.context], place(self.config, split, number))
             encoding = tokenizer(
                 [question],
                 [row[self.context]],
@@ -102,8 +107,10 @@ class QuestionTask(Task):
         """First and last token of the first answer; [CLS] where the window does not hold it."""
         if not answers["text"]:
             return 0, 0
-        first = answers["answer_start"][0]
-        last = first + len(answers["text"][0]) - 1
+        text = answers["text"][0]
+        # A blank is no token's: an answer that begins or ends with one would be in no window.
+        first = answers["answer_start"][0] + len(text) - len(text.lstrip())
+        last = first + len(text.strip()) - 1
         start, end = window.char_to_token(first, 1), window.char_to_token(last, 1)
         return (0, 0) if start is None or end is None else (start, end)
 

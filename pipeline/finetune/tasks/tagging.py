@@ -8,6 +8,7 @@ from transformers import DataCollatorForTokenClassification, PreTrainedTokenizer
 from data_prep.contract.command_line import UserError
 from pipeline.export.modeling_narrowbert import IGNORE_INDEX
 from pipeline.finetune.config import FinetuneConfig
+from pipeline.finetune.rows import place
 from pipeline.finetune.tasks.base import Feature, Splits, Task, inputs_of, named_labels, number_labels
 from pipeline.inference.encode import first_subwords
 
@@ -23,17 +24,16 @@ class TaggingTask(Task):
         text, label = config.data.text, config.data.label
         for split, rows in splits.items():
             for number, row in enumerate(rows, 1):
+                where = place(config, split, number)
                 if not isinstance(row[text], list) or not isinstance(row[label], list):
-                    raise UserError(f"{split} example {number}: '{text}' and '{label}' are lists of words and of tags")
+                    raise UserError(f"{where}: '{text}' and '{label}' are to be lists of words and of tags")
                 if len(row[text]) != len(row[label]) or not row[text]:
-                    raise UserError(f"{split} example {number}: {len(row[text])} words, {len(row[label])} tags")
+                    raise UserError(f"{where}: {len(row[text])} words in '{text}', {len(row[label])} tags in '{label}'")
+                wrong = next((tag for tag in map(str, row[label]) if tag != "O" and tag[:2] not in ("B-", "I-")), None)
+                if wrong is not None:
+                    raise UserError(f"{where}: tag '{wrong}' in '{label}' is neither O nor B-something nor I-something")
         self.tags = {split: [[str(tag) for tag in row[label]] for row in rows] for split, rows in splits.items()}
         every = {split: list(itertools.chain.from_iterable(tags)) for split, tags in self.tags.items()}
-        wrong = next(
-            (tag for tags in every.values() for tag in tags if tag != "O" and tag[:2] not in ("B-", "I-")), None
-        )
-        if wrong is not None:
-            raise UserError(f"tag '{wrong}' is neither O nor B-something nor I-something")
         # A kind of entity whose I- the training split happens to lack is known all the same.
         kinds = {tag[2:] for tag in every["train"] if tag != "O"}
         every["train"] += ["O", *(f"{letter}-{kind}" for letter in "BI" for kind in kinds)]

@@ -9,8 +9,20 @@ from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from data_prep.contract.command_line import UserError
 from pipeline.finetune.config import FinetuneConfig
-from pipeline.finetune.files import Row
-from pipeline.finetune.tasks.base import Feature, Splits, Task, inputs_of, named_labels, number_labels
+from pipeline.finetune.rows import Row, place
+from pipeline.finetune.tasks.base import (
+    Feature,
+    Splits,
+    Task,
+    check_scores,
+    inputs_of,
+    named_labels,
+    number_labels,
+    read_numbers,
+)
+
+_HOT = {"0": False, "0.0": False, "False": False, "1": True, "1.0": True, "True": True}
+"""Whether a label holds, in the ways that files write it."""
 
 
 class TextTask(Task):
@@ -31,11 +43,13 @@ class TextTask(Task):
         if config.task == "regression":
             self.model_options = {"num_labels": 1, "problem_type": "regression"}
             return
+        places = self._name_hot_labels() if config.task == "multi_label" else []
         kind = "single_label_classification" if config.task == "classification" else "multi_label_classification"
         each = {
-            split: labels if config.task == "classification" else list(itertools.chain.from_iterable(labels))
+            split: list(labels) if config.task == "classification" else list(itertools.chain.from_iterable(labels))
             for split, labels in self.labels.items()
         }
+        each["train"] += places
         self.numbers = number_labels(each)
         positive = config.data.positive_label
         if positive is not None and positive not in self.numbers:
@@ -43,28 +57,47 @@ class TextTask(Task):
         self.model_options = {**named_labels(self.numbers), "problem_type": kind}
 
     def _read_labels(self, split: str, rows: list[Row]) -> list[Any]:
+        if self.config.task == "regression":
+            numbers = read_numbers(rows, self.config, split)
+            if split != "train":
+                check_scores(self.config, split, numbers)
+            return numbers
         field, labels = self.config.data.label, []
         for number, row in enumerate(rows, 1):
-            value = row[field]
-            if self.config.task == "regression":
-                try:
-                    value = float(value)
-                except (TypeError, ValueError) as error:
-                    raise UserError(f"{split} example {number}: '{field}' is {value!r}, not a number") from error
-                if not np.isfinite(value):
-                    raise UserError(f"{split} example {number}: '{field}' is {value}, not a finite number")
-            elif self.config.task == "multi_label":
+            value, where = row[field], place(self.config, split, number)
+            if self.config.task == "multi_label":
                 if isinstance(value, str):
                     value = [part.strip() for part in value.split(self.config.data.label_separator) if part.strip()]
-                if not isinstance(value, list):
-                    raise UserError(f"{split} example {number}: '{field}' is {value!r}, not a list of labels")
-                value = [str(part) for part in value]
+                if not isinstance(value, list) or any(isinstance(part, list | dict) for part in value):
+                    raise UserError(f"{where}: '{field}' is {value!r}, not a list of labels")
+                labels.append([str(part) for part in value])
             elif isinstance(value, list | dict) or value == "":
-                raise UserError(f"{split} example {number}: '{field}' is {value!r}, not one label")
+                raise UserError(f"{where}: '{field}' is {value!r}, not one label")
             else:
-                value = str(value)
-            labels.append(value)
+                labels.append(str(value))
         return labels
+
+    def _name_hot_labels(self) -> list[str]:
+        """Of lists such as [0, 1, 0], which say of every label whether it holds, make the places of those that hold.
+
+        Returns:
+            All places, or nothing where the lists name labels. [0, 1] alone could be either, and names two.
+        """
+        rows = [(split, number, row) for split, rows in self.labels.items() for number, row in enumerate(rows, 1)]
+        if any(label not in _HOT for *_, row in rows for label in row) or all(
+            len({*row}) == len(row) for *_, row in rows
+        ):
+            return []
+        length = len(rows[0][2])
+        for split, number, row in rows:
+            if len(row) != length:
+                where = f"{place(self.config, split, number)}: '{self.config.data.label}'"
+                raise UserError(f"{where} says of {len(row)} labels whether they hold, the first example of {length}")
+        self.labels = {
+            split: [[str(index) for index, hot in enumerate(row) if _HOT[hot]] for row in rows]
+            for split, rows in self.labels.items()
+        }
+        return [str(index) for index in range(length)]
 
     def _encode(self, rows: list[Row]) -> list[Encoding]:
         fields = [self.config.data.text, self.config.data.second_text]

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import random
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from pipeline.finetune.config import (
     check_finetune,
 )
 from pipeline.finetune.files import read_file, to_iob2
-from pipeline.finetune.results import mean_and_deviation
+from pipeline.finetune.results import Result, as_text, mean_and_deviation, read_result, write_results
 from pipeline.finetune.tasks.base import inputs_of
 from pipeline.finetune.tasks.contrastive import ContrastiveTask, info_nce
 from pipeline.finetune.tasks.questions import QuestionTask
@@ -350,7 +351,8 @@ def test_a_data_set_of_the_library_gives_names_of_classes(model: Path, tmp_path:
         ("a.doc", "x", {}, "is none of .jsonl"),
         ("b.jsonl", None, {}, "no file"),
         ("a.conll", "EU\n", {}, "line 1 has no tag after 'EU'"),
-        ("a.json", "{}", {}, "cannot read"),
+        ("a.json", "{}", {}, "neither SQuAD's format, nor a list of records"),
+        ("a.json", '{"data": ', {}, "cannot read"),
         ("a.parquet", "x", {}, "cannot read"),
         ("a.jsonl", '{"text": "a", "label": 1}\n', {}, "has one label only: 1"),
         (
@@ -362,9 +364,9 @@ def test_a_data_set_of_the_library_gives_names_of_classes(model: Path, tmp_path:
         ("a.jsonl", '{"text": "a", "label": [1]}\n', {}, r"'label' is \[1\], not one label"),
         ("a.jsonl", '{"text": "a", "label": "x"}\n', {"task": "regression"}, "example 1: 'label' is 'x', not a number"),
         ("a.jsonl", '{"text": "a", "label": 1}\n', {"task": "multi_label"}, "not a list of labels"),
-        ("a.jsonl", '{"text": "a", "label": "x"}\n', {"task": "tagging"}, "are lists of words and of tags"),
-        ("a.jsonl", '{"text": ["a"], "label": []}\n', {"task": "tagging"}, "1 words, 0 tags"),
-        ("a.jsonl", '{"text": ["a"], "label": ["PER"]}\n', {"task": "tagging"}, "tag 'PER' is neither O"),
+        ("a.jsonl", '{"text": ["a"], "label": "x"}\n', {"task": "tagging"}, "are to be lists of words and of tags"),
+        ("a.jsonl", '{"text": ["a"], "label": []}\n', {"task": "tagging"}, "1 words in 'text', 0 tags in 'label'"),
+        ("a.jsonl", '{"text": ["a"], "label": ["PER"]}\n', {"task": "tagging"}, "tag 'PER' in 'label' is neither O"),
         (
             "a.jsonl",
             '{"text": "q", "context": "abc", "label": {"text": ["x"], "answer_start": [1]}}\n',
@@ -376,7 +378,7 @@ def test_a_data_set_of_the_library_gives_names_of_classes(model: Path, tmp_path:
             "a.jsonl",
             '{"text": "q", "context": "abc", "label": {"text": ["abc", "b"], "answer_start": [0]}}\n',
             {"task": "question_answering"},
-            "train example 1: text and answer_start are not lists of the same length",
+            r"a\.jsonl, example 1: text and answer_start of 'label' are not lists of the same length",
         ),
         ("a.jsonl", question(words=40, context=3), {"task": "question_answering"}, "its question has 40 tokens"),
         ("a.jsonl", question(words=19, context=3), {"task": "question_answering"}, "leaves 2 of training.max_length"),
@@ -393,6 +395,184 @@ def test_mistakes_in_files_are_one_line(
     with pytest.raises(UserError, match=expected) as error:
         finetune(configure(model, tmp_path, task, data, window_stride=4))
     assert "\n" not in str(error.value)
+
+
+TASKS = {
+    "classification": [{"text": "a cat", "label": "x"}, {"text": "a dog", "label": "y"}],
+    "regression": [{"text": "a cat", "label": 1}, {"text": "a dog", "label": 2}],
+    "multi_label": [{"text": "a cat", "label": ["x"]}, {"text": "a dog", "label": ["y"]}],
+    "tagging": [{"text": ["a", "cat"], "label": ["O", "B-x"]}, {"text": ["a"], "label": ["O"]}],
+    "question_answering": [
+        {"text": "the cat", "context": "the dog ran", "label": {"text": ["dog"], "answer_start": [4]}},
+        {"text": "the mat", "context": "the dog ran", "label": {"text": [], "answer_start": []}},
+    ],
+    "contrastive": [
+        {"text": "a cat", "second": "a dog", "label": 1},
+        {"text": "a mat", "second": "the mat", "label": 2},
+    ],
+}  # fmt: skip
+
+
+def squad(**question: Any) -> str:
+    asked = {"id": "1", "question": "the cat", "answers": [{"text": "dog", "answer_start": 4}], **question}
+    return json.dumps({"data": [{"paragraphs": [{"context": "the dog ran", "qas": [asked]}]}]})
+
+
+@pytest.mark.parametrize(
+    ("task", "changes", "expected"),
+    [
+        *((task, {"label": None}, "'label' is null") for task in TASKS if task != "contrastive"),
+        *((task, {"text": None}, "'text' is null") for task in TASKS),
+        *((task, {"text": {"a": 1}}, "'text' (holds|is) {'a': 1}, not") for task in TASKS),
+        ("classification", {"label": float("nan")}, "'label' is null"),
+        ("classification", {"text": "a\ud800"}, r"character 2 of 'text' is .ud800, half of a character"),
+        ("classification", {"text": ["a", "cat"]}, r"'text' is \['a', 'cat'\], not one text"),
+        ("regression", {"label": "x"}, "'label' is 'x', not a number"),
+        ("regression", {"label": "inf"}, "'label' is 'inf', not a finite number"),
+        ("multi_label", {"label": ["x", None]}, "'label' is null or holds null"),
+        ("multi_label", {"label": [["x"]]}, "not a list of labels"),
+        ("tagging", {"text": ["a", None]}, "'text' is null or holds null"),
+        ("tagging", {"text": "a cat"}, "'text' is 'a cat', not a list of words"),
+        ("tagging", {"label": ["O", "cat"]}, "tag 'cat' in 'label' is neither"),
+        ("question_answering", {"context": None}, "'context' is null"),
+        ("question_answering", {"context": 5}, "'text' and 'context' are to be texts"),
+        ("question_answering", {"label": {"text": ["dog"], "answer_start": ["4"]}}, "the answer 'dog' at '4', not a"),
+        ("question_answering", {"label": {"text": ["dog"], "answer_start": [None]}}, "the answer 'dog' at None, not a"),
+        ("question_answering", {"label": {"text": [4], "answer_start": [4]}}, "the answer 4 at 4, not a text at"),
+        ("question_answering", {"label": {"text": ["ran"], "answer_start": [-3]}}, "is not at character -3"),
+        ("question_answering", {"label": {"text": [" "], "answer_start": [3]}}, "'label' has an empty answer"),
+        ("question_answering", {"label": {"text": "dog", "answer_start": 4}}, "are not lists of the same length"),
+    ],
+)  # fmt: skip
+def test_a_row_that_cannot_be_used_is_named(
+    model: Path, tmp_path: Path, task: str, changes: dict[str, Any], expected: str
+) -> None:
+    rows = [*TASKS[task], TASKS[task][0] | changes]
+    data = {"train": str(write_jsonl(tmp_path / "a.jsonl", rows))}
+    with pytest.raises(UserError, match=rf"a\.jsonl, example 3: .*{expected}") as error:
+        finetune(configure(model, tmp_path, task, data, window_stride=4))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("a.json", squad(answers=None), r"a\.json, article 1 is not SQuAD's"),
+        ("a.json", squad(answers=["dog"]), r"a\.json, article 1 is not SQuAD's"),
+        ("a.json", squad(answers=[{"text": "dog"}]), "article 1 is not SQuAD's: it has no 'answer_start'"),
+        ("a.json", squad(question=None), r"a\.json, example 1: 'text' is null"),
+        ("a.json", "[1]", r"a\.json, record 1 is not a JSON object"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": "caf\xe9"}\n', r"a\.jsonl, line 2 is not UTF-8"),
+        ("a.csv", b"text,label\ncaf\xe9,x\n", r"a\.csv, line 2 is not UTF-8"),
+        ("a.csv", "text,text,label\na,b,c\n", r"a\.csv, line 1 names the column 'text' twice"),
+    ],
+)
+def test_a_file_that_cannot_be_read_says_where(
+    model: Path, tmp_path: Path, name: str, content: str | bytes, expected: str
+) -> None:
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError, match=expected):
+        finetune(configure(model, tmp_path, "question_answering", {"train": str(tmp_path / name)}, window_stride=4))
+
+
+def test_json_may_be_a_list_of_records_or_a_record_a_line(tmp_path: Path) -> None:
+    rows = TASKS["classification"]
+    texts = (json.dumps(rows), "\ufeff" + json.dumps({"data": rows}, indent=1), "\n".join(map(json.dumps, rows)))
+    for text in texts:
+        (tmp_path / "a.json").write_text(text)
+        assert read_file(tmp_path / "a.json", a_config()) == rows
+
+
+def test_a_field_of_a_csv_may_be_long(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text,label\n" + "cat " * 40_000 + ",x\n")
+    assert len(read_file(tmp_path / "a.csv", a_config())[0]["text"]) == 160_000
+
+
+@pytest.mark.parametrize("on", [1, True, 1.0])
+def test_a_list_that_says_of_every_label_whether_it_holds_names_places(model: Path, tmp_path: Path, on: Any) -> None:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+    hot = {"train": [[0, on, 0], [on, on, 0]], "validation": [[0, 0, on], [0, on, 0]]}
+    rows = {
+        split: [{"text": "a", "label": [type(on)(x) for x in label]} for label in lists] for split, lists in hot.items()
+    }
+    config = configure(model, tmp_path, "multi_label", {"train": "a.jsonl", "validation": "b.jsonl"})
+    task = TextTask(config, rows, tokenizer)
+    assert task.model_options["id2label"] == {0: "0", 1: "1", 2: "2"}
+    assert [feature["labels"] for feature in task.features("train")] == [[0.0, 1.0, 0.0], [1.0, 1.0, 0.0]]
+    rows["validation"][1]["label"] = [type(on)(1)]
+    with pytest.raises(UserError, match=r"b\.jsonl, example 2: 'label' says of 1 labels .*, the first example of 3"):
+        TextTask(config, rows, tokenizer)
+    named = [{"text": "a", "label": [0, 1]}, {"text": "b", "label": [1]}]  # lists of labels whose names are numbers
+    assert TextTask(config, {"train": named}, tokenizer).labels["train"] == [["0", "1"], ["1"]]
+
+
+def test_classes_of_a_data_set_that_are_not_published_are_named(model: Path, tmp_path: Path) -> None:
+    import datasets
+
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["bad", "good"])}
+    )
+    for label in (-1, None):
+        rows = datasets.Dataset.from_dict({"text": ["a cat", "the dog"], "label": [1, label]}, features=features)
+        rows.to_parquet(tmp_path / "train.parquet")
+        config = configure(model, tmp_path, "classification", {"dataset": str(tmp_path), "train": "train"})
+        with pytest.raises(UserError, match=f"train, example 2: 'label' is {label}, none of the 2 classes"):
+            finetune(config)
+
+
+@pytest.mark.parametrize(
+    ("task", "rows", "expected"),
+    [
+        ("regression", TASKS["regression"][:1], r"b\.jsonl: 'label' is 1.0 in all 1 examples"),
+        ("regression", TASKS["regression"][:1] * 3, r"b\.jsonl: 'label' is 1.0 in all 3 examples"),
+        ("contrastive", TASKS["contrastive"][:1], r"b\.jsonl: 'label' is 1.0 in all 1 examples"),
+    ],
+)
+def test_a_correlation_that_would_be_none_is_refused_before_training(
+    model: Path, tmp_path: Path, task: str, rows: list[dict[str, Any]], expected: str
+) -> None:
+    train = write_jsonl(tmp_path / "a.jsonl", TASKS[task])
+    data = {"train": str(train), "validation": str(write_jsonl(tmp_path / "b.jsonl", rows)), "second_text": None}
+    if task == "contrastive":
+        data["second_text"] = "second"
+    with pytest.raises(UserError, match=expected):
+        finetune(configure(model, tmp_path, task, data))
+
+
+@pytest.mark.parametrize("rows", [["a cat"], ["a cat"] * 9])
+def test_a_text_without_another_to_compare_it_with_is_refused(model: Path, tmp_path: Path, rows: list[str]) -> None:
+    (tmp_path / "a.txt").write_text("\n".join(rows))
+    with pytest.raises(UserError, match=r"a\.txt has fewer than two different texts"):
+        finetune(configure(model, tmp_path, "contrastive", {"train": str(tmp_path / "a.txt")}))
+
+
+def test_what_is_no_number_is_null_and_undefined(tmp_path: Path) -> None:
+    results = [
+        Result(seed=seed, metrics={"validation/pearson": x}, losses=[[1, 0.5]]) for seed, x in ((1, np.nan), (2, 1.0))
+    ]
+    config = a_config()
+    table = write_results(tmp_path, config, results, "pearson", {"train": 2}, {"train": 0})
+    assert table.splitlines()[2].split() == ["|", "1", "|", "undefined", "|"]
+    assert "undefined ± undefined" in table
+    text = (tmp_path / "results.json").read_text()
+    assert json.loads(text, parse_constant=pytest.fail)["seeds"][0]["metrics"] == {"validation/pearson": None}
+    (tmp_path / "result.json").write_text(as_text(dataclasses.asdict(results[0])))
+    assert np.isnan(read_result(tmp_path / "result.json").metrics["validation/pearson"])
+    (tmp_path / "result.json").write_text("{")
+    with pytest.raises(UserError, match=r"result\.json is damaged"):
+        read_result(tmp_path / "result.json")
+
+
+def test_a_model_that_diverged_has_no_figures(model: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(model, tmp_path / "model")
+    weights = load_file(tmp_path / "model" / "model.safetensors")
+    weights["bert.embeddings.LayerNorm.bias"][:] = float("inf")
+    save_file(weights, tmp_path / "model" / "model.safetensors", {"format": "pt"})
+    path = str(write_jsonl(tmp_path / "a.jsonl", TASKS["regression"]))
+    with pytest.raises(UserError, match="seed 1 has diverged"):
+        finetune(configure(tmp_path / "model", tmp_path, "regression", {"train": path, "validation": path}))
 
 
 def test_labels_that_training_does_not_know_are_named(model: Path, tmp_path: Path) -> None:
@@ -423,6 +603,13 @@ def test_presets_are_read_and_complete(preset: Path, model: Path) -> None:
         (["--model", "nowhere"], "nowhere is no model folder"),
         (["--training.seeds", "[1, 1]"], "each once"),
         (["--training.epochs", "0"], "training.epochs is 0"),
+        (["--training.epochs", ".inf"], "training.epochs is inf"),
+        (["--training.learning_rate", ".nan"], "training.learning_rate is nan"),
+        (["--training.weight_decay", ".nan"], "training.weight_decay is nan"),
+        (["--training.dropout", "1"], "training.dropout is 1"),
+        (["--training.seeds", "[-1]"], "training.seeds has -1: give numbers from 0 to 4294967295"),
+        (["--training.seeds", "[4294967296]"], "training.seeds has 4294967296"),
+        (["--task", "contrastive", "--training.batch_size", "1"], "training.batch_size is 1"),
         (["--training.max_length", "4"], "at least 8"),
         (["--task", "question_answering"], "training.window_stride is 128: give 1 to 63"),
         (["--task", "tag"], "task"),
@@ -485,10 +672,11 @@ def test_best_span_of_all_windows_against_a_search_of_every_span(model: Path, tm
         assert task.answer(context, windows, starts, ends) == ("" if nothing > best else text)
 
 
-def test_spans_are_the_answers_tokens(model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("answer", ["dog ran", " dog ran "])
+def test_spans_are_the_answers_tokens(model: Path, tmp_path: Path, answer: str) -> None:
     tokenizer = transformers.AutoTokenizer.from_pretrained(model)
     context = "the cat sat on the mat the dog ran on a road"
-    row = {"text": "a", "context": context, "label": {"text": ["dog ran"], "answer_start": [context.index("dog")]}}
+    row = {"text": "a", "context": context, "label": {"text": [answer], "answer_start": [context.index(answer)]}}
     config = configure(model, tmp_path, "question_answering", {"train": "x"}, max_length=10, window_stride=3)
     task = QuestionTask(config, {"train": [row]}, tokenizer)
     held = 0

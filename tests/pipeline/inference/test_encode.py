@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+import narrowbert
 from data_prep.contract.command_line import UserError
 from pipeline.export import (
     NarrowBertForMaskedLM,
@@ -166,6 +167,33 @@ def test_mistakes_are_one_line(
         (folder / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(UserError, match=expected):
         encode(EncodeOptions(model=folder, **options), [b"a\tb\n", b"b\tc\n", line], io.StringIO())
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_text(folders: dict[str, Path]) -> None:
+    output = io.StringIO()
+    encode(EncodeOptions(model=folders["tagger"]), [b"\xef\xbb\xbfa cat\n", b"a cat\n"], output)
+    first, second = output.getvalue().splitlines()
+    assert first == second
+
+
+@pytest.mark.parametrize("name", ["encoder", "classifier", "tagger"])
+def test_what_is_no_number_is_refused(folders: dict[str, Path], tmp_path: Path, name: str) -> None:
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(folders[name], tmp_path / "model")
+    weights = load_file(tmp_path / "model" / "model.safetensors")
+    weights["bert.embeddings.LayerNorm.bias"][:] = float("nan")
+    save_file(weights, tmp_path / "model" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match="answers with what is no number: take --precision fp32"):
+        answers(tmp_path / "model", ["a cat"])
+
+
+@pytest.mark.parametrize(
+    ("texts", "expected"), [(["a", None], "text 2 is None: give a string"), (["a", "b\ud800"], "text 2 holds half of")]
+)
+def test_texts_that_are_none_are_refused(folders: dict[str, Path], texts: Any, expected: str) -> None:
+    with pytest.raises(UserError, match=expected):
+        narrowbert.encode(folders["encoder"], texts)
 
 
 @pytest.mark.slow
