@@ -10,8 +10,8 @@ from pipeline.data.order import Order
 from pipeline.processes.group_sum import RING_RANKS, exchanges
 
 RING_HOP_S, ROUND_S = 0.16e-3, 1.87e-3
-"""Seconds of one message of a ring and of one round, between two processes of one busy machine (benchmarks/README.md,
-"From 8 to 4,096 ranks")."""
+"""Seconds of one message of a ring and of one round, between two processes of one busy machine, the slower of two
+measurements (benchmarks/README.md, "From 8 to 4,096 ranks")."""
 
 _STATE_BYTES = {"weights": 4, "exp_avg": 4, "exp_avg_sq": 4}
 
