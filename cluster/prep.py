@@ -16,9 +16,10 @@ from cluster.batch import file_pattern, job_name_of, prep_script
 from cluster.config import ClusterConfig, check_cluster, check_path, seconds_of
 from cluster.elements import element_of_task
 from cluster.submission import check_no_active_job, remove_if_empty, submission_of_shards
-from cluster.submit import check_no_secrets, check_partition, check_shared, check_writable, stated_options
+from cluster.submit import check_no_secrets, check_partition, check_shared, stated_options
 from data_prep.config import PrepConfig, as_tuple, check_config, tokenizer_path
 from data_prep.contract.command_line import UserError, config_as_dict
+from data_prep.contract.files import check_writable
 from data_prep.contract.remote import is_url
 from data_prep.contract.shell.options import did_you_mean
 from data_prep.corpus.builtin_corpus import BUILTIN

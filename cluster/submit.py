@@ -3,7 +3,6 @@
 import dataclasses
 import re
 import shlex
-import tempfile
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from cluster.batch import job_name_of, train_script
 from cluster.config import MAX_LEAD_S, ClusterConfig, check_cluster, check_path, longest_lead, seconds_of
 from cluster.submission import check_no_active_job, remove_if_empty, submission_of_run
 from data_prep.contract.command_line import UserError, config_as_dict
+from data_prep.contract.files import check_writable
 from data_prep.contract.redaction import redact
 from pipeline.config import RunConfig
 from pipeline.data.mixture import Mixture
@@ -152,20 +152,6 @@ def mounted_kinds() -> dict[Path, str]:
 def file_system(path: Path, mounts: Mapping[Path, str]) -> str:
     """Kind of the file system that ``path`` is or will be on; empty where that is not known."""
     return next((mounts[parent] for parent in (path, *path.parents) if parent in mounts), "")
-
-
-def check_writable(name: str, folder: Path) -> None:
-    """Whether a folder can be made and written.
-
-    Raises:
-        UserError: it cannot.
-    """
-    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    try:  # permission bits do not tell of quotas and of file systems that are read-only
-        with tempfile.TemporaryFile(dir=existing):
-            pass
-    except OSError as error:
-        raise UserError(f"{name} {folder} cannot be written: {existing}: {error.strerror}") from error
 
 
 def check_lead_time(config: RunConfig, cluster: ClusterConfig, shards: Mixture) -> None:

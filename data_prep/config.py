@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from data_prep.contract.command_line import UserError
+from data_prep.contract.files import is_empty_working_folder
 from data_prep.contract.redaction import redact_urls
 from data_prep.contract.shell.paths import PATH
 
@@ -248,6 +249,11 @@ def _check_output(output: str) -> None:
         raise UserError(f"--output '{output}' names no folder that could be made: give one such as shards/mine")
     if "\0" in output or len(os.fsencode(name)) > MAX_NAME_BYTES:
         raise UserError(f"--output {output[:80]!r} is no name for a folder: give at most {MAX_NAME_BYTES} bytes")
+    if is_empty_working_folder(Path(output)):
+        raise UserError(
+            f"--output {output} is the folder that you stand in, and would be replaced: name another, such as "
+            f"{output.rstrip('/')}/shards"
+        )
 
 
 def _check_shares(config: PrepConfig) -> None:

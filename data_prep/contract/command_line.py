@@ -55,6 +55,10 @@ def run_command(program: str, main: Callable[[Sequence[str]], int | None], argv:
     ours and keeps its traceback.
     """
     debug = "--debug" in argv
+    try:
+        Path.cwd()
+    except OSError:  # libraries fail without one, each in its way
+        return report_user_error(program, UserError("the folder that you stand in is gone: cd to another one"))
     with standard_streams():
         try:
             return _run_and_flush(main, [a for a in argv if a != "--debug"])

@@ -5,7 +5,10 @@ import os
 import resource
 import socket
 import stat
+import tempfile
 from pathlib import Path
+
+from data_prep.contract.command_line import UserError
 
 MOST_DESCRIPTORS = 65_536
 """More would serve nobody: the kernel maps no more files into a process, and some programs walk through all of them."""
@@ -56,6 +59,33 @@ def follow_umask(path: Path) -> None:
         path.chmod(stat.S_IMODE(probe.stat().st_mode))
     finally:
         probe.unlink(missing_ok=True)
+
+
+def check_writable(name: str, folder: Path) -> None:
+    """Whether a folder can be made and written; nothing is left of the attempt.
+
+    Args:
+        name: what the folder is to the user.
+        folder: it, or where it will be.
+
+    Raises:
+        UserError: it cannot.
+    """
+    existing = folder
+    try:  # permission bits do not tell of quotas and of file systems that are read-only
+        existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise UserError(f"{name} {folder} cannot be written: {existing}: {error.strerror}") from error
+
+
+def is_empty_working_folder(folder: Path) -> bool:
+    """Whether a folder that takes this place would leave the user's shell in one that is gone."""
+    try:
+        return folder.samefile(Path.cwd()) and not any(folder.iterdir())
+    except OSError:  # there is none, or none that can be read: who makes it says so
+        return False
 
 
 def create_once(path: Path, content: str) -> bool:

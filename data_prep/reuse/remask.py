@@ -150,8 +150,9 @@ def _is_claimed(work: Path, folder: ShardFolder, config: PrepConfig) -> bool:
 
 
 def _claim(work: Path, folder: ShardFolder, config: PrepConfig) -> None:
-    """Make the work folder this command's, unless it holds work on something else."""
-    if not any(work.iterdir()):
+    """Make the work folder this command's, unless it holds finished work on something else."""
+    ours = {path.name for path in work.iterdir()} <= {PARENT, "records", "shards"}
+    if ours and not any((work / "records").glob("*")):
         write_atomically(work / PARENT, json.dumps(_identity(folder, config), sort_keys=True), durable=True)
     if not _is_claimed(work, folder, config):
         raise UserError(

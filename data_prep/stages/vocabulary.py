@@ -3,9 +3,11 @@
 import dataclasses
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 from data_prep.config import PrepConfig, tokenizer_path
 from data_prep.contract.command_line import UserError
+from data_prep.contract.files import check_writable
 from data_prep.contract.tokenizer import save_tokenizer, tokenizer_hash
 from data_prep.corpus.files import find_corpus_files
 from data_prep.corpus.reading import read_texts
@@ -36,6 +38,7 @@ def build_vocabulary(config: PrepConfig, progress: Progress) -> VocabularySummar
         UserError: wrong input, too little text, or the file cannot be written.
     """
     path = tokenizer_path(config)
+    check_writable("the folder of the tokenizer", Path(path).parent)
     files = find_corpus_files(config.corpus, output=config.output)
     rejects: Counter[str] = Counter()
 

@@ -19,6 +19,11 @@ def run(argv: Sequence[str]) -> None:
         raise UserError("--to_mlflow needs the page: give --output FILE.html as well")
     from pipeline.reports.comparison import report, write_report
 
+    if arguments.to_mlflow:
+        from pipeline.tracking.mlflow_client import connect_to_run
+
+        for run_dir in arguments.run_dirs:
+            connect_to_run(run_dir)  # refused before the page is written, not after
     print(report(arguments.run_dirs))
     if arguments.output is None:
         return

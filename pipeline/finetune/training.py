@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 from transformers.utils import logging as transformers_logging
 
 from data_prep.contract.command_line import UserError, config_as_dict
-from data_prep.contract.files import follow_umask, write_atomically
+from data_prep.contract.files import check_writable, follow_umask, write_atomically
 from data_prep.contract.redaction import redact
 from pipeline.engine.bf16_products import ensure_bf16_products
 from pipeline.export.model_folder import open_config, open_model, open_tokenizer
@@ -51,7 +51,7 @@ def finetune(config: FinetuneConfig, say: Callable[[str], None] = print) -> Resu
         UserError: examples, labels or a model that do not fit, or an ``output`` of another configuration.
     """
     output = Path(config.output)
-    _claim(output, config)
+    _check_output(output, config)
     transformers_logging.disable_progress_bar()
     splits = read_splits(config)
     tokenizer = open_tokenizer(Path(config.model), open_config(Path(config.model), also=["bert"]))
@@ -79,8 +79,8 @@ def finetune(config: FinetuneConfig, say: Callable[[str], None] = print) -> Resu
     return Results(seeds=results, table=table)
 
 
-def _claim(output: Path, config: FinetuneConfig) -> None:
-    """The folder is this configuration's, apart from seeds and tracking."""
+def _check_output(output: Path, config: FinetuneConfig) -> None:
+    """The folder is this configuration's, apart from seeds and tracking, or can be made so."""
     own = _identity(config)
     path = output / "config.json"
     if path.is_file():
@@ -96,9 +96,16 @@ def _claim(output: Path, config: FinetuneConfig) -> None:
         return
     if output.is_file() or (output.is_dir() and any(output.iterdir())):
         raise UserError(f"{output} exists and is no folder of results: name another output")
+    check_writable("output", output)
+
+
+def _claim(output: Path, config: FinetuneConfig) -> None:
+    """Make the folder this configuration's, unless it is."""
+    if (output / "config.json").is_file():
+        return
     try:
         output.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(own, indent=2) + "\n", durable=True)
+        write_atomically(output / "config.json", json.dumps(_identity(config), indent=2) + "\n", durable=True)
     except OSError as error:
         raise UserError(f"cannot write {output}: {error.strerror}") from error
 
@@ -146,6 +153,7 @@ def _train(
         raise UserError("training.precision fp16 needs a GPU: take bf16 or fp32")
     model = _open_model(config, task)
     features = task.features("train")
+    _claim(Path(config.output), config)  # not before: a mistake that is mended would make it another configuration's
     steps = math.ceil(training.epochs * math.ceil(len(features) / training.batch_size))
     arguments = TrainingArguments(
         output_dir=str(folder / "trainer"),

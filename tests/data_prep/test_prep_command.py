@@ -49,7 +49,7 @@ def test_own_corpus_from_text_to_verified_shards(corpus_folder, tmp_path):
         (["vocab", "--output", "{tmp}/s", "--corpus.paths", "{tmp}/none.txt"], "none.txt does not exist"),
         (["vocab", "--output", "{tmp}/s", "--corpus.paths", "{tmp}/empty.txt"], "no text"),
         (["vocab", "--output", "{tmp}/s", "--corpus.paths", "{tmp}/bad.txt"], "(rejected: 1 undecodable)"),
-        (["vocab", "--output", "{tmp}/empty.txt/s", "--corpus.paths", "{tmp}/good.txt"], "cannot write"),
+        (["vocab", "--output", "{tmp}/empty.txt/s", "--corpus.paths", "{tmp}/good.txt"], "cannot be written"),
         (["verify"], None),
         (["verify", "{tmp}/none"], "no shard folder"),
         (["verify", "{tmp}"], "no manifest.json"),

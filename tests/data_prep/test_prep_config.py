@@ -23,6 +23,8 @@ from data_prep.config import (
     tokenizer_path,
 )
 from data_prep.contract.command_line import UserError
+from data_prep.stages.vocabulary import build_vocabulary
+from tests.data_prep.conftest import no_progress
 
 DEFAULT = PrepConfig(output="shards")
 
@@ -65,6 +67,23 @@ def test_the_number_of_rows_that_is_advised_fits(rows, chunk):
         check_config(config)
     except UserError as error:
         check_config(replace(config, rows_per_shard=int(str(error).rsplit(" ", 1)[1])))
+
+
+def test_an_output_that_would_replace_the_working_folder_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(UserError, match=r"folder that you stand in, and would be replaced: .* \.\./here/shards"):
+        check_config(replace(DEFAULT, output="../here"))
+    check_config(replace(DEFAULT, output="../here/shards"))
+    (tmp_path / "here/manifest.json").touch()
+    check_config(replace(DEFAULT, output="../here"))
+
+
+def test_a_tokenizer_that_cannot_be_written_is_refused_before_the_corpus_is_read(tmp_path):
+    (tmp_path / "file").touch()
+    config = replace(DEFAULT, tokenizer=str(tmp_path / "file/tokenizer.json"), corpus=CorpusConfig(paths="nowhere"))
+    with pytest.raises(UserError, match=r"the folder of the tokenizer .* cannot be written"):
+        build_vocabulary(config, no_progress)
 
 
 def test_configuration_needs_no_heavy_library():

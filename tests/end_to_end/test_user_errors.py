@@ -44,7 +44,7 @@ def test_wrong_run(tmp_path: Path, shard_folder: Path, options: list[str], expec
 def test_wrong_batch_with_several_processes_is_said_once(tmp_path: Path, shard_folder: Path) -> None:
     argv = ["train", *TINY_RUN, "--run_dir", str(tmp_path / "run"), "--data.path", str(shard_folder)]
     line = user_error("pipeline", *argv, "--processes", "3")
-    assert "with 3 processes take a global_batch_size of 15 or 18" in line
+    assert "with 3 processes take a global_batch_size of 12 or 24, or 1, 2, 4 processes" in line
 
 
 @pytest.mark.slow

@@ -199,5 +199,9 @@ def test_what_cannot_be_registered_or_logged_is_one_line(workplace: Path, tmp_pa
     assert "send it first with narrowbert sync narrow" in line
     line = user_error("pipeline", "report", "narrow", "--to_mlflow", cwd=workplace)
     assert "--output" in line
+    page = ["report", "narrow", "--to_mlflow", "--output", str(tmp_path / "page.html")]
+    line = user_error("pipeline", *page, cwd=workplace, MLFLOW_TRACKING_URI=f"sqlite:///{tmp_path / 'other.db'}")
+    assert "send it first with narrowbert sync narrow" in line
+    assert not (tmp_path / "page.html").exists()
     line = user_error("pipeline", "train", *TINY_RUN, "--tracking.enabled", "true", MLFLOW_TRACKING_URI="mlruns")
     assert "MLFLOW_TRACKING_URI begins with 'mlruns'" in line

@@ -16,6 +16,7 @@ import pytest
 from data_prep.__main__ import main
 from data_prep.config import MaskConfig, PrepConfig
 from data_prep.contract.shards import open_shards
+from data_prep.reuse.remask import PARENT
 from data_prep.stages.build import build_shards
 from data_prep.verification.folder import verify
 from tests.data_prep.conftest import no_progress
@@ -115,6 +116,14 @@ def test_killed_run_goes_on_where_it_stood(tiny_shards: Path, tmp_path: Path) ->
     (tmp_path / "new.partial").mkdir()  # as a kill in the clean-up leaves it
     shutil.copytree(tmp_path / "whole", tmp_path / "new.partial" / "shards")
     assert main(["remask", str(tiny_shards), "--output", str(tmp_path / "new"), *options]) == 0, "it is complete"
+
+
+def test_work_of_which_nothing_is_finished_gives_way_to_other_masks(tiny_shards: Path, tmp_path: Path) -> None:
+    work = tmp_path / "new.partial"
+    for name in ("records", "shards"):
+        (work / name).mkdir(parents=True)
+    (work / PARENT).write_text("{}")
+    assert main(["remask", str(tiny_shards), "--output", str(tmp_path / "new"), "--num_workers", "1"]) == 0
 
 
 def test_what_cannot_be_is_one_line(tiny_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

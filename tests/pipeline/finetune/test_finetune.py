@@ -392,9 +392,24 @@ def test_mistakes_in_files_are_one_line(
         (tmp_path / name).write_text(content)
     task = options.get("task", "classification")
     data = {"train": str(tmp_path / name), **{k: v for k, v in options.items() if k != "task"}}
+    config = configure(model, tmp_path, task, data, window_stride=4)
     with pytest.raises(UserError, match=expected) as error:
-        finetune(configure(model, tmp_path, task, data, window_stride=4))
+        finetune(config)
     assert "\n" not in str(error.value)
+    assert not Path(config.output).exists(), "the mended command would be refused"
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"), [({"precision": "fp16"}, "needs a GPU"), ({"max_length": 99}, "reads")]
+)
+def test_what_the_model_cannot_do_leaves_nothing(
+    model: Path, tmp_path: Path, options: dict[str, Any], expected: str
+) -> None:
+    train = write_jsonl(tmp_path / "a.jsonl", [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}])
+    config = configure(model, tmp_path, "classification", {"train": str(train), "validation": str(train)}, **options)
+    with pytest.raises(UserError, match=expected):
+        finetune(config)
+    assert not Path(config.output).exists()
 
 
 TASKS = {

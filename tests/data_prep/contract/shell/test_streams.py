@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForSequenceClassification
 
+from data_prep.contract.command_line import run_command
 from tests.tiny_exports import write_folder
 
 PLAN = ["pipeline", "plan", "--seq_length", "128", "--vocab_size", "1000", "--masked_per_row", "19"]
@@ -53,6 +54,16 @@ def test_a_file_name_that_the_locale_cannot_write(tmp_path: Path) -> None:
     ended = run(["cluster", "status", str(tmp_path / "日本")], "", PYTHONIOENCODING="latin-1")
     assert ended.returncode == 2
     assert b"Traceback" not in ended.stderr
+
+
+def test_a_working_folder_that_is_gone_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert run_command("narrowbert", len, ["plan"]) == 2
+    assert capsys.readouterr().err == "narrowbert: error: the folder that you stand in is gone: cd to another one\n"
 
 
 def test_encode_needs_its_streams_and_writes_utf_8(tmp_path: Path) -> None:
