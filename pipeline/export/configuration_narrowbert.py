@@ -134,6 +134,14 @@ class NarrowBertConfig(PreTrainedConfig):
         full, narrow = parse_layout(self.layout)
         return (full + narrow).count("s")
 
+    @num_hidden_layers.setter
+    def num_hidden_layers(self, number: int) -> None:
+        if number != self.num_hidden_layers:
+            raise ValueError(
+                f"num_hidden_layers {number}: the layout '{self.layout}' has {self.num_hidden_layers} layers; give "
+                "another layout"
+            )
+
     @property
     def full_layers(self) -> list[str]:
         """The layers left of ``:``, each ``"sf"``, ``"s"`` or ``"f"``."""

@@ -169,6 +169,15 @@ def write_pooling(folder: Path, config: NarrowBertConfig, pooling: str) -> None:
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
+def pooling_of(folder: Path) -> str | None:
+    """``cls`` or ``mean``, as an export says that texts become embeddings; None where it does not."""
+    path = folder / "1_Pooling/config.json"
+    if not path.exists():
+        return None
+    modes = json.loads(path.read_text(encoding="utf-8"))
+    return "mean" if modes.get("pooling_mode_mean_tokens") else "cls"
+
+
 def _load_back(folder: Path, weights: State) -> None:
     """Load what was written as a user would, and compare.
 

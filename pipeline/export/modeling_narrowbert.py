@@ -803,6 +803,7 @@ class NarrowBertTokenModel(NarrowBertPreTrainedModel):
         labels: torch.Tensor | None,
         narrow_positions: torch.Tensor | None,
         num_items_in_batch: torch.Tensor | int | None,
+        not_computed: float = 0.0,
         **inputs: Any,
     ) -> tuple[torch.Tensor | None, torch.Tensor, BaseModelOutputWithPooling]:
         """Loss, logits and the encoder's outputs.
@@ -811,9 +812,10 @@ class NarrowBertTokenModel(NarrowBertPreTrainedModel):
             head: of single positions.
             computed_BS: bool, the positions to compute; None for those of ``narrow_positions`` or, if that is
                 None, all.
+            not_computed: the logits of other positions.
 
         Returns:
-            ``logits`` are [B, P, ...] with narrow_positions, otherwise [B, S, ...] with zeros where
+            ``logits`` are [B, P, ...] with narrow_positions, otherwise [B, S, ...] with ``not_computed`` where
             ``computed_BS`` is False.
 
         Raises:
@@ -829,7 +831,7 @@ class NarrowBertTokenModel(NarrowBertPreTrainedModel):
         else:
             # Padded slots end here: the head sees the chosen positions alone, in their order.
             scored = head(hidden_BPH[real_BP])
-            logits = scored.new_zeros(*computed_BS.shape, scored.shape[-1])
+            logits = scored.new_full((*computed_BS.shape, scored.shape[-1]), not_computed)
             logits[computed_BS] = scored
         loss = None
         if labels is not None:
@@ -878,7 +880,8 @@ class NarrowBertForMaskedLM(NarrowBertTokenModel):
         """Predict the tokens at the narrow positions.
 
         Which positions those are: ``narrow_positions`` if given; else those whose label is not -100;
-        else those that hold [MASK]; else (no [MASK] in the row, or inputs_embeds) all of them.
+        else those that hold [MASK]; else (no [MASK] in the row, or inputs_embeds) all of them. In training
+        without labels all are computed: a loss that is made outside (label smoothing) may want any of them.
 
         Args:
             labels: -100 where there is nothing to predict; [B, P] with narrow_positions, else [B, S].
@@ -888,15 +891,17 @@ class NarrowBertForMaskedLM(NarrowBertTokenModel):
 
         Returns:
             ``logits`` [B, P, V] with narrow_positions. Otherwise [B, S, V], where **the positions that were
-            not computed are all zeros**: read the masked (or labelled) positions only, or
-            ask for others by narrow_positions. ``loss`` is the mean over labels that are not -100.
+            not computed are zeros with labels, and NaN without**: a loss over them shall not look like one.
+            Read the masked (or labelled) positions only, or ask for others by narrow_positions.
+            ``loss`` is the mean over labels that are not -100.
 
         Raises:
             ValueError: labels of another shape, and what the base model refuses.
         """
         computed_BS = None if narrow_positions is not None else self._positions_to_compute(input_ids, labels)
         loss, logits, outputs = self.score(
-            self.cls, computed_BS, labels, narrow_positions, num_items_in_batch, input_ids=input_ids,
+            self.cls, computed_BS, labels, narrow_positions, num_items_in_batch,
+            not_computed=0.0 if labels is not None else float("nan"), input_ids=input_ids,
             attention_mask=attention_mask, token_type_ids=token_type_ids, position_ids=position_ids,
             inputs_embeds=inputs_embeds, **kwargs,
         )  # fmt: skip
@@ -910,7 +915,7 @@ class NarrowBertForMaskedLM(NarrowBertTokenModel):
         """[B, S] bool, or None for every position. A row's choice never depends on the other rows."""
         if labels_BS is not None:
             return labels_BS != IGNORE_INDEX
-        if input_ids_BS is None or self.config.mask_token_id is None:
+        if self.training or input_ids_BS is None or self.config.mask_token_id is None:
             return None
         masked_BS = input_ids_BS == self.config.mask_token_id
         return masked_BS | ~masked_BS.any(dim=1, keepdim=True)

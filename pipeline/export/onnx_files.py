@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from data_prep.contract.command_line import UserError
 from pipeline.export.configuration_narrowbert import NarrowBertConfig
+from pipeline.export.folder import pooling_of
 from pipeline.export.model_folder import open_config, open_model
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -48,10 +49,11 @@ _NETWORKS = {
 class _Graph(nn.Module):
     """A model as a function of tensors, in the form that is exported."""
 
-    def __init__(self, model: PreTrainedModel, network: _Network) -> None:
+    def __init__(self, model: PreTrainedModel, network: _Network, *, takes_mean: bool) -> None:
         super().__init__()
         self.model = model
         self.network = network
+        self.takes_mean = takes_mean
 
     def forward(
         self,
@@ -64,15 +66,22 @@ class _Graph(nn.Module):
         if self.network.has_positions:
             return self.model(**inputs, narrow_positions=narrow_positions).logits
         outputs = self.model(**inputs)
-        return outputs.logits if self.network.output == "logits" else outputs.last_hidden_state[:, 0]
+        if self.network.output == "logits":
+            return outputs.logits
+        hidden_BSH = outputs.last_hidden_state
+        if not self.takes_mean:
+            return hidden_BSH[:, 0]
+        weights_BS1 = attention_mask.unsqueeze(-1).to(hidden_BSH.dtype)
+        return (hidden_BSH * weights_BS1).sum(1) / weights_BS1.sum(1)
 
 
 def write_onnx(folder: Path) -> list[tuple[Path, float]]:
     """Write ``folder/onnx/*.onnx``, with any batch and length.
 
     A masked-LM export becomes ``fill-mask.onnx`` (logits [B, P, V] of ``narrow_positions`` [B, P]) and ``encoder.onnx``
-    (the last hidden state of [CLS], [B, H]), a sentence classifier ``classifier.onnx`` (logits [B, C]). Inputs are
-    ``input_ids``, ``attention_mask`` and ``token_type_ids``, [B, S] int64.
+    (the last hidden state of [CLS], or the mean over tokens where the export says so, [B, H]), a sentence classifier
+    ``classifier.onnx`` (logits [B, C]). Inputs are ``input_ids``, ``attention_mask`` and ``token_type_ids``, [B, S]
+    int64.
 
     Returns:
         Each file with its largest difference to torch, in onnxruntime, over batches of other shapes than the traced.
@@ -98,9 +107,10 @@ def write_onnx(folder: Path) -> list[tuple[Path, float]]:
         encoder = getattr(model, "bert", model)
         # Whether folding pays would depend on shapes that the file leaves open.
         encoder.encoder_narrow.fold = not network.has_positions
+        takes_mean = network is ENCODER and pooling_of(folder) == "mean"
         if network is ENCODER:
-            model.default_positions = "cls"
-        graph = _Graph(model, network).eval()
+            model.default_positions = "all" if takes_mean else "cls"
+        graph = _Graph(model, network, takes_mean=takes_mean).eval()
         path = folder / "onnx" / f"{network.name}.onnx"
         _export(graph, path, config)
         difference = _compare(graph, path, config)

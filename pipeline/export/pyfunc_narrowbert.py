@@ -40,7 +40,8 @@ class NarrowBertPyfunc(PythonModel):
 
         Returns:
             fill-mask: for each text, for each [MASK] in it, ``top_k`` times {"token", "score"}, best first;
-            embeddings: for each text the mean of the last hidden states of its tokens, [hidden_size] floats.
+            embeddings: for each text the mean of the last hidden states of its tokens, [hidden_size] floats; of a
+            model that was exported with ``--pooling cls`` that of its first token.
 
         Raises:
             ValueError: an unknown task.
@@ -55,6 +56,8 @@ class NarrowBertPyfunc(PythonModel):
         mask = encoded["attention_mask"].to(self.device)
         if task == "embeddings":
             hidden = self.model.bert(input_ids=ids, attention_mask=mask).last_hidden_state
+            if self.model.config.default_positions == "cls":
+                return hidden[range(len(texts)), mask.argmax(1)].float().tolist()
             weights = mask.unsqueeze(-1).to(hidden.dtype)
             return ((hidden * weights).sum(1) / weights.sum(1)).float().tolist()
         logits = self.model(input_ids=ids, attention_mask=mask).logits

@@ -17,6 +17,7 @@ from pipeline.export import (
     NarrowBertForSequenceClassification,
     int8_files,
 )
+from pipeline.export.folder import write_pooling
 from pipeline.export.int8_files import write_int8
 from pipeline.export.onnx_files import write_onnx
 from tests.processes import user_error
@@ -50,6 +51,21 @@ def test_files_give_torchs_numbers(model_class: Any, tmp_path: Path) -> None:
         cls = model.bert(**inputs).last_hidden_state[:, 0]
     assert np.allclose(run(written[0][0], **inputs, narrow_positions=positions), expected, atol=1e-5)
     assert np.allclose(run(written[1][0], **inputs), cls, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_encoder_of_an_export_that_takes_means_does_so_too(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "tiny", NarrowBertForMaskedLM, "2sf:2sf")
+    model = AutoModelForMaskedLM.from_pretrained(folder)
+    write_pooling(folder, model.config, "mean")
+    (path,) = [path for path, _ in write_onnx(folder) if path.stem == "encoder"]
+    ids, mask = batch(12, 5, 7, 9)
+    inputs = {"input_ids": ids, "attention_mask": mask, "token_type_ids": 0 * mask}
+    with torch.no_grad():
+        hidden = model.bert(**inputs).last_hidden_state
+    mean = torch.stack([row[:length].mean(0) for row, length in zip(hidden, mask.sum(1), strict=True)])
+    assert np.allclose(run(path, **inputs), mean, atol=1e-5)
+    assert not np.allclose(run(path, **inputs), hidden[:, 0], atol=1e-2)
 
 
 @pytest.mark.slow
