@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForMaskedLM
 
 from data_prep.contract.command_line import UserError
-from data_prep.contract.files import follow_umask, process_name
+from data_prep.contract.files import check_writable, follow_umask, is_empty_working_folder, process_name
 from data_prep.contract.tokenizer import tokenizer_content
 from pipeline.export import configuration_narrowbert, modeling_narrowbert
 from pipeline.export.configuration_narrowbert import NarrowBertConfig
@@ -70,9 +70,8 @@ def write_export(
             not belong to the model.
         ValueError: parameters or configuration that do not make the exported model.
     """
+    check_output(output)
     output = Path(output).resolve()
-    if output.is_file() or (output.is_dir() and any(output.iterdir())):
-        raise UserError(f"{output} exists and is not an empty folder: name another or remove it")
     config = export_config(model_config, special_ids)
     config.default_positions = "cls" if pooling == "cls" else "all"
     tokenizer = tokenizer_content(tokenizer_path)
@@ -100,6 +99,22 @@ def write_export(
         raise UserError(f"cannot write the export {output}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def check_output(output: str | Path) -> None:
+    """Refuse a place for an export before there is any work.
+
+    Raises:
+        UserError: something is there, or it cannot be written.
+    """
+    output = Path(output)
+    if output.is_file() or (output.is_dir() and any(output.iterdir())):
+        raise UserError(f"{output} exists and is not an empty folder: name another or remove it")
+    if is_empty_working_folder(output):
+        raise UserError(
+            f"{output} is the folder that you stand in, and would be replaced: name another, such as {output / 'model'}"
+        )
+    check_writable("the folder of the export", output.absolute().parent)
 
 
 def export_config(model_config: Mapping[str, Any], special_ids: Mapping[str, int]) -> NarrowBertConfig:

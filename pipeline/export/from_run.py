@@ -8,7 +8,7 @@ from data_prep.contract.command_line import UserError
 from pipeline.checkpoints.format import TrainerState
 from pipeline.checkpoints.reading import load_run_model
 from pipeline.config import ModelConfig
-from pipeline.export.folder import write_export
+from pipeline.export.folder import check_output, write_export
 from pipeline.model.parameters import count_parameters
 from pipeline.runs.directory import read_run_record
 from pipeline.runs.records import read_metrics
@@ -20,6 +20,7 @@ def export_run(run_dir: Path, output: Path, pooling: str | None = None) -> None:
     Raises:
         UserError: no run or checkpoint, or ``output`` exists already.
     """
+    check_output(output)
     model, state = load_run_model(run_dir)
     if not (run_dir / "tokenizer.json").is_file():
         raise UserError(f"{run_dir} has no tokenizer.json: copy that of its shards there")

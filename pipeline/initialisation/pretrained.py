@@ -7,7 +7,7 @@ from pathlib import Path
 from data_prep.contract.command_line import UserError
 from data_prep.contract.tokenizer import load_tokenizer, special_ids
 from pipeline.config import ModelConfig
-from pipeline.export.folder import export_config, write_export
+from pipeline.export.folder import check_output, export_config, write_export
 from pipeline.export.names import CONFIG_NAMES, from_transformers
 from pipeline.initialisation.match import match
 from pipeline.initialisation.source import Json, PretrainedSource, open_source
@@ -38,6 +38,7 @@ def export_pretrained(
     Raises:
         UserError: no such checkpoint, one that does not fit, or ``output`` exists already.
     """
+    check_output(output)
     source = open_source(folder)
     names = ("tokenizer.json", "vocab.txt")
     tokenizer_path = tokenizer_path or next((folder / n for n in names if (folder / n).is_file()), folder / names[0])

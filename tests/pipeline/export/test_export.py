@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,10 @@ from pipeline.config import ModelConfig
 from pipeline.export import NarrowBertConfig, NarrowBertForMaskedLM, NarrowBertModel
 from pipeline.export.configuration_narrowbert import group_sublayers, parse_layout
 from pipeline.export.folder import export_config, write_export
+from pipeline.export.from_run import export_run
 from pipeline.export.modeling_narrowbert import pad_positions
 from pipeline.export.names import CONFIG_NAMES, TIED, from_transformers, to_transformers
+from pipeline.initialisation.pretrained import export_pretrained
 from pipeline.layout import parse_layout as parse_training_layout
 from pipeline.model.masked_lm import NarrowBertForPretraining
 from tests.tiny_exports import (
@@ -771,3 +774,28 @@ def test_a_refused_export_leaves_nothing(tmp_path: Path, tokenizer_path: Path, m
         refused(r"different: cls\.predictions\.bias$")
     monkeypatch.setattr("pipeline.export.folder.to_transformers", lossy)
     refused("lacks .*bert.encoder.layer.0.attention.self.query.weight")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda output: export_run(Path("nowhere"), output),
+        lambda output: export_pretrained(
+            Path("nowhere"), output, layout=None, tokenizer_path=None, allow=[], pooling=None
+        ),
+    ],
+)
+def test_a_place_that_cannot_be_taken_is_refused_before_the_model_is_read(
+    make: Callable[[Path], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "file").touch()
+    monkeypatch.chdir(tmp_path / "here")
+    for output, expected in [
+        (".", "is the folder that you stand in, and would be replaced: name another, such as model"),
+        ("../here", r"such as \.\./here/model"),
+        ("..", "is not an empty folder"),
+        ("../file/model", "the folder of the export .* cannot be written"),
+    ]:
+        with pytest.raises(UserError, match=expected):
+            make(Path(output))
