@@ -20,7 +20,7 @@ class NarrowBertPyfunc(PythonModel):
         """Read the exported folder, artifact ``model``."""
         folder = context.artifacts["model"]
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)  # else it asks
         self.model = AutoModelForMaskedLM.from_pretrained(folder, trust_remote_code=True).eval().to(self.device)
 
     @torch.no_grad()
