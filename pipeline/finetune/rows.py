@@ -32,13 +32,8 @@ def check_rows(rows: list[Row], config: FinetuneConfig, split: str) -> None:
     Raises:
         UserError: the first row that cannot be used.
     """
-    data = config.data
-    texts = [data.text]
-    if config.task == "question_answering":
-        texts.append(context_field(config))
-    elif data.second_text is not None and not _needs_text_alone(config, split):
-        texts.append(data.second_text)
-    fields = texts if _needs_text_alone(config, split) else [*texts, data.label]
+    fields = fields_of(config, split)
+    texts = fields if _needs_text_alone(config, split) else fields[:-1]
     for number, row in enumerate(rows, 1):
         where = place(config, split, number)
         for field in fields:
@@ -52,6 +47,15 @@ def check_rows(rows: list[Row], config: FinetuneConfig, split: str) -> None:
         for field in texts:
             for text in _texts_of(row[field], where, field, are_words=config.task == "tagging"):
                 _check_characters(text, where, field)
+
+
+def fields_of(config: FinetuneConfig, split: str) -> list[str]:
+    """The fields of a row that are read: its texts, and the label after them, where it needs one."""
+    data = config.data
+    if _needs_text_alone(config, split):
+        return [data.text]
+    second = context_field(config) if config.task == "question_answering" else data.second_text
+    return [data.text, *([] if second is None else [second]), data.label]
 
 
 def _needs_text_alone(config: FinetuneConfig, split: str) -> bool:

@@ -284,6 +284,11 @@ def test_the_command_logs_to_mlflow(model: Path, tmp_path: Path) -> None:
     assert "seed-4/train/loss" in run.data.metrics
     assert run.data.params["training.learning_rate"] == "2e-05"
     assert {file.path for file in client.list_artifacts(run.info.run_id)} == {"results.json", "results.md"}
+    # Given again it logs nothing again; another seed makes other results.
+    for seeds, runs in (("[3, 4]", 1), ("[3, 4, 5]", 2)):
+        argv = ["finetune", "--config", "task.yaml", "--training.seeds", seeds]
+        run_command("pipeline", *argv, cwd=tmp_path, MLFLOW_TRACKING_URI=store)
+        assert len(client.search_runs([experiment.experiment_id])) == runs
 
 
 # --- files --------------------------------------------------------------------------------------------
