@@ -55,9 +55,10 @@ test-fast: $(VENV)/installed-dev
 coverage: $(VENV)/installed-dev
 	pytest -n 2 -m 'not slow' --cov --cov-report=term
 
-# The faults many times over: 20 kills of a run, 20 of a preparation, 10,000 steps; a preparation of few descriptors.
+# The faults many times over: 20 kills of a run, 20 of a preparation, 10,000 steps, 300 wrong command lines; a preparation
+# of few descriptors; what make gpu runs, on a CPU.
 test-long: $(VENV)/installed-dev
-	NARROWBERT_TEST_LONG=1 NARROWBERT_TEST_KILLS=20 pytest tests/faults tests/data_prep/stages/test_stages.py tests/tracking/test_embedded_store.py
+	NARROWBERT_TEST_LONG=1 NARROWBERT_TEST_KILLS=20 pytest tests/faults tests/data_prep/stages/test_stages.py tests/tracking/test_embedded_store.py tests/end_to_end/test_fuzz.py
 	ulimit -n 256 && pytest tests/data_prep tests/cluster/test_prep_failures.py
 	NARROWBERT_TEST_GPU=cpu pytest tests/gpu
 	python -m benchmarks.gpu --trial --no_tests

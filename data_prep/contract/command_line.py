@@ -50,9 +50,9 @@ class UserError(Exception):
 def run_command(program: str, main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int:
     """Call ``main(argv)`` and return the process's exit code.
 
-    A ``UserError`` becomes one line on stderr and exit code 2. With ``--debug`` anywhere in
-    ``argv`` it is raised on instead, for its traceback. Anything else that is raised is a bug of
-    ours and keeps its traceback.
+    A ``UserError`` becomes one line on stderr and exit code 2, and so does a path that is a folder in place of a file,
+    a file in place of a folder, or closed to this user. With ``--debug`` anywhere in ``argv`` it is raised on instead,
+    for its traceback. Anything else that is raised is a bug of ours and keeps its traceback.
     """
     debug = "--debug" in argv
     try:
@@ -70,11 +70,20 @@ def run_command(program: str, main: Callable[[Sequence[str]], int | None], argv:
             if debug:
                 raise
             return report_user_error(program, error)
+        except (IsADirectoryError, NotADirectoryError, PermissionError) as error:
+            flush_or_give_up()
+            if debug or error.filename is None:
+                raise
+            return report_user_error(program, _not_what_belongs_there(error))
         except KeyboardInterrupt:
             return INTERRUPTED_EXIT_CODE
         except ReaderGoneError:  # not an error
             give_up_output()
             return 0
+
+
+def _not_what_belongs_there(error: OSError) -> UserError:
+    return UserError(f"{error.filename}: {error.strerror}; put there what belongs there, or give another path")
 
 
 def _run_and_flush(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int:

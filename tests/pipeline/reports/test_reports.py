@@ -11,6 +11,7 @@ from pipeline.config import ModelConfig, RunConfig, TrainingConfig
 from pipeline.reports.comparison import report, write_report
 from pipeline.reports.history import read_history
 from pipeline.reports.svg_chart import Line, line_chart, ticks
+from tests.processes import TINY_RUN, run_command
 
 
 def write_run(
@@ -92,3 +93,16 @@ def test_ticks_are_round_and_enclose(low: float, high: float) -> None:
     assert found[-1] >= high - 1e-9 * abs(high)
     assert 4 <= len(found) <= 12
     assert {number(value)[-1].isdigit() or number(value)[-1] in "kMGT" for value in found} == {True}
+
+
+@pytest.mark.slow
+def test_a_folder_in_place_of_a_file_of_the_run_is_one_line(tmp_path: Path, shard_folder: Path) -> None:
+    command = ["train", *TINY_RUN, "--run_dir", str(tmp_path / "run"), "--data.path", str(shard_folder)]
+    run_command("pipeline", *command, "--training.train_steps", "1", "--training.precision", "fp32")
+    events = tmp_path / "run/events.jsonl"
+    events.unlink()
+    events.mkdir()
+    said = run_command("pipeline", "report", str(tmp_path / "run"), expect=2).stderr
+    assert said.splitlines() == [
+        f"narrowbert: error: {events}: Is a directory; put there what belongs there, or give another path"
+    ]
