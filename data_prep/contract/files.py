@@ -2,11 +2,15 @@
 
 import contextlib
 import os
+import re
 import resource
 import socket
 import stat
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from data_prep.contract.command_line import UserError
 
@@ -43,6 +47,24 @@ def write_atomically(path: Path, content: str | bytes, *, durable: bool = False)
 def process_name() -> str:
     """What tells this process from all others that see a shared file system, as a part of a temporary name."""
     return f"{socket.gethostname()}-{os.getpid()}"
+
+
+@contextlib.contextmanager
+def safetensors_written_to(folder: Path) -> Iterator[None]:
+    """Let the library write its files into a folder as any other file is written.
+
+    Raises:
+        OSError: they cannot be written; the library has an error of its own for that.
+    """
+    try:
+        yield
+    except SafetensorError as error:
+        found = re.search(r"\(os error (\d+)\)", str(error))
+        if found is None:
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1])), str(folder)) from error
+    for path in folder.glob("*.safetensors"):
+        follow_umask(path)
 
 
 def follow_umask(path: Path) -> None:

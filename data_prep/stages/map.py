@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 from data_prep.config import CorpusConfig, PrepConfig
 from data_prep.contract.command_line import UserError
-from data_prep.contract.files import follow_umask
+from data_prep.contract.files import safetensors_written_to
 from data_prep.contract.shard_format import TOKENIZER
 from data_prep.contract.tokenizer import load_tokenizer
 from data_prep.corpus.documents import CorpusFile, Document, Partition, Reject
@@ -142,8 +142,8 @@ class _NewDocuments:
         columns["repeats"] = repeats
         columns["id_offsets"] = np.cumsum([0, *map(len, ids)], dtype=np.int64)
         columns["ids"] = np.frombuffer(b"".join(ids), dtype=np.uint8)
-        save_file({name: np.ascontiguousarray(column) for name, column in columns.items()}, folder / DOCUMENTS)
-        follow_umask(folder / DOCUMENTS)
+        with safetensors_written_to(folder):
+            save_file({name: np.ascontiguousarray(column) for name, column in columns.items()}, folder / DOCUMENTS)
 
 
 @lru_cache(maxsize=1)

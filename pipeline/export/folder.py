@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForMaskedLM
 
 from data_prep.contract.command_line import UserError
-from data_prep.contract.files import check_writable, follow_umask, is_empty_working_folder, process_name
+from data_prep.contract.files import check_writable, is_empty_working_folder, process_name, safetensors_written_to
 from data_prep.contract.tokenizer import tokenizer_content
 from pipeline.export import configuration_narrowbert, modeling_narrowbert
 from pipeline.export.configuration_narrowbert import NarrowBertConfig
@@ -85,8 +85,8 @@ def write_export(
         for module in (configuration_narrowbert, modeling_narrowbert):
             assert module.__file__ is not None
             shutil.copyfile(module.__file__, partial / Path(module.__file__).name)
-        save_file(weights, partial / "model.safetensors", metadata={"format": "pt"})
-        follow_umask(partial / "model.safetensors")
+        with safetensors_written_to(partial):
+            save_file(weights, partial / "model.safetensors", metadata={"format": "pt"})
         (partial / "tokenizer.json").write_bytes(tokenizer)
         (partial / "tokenizer_config.json").write_text(json.dumps(tokenizer_config, indent=2) + "\n", encoding="utf-8")
         card = model_card(output.name, config.layout, tokenizer_config["mask_token"], facts)

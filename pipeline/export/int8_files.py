@@ -16,6 +16,7 @@ import numpy as np
 from tokenizers import Encoding, Tokenizer
 
 from data_prep.contract.command_line import UserError
+from data_prep.contract.files import process_name
 from data_prep.contract.tokenizer import load_tokenizer
 from pipeline.export.configuration_narrowbert import NarrowBertConfig
 from pipeline.export.model_folder import open_config, open_tokenizer
@@ -62,7 +63,14 @@ def write_int8(folder: Path, originals: list[Path], texts: Path) -> list[Compari
     compared = []
     for original in originals:
         path = original.with_suffix(".int8.onnx")
-        quantize(original, path)
+        partial = path.with_name(f".{path.name}.{process_name()}.partial")
+        try:
+            quantize(original, partial)
+            partial.replace(path)
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+        finally:
+            partial.unlink(missing_ok=True)
         sizes = (original.stat().st_size / 1e6, path.stat().st_size / 1e6)
         batches = list(_batches(encodings, config, masked=original.stem == FILL_MASK.name))
         found, speed = _run_both(original, path, [inputs for inputs, _ in batches])

@@ -40,6 +40,8 @@ def read_json(path: Path) -> dict[str, Json]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{path.parent} is no model folder: {_what_it_is(path.parent, path.name)}") from error
+    except NotADirectoryError as error:
+        raise UserError(f"{path.parent} is no model folder: it is a file") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:

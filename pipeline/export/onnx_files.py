@@ -7,7 +7,9 @@ import contextlib
 import dataclasses
 import io
 import logging
+import shutil
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from data_prep.contract.command_line import UserError
+from data_prep.contract.files import process_name
 from pipeline.export.configuration_narrowbert import NarrowBertConfig
 from pipeline.export.folder import pooling_of
 from pipeline.export.model_folder import open_config, open_model
@@ -87,7 +90,8 @@ def write_onnx(folder: Path) -> list[tuple[Path, float]]:
         Each file with its largest difference to torch, in onnxruntime, over batches of other shapes than the traced.
 
     Raises:
-        UserError: no model folder, one of another kind, packages that are missing, results that differ.
+        UserError: no model folder, one of another kind or that cannot be written, packages that are missing, results
+            that differ.
     """
     try:
         import onnxruntime
@@ -100,6 +104,20 @@ def write_onnx(folder: Path) -> list[tuple[Path, float]]:
     if networks is None:
         raise UserError(f"{folder} is neither a masked-LM export nor a sentence classifier: {config.architectures}")
     assert isinstance(config, NarrowBertConfig), "no other type is opened"
+    partial = folder / f".onnx.{process_name()}.partial"
+    try:
+        return _write_networks(folder, partial, networks, config)
+    except OSError as error:
+        raise UserError(f"cannot write {folder / 'onnx'}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write_networks(
+    folder: Path, partial: Path, networks: Sequence[_Network], config: NarrowBertConfig
+) -> list[tuple[Path, float]]:
+    """Each file gets its name when it is whole and gives torch's numbers; one that was there is there until then."""
+    partial.mkdir()
     (folder / "onnx").mkdir(exist_ok=True)
     written = []
     for network in networks:
@@ -111,13 +129,14 @@ def write_onnx(folder: Path) -> list[tuple[Path, float]]:
         if network is ENCODER:
             model.default_positions = "all" if takes_mean else "cls"
         graph = _Graph(model, network, takes_mean=takes_mean).eval()
-        path = folder / "onnx" / f"{network.name}.onnx"
+        path = partial / f"{network.name}.onnx"
         _export(graph, path, config)
         difference = _compare(graph, path, config)
         if difference > TOLERANCE:
-            path.unlink()
             raise UserError(f"{path.name} differs from torch by {difference:.1e}: not written")
-        written.append((path, difference))
+        for file in sorted(partial.iterdir()):  # weights of more than 2 GB are in a file of their own
+            file.replace(folder / "onnx" / file.name)
+        written.append((folder / "onnx" / path.name, difference))
     return written
 
 

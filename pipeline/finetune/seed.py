@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
 
 from data_prep.contract.command_line import UserError
-from data_prep.contract.files import follow_umask
+from data_prep.contract.files import safetensors_written_to
 from pipeline.engine.bf16_products import ensure_bf16_products
 from pipeline.export.model_folder import open_model
 from pipeline.finetune.config import FinetuneConfig
@@ -111,10 +111,8 @@ def _keep(seed: Seed, model: PreTrainedModel, losses: Losses) -> None:
     try:
         if folder.is_dir():  # what a killed command left
             shutil.rmtree(folder)
-        with _quiet():
+        with _quiet(), safetensors_written_to(folder):
             model.save_pretrained(folder)
-        for path in folder.glob("*.safetensors"):
-            follow_umask(path)
         seed.tokenizer.save_pretrained(folder)
         seed.task.finish(folder)
     except OSError as error:

@@ -1,9 +1,13 @@
+import errno
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
-from data_prep.contract.files import follow_umask, is_unfinished, write_atomically
+from data_prep.contract.files import follow_umask, is_unfinished, safetensors_written_to, write_atomically
+from tests.full_disk import full_disk
 
 
 @pytest.mark.parametrize("durable", [False, True])
@@ -37,6 +41,17 @@ def test_a_file_that_a_kill_left_is_told_from_all_others(tmp_path: Path, monkeyp
     assert is_unfinished(left)
     assert not is_unfinished(tmp_path / "run.json")
     assert not is_unfinished(tmp_path / ".run.json")
+
+
+def test_a_disk_without_room_is_an_os_error_of_safetensors_too(tmp_path: Path) -> None:
+    array = np.zeros(10_000)
+    with full_disk(1_000), pytest.raises(OSError, match="File too large") as error, safetensors_written_to(tmp_path):
+        save_file({"a": array}, tmp_path / "a.safetensors")
+    assert error.value.errno == errno.EFBIG
+    with safetensors_written_to(tmp_path):
+        save_file({"a": array}, tmp_path / "a.safetensors")
+    (tmp_path / "new").write_text("")
+    assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "new").stat().st_mode
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o077])

@@ -21,6 +21,7 @@ from pipeline.export.onnx_files import write_onnx
 from pipeline.finetune.config import FinetuneConfig, FinetuneData, FinetuneTracking, FinetuneTraining, check_finetune
 from pipeline.finetune.training import finetune
 from pipeline.initialisation.pretrained import export_pretrained
+from tests.full_disk import full_disk
 from tests.processes import user_error
 from tests.tiny_exports import HEADS, HIDDEN, INNER, VOCABULARY, write_folder
 
@@ -179,6 +180,11 @@ def test_what_is_no_model_folder_is_said_to_be_none(tmp_path: Path, reader: str)
         READERS[reader](tmp_path / "nowhere", tmp_path)
 
 
+def test_a_file_is_no_model_folder(model: Path) -> None:
+    with pytest.raises(UserError, match=r"config\.json is no model folder: it is a file"):
+        narrowbert.encode(model / "config.json", ["the cat"])
+
+
 def test_a_run_and_a_folder_of_results_are_told_from_a_model(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text("{}")
     with pytest.raises(UserError, match=r"it is a run, of which narrowbert export .* makes one"):
@@ -217,6 +223,13 @@ def test_the_command_prints_one_line(model: Path, tmp_path: Path) -> None:
     for argv in (["encode", "--model", "model"], ["onnx", "model"]):
         assert "model.safetensors is damaged or cut short" in user_error("pipeline", *argv, cwd=tmp_path)
     assert "nowhere is no model folder: it does not exist" in user_error("pipeline", "onnx", "nowhere", cwd=tmp_path)
+
+
+@pytest.mark.parametrize("largest", [20_000, 80_000])  # the code that goes with it is smaller than the weights
+def test_an_export_that_cannot_be_written_leaves_nothing(model: Path, tmp_path: Path, largest: int) -> None:
+    with full_disk(largest), pytest.raises(UserError, match=r"cannot write the export .*: File too large"):
+        convert(model, tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- permissions ----------------------------------------------------------------------------------------

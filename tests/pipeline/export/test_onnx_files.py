@@ -16,10 +16,12 @@ from pipeline.export import (
     NarrowBertForQuestionAnswering,
     NarrowBertForSequenceClassification,
     int8_files,
+    onnx_files,
 )
 from pipeline.export.folder import write_pooling
 from pipeline.export.int8_files import write_int8
 from pipeline.export.onnx_files import write_onnx
+from tests.full_disk import full_disk
 from tests.processes import user_error
 from tests.tiny_exports import batch, write_folder
 
@@ -119,6 +121,36 @@ def test_int8_needs_texts(content: bytes, problem: str, tmp_path: Path) -> None:
     (tmp_path / "texts").write_bytes(content)
     with pytest.raises(UserError, match=problem):
         write_int8(folder, [], tmp_path / "texts")
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "tiny", NarrowBertForSequenceClassification)
+    (folder / "onnx").write_text("")
+    with pytest.raises(UserError, match=r"cannot write .*tiny/onnx: File exists"):
+        write_onnx(folder)
+    assert not list(folder.glob(".onnx*"))
+
+
+@pytest.mark.slow
+def test_a_failure_leaves_the_files_of_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_folder(tmp_path / "tiny", NarrowBertForSequenceClassification)
+    ((path, _),) = write_onnx(folder)
+    before = path.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(onnx_files, "TOLERANCE", -1.0)
+        with pytest.raises(UserError, match=r"classifier\.onnx differs from torch by .*: not written"):
+            write_onnx(folder)
+    with full_disk(10_000), pytest.raises(UserError, match=r"cannot write .*onnx: File too large"):
+        write_onnx(folder)
+    with full_disk(10_000), pytest.raises(UserError, match=r"cannot write .*int8\.onnx: File too large"):
+        int8_files.write_int8(folder, [path], _texts(tmp_path))
+    assert {file.name: file.read_bytes() for file in (folder / "onnx").iterdir()} == {path.name: before}
+    assert not list(folder.glob(".onnx*"))
+
+
+def _texts(folder: Path) -> Path:
+    (folder / "texts.txt").write_text("the cat sat\n")
+    return folder / "texts.txt"
 
 
 def test_other_models_are_refused(tmp_path: Path) -> None:

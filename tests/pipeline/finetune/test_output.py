@@ -2,10 +2,7 @@
 
 import dataclasses
 import json
-import resource
 import shutil
-import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +13,7 @@ from pipeline.export import NarrowBertForMaskedLM
 from pipeline.finetune import seed as one_seed
 from pipeline.finetune.config import FinetuneConfig, FinetuneData, FinetuneTracking, FinetuneTraining
 from pipeline.finetune.training import finetune
+from tests.full_disk import full_disk
 from tests.tiny_exports import write_folder
 
 ROWS = [{"text": "the cat sat", "label": "x"}, {"text": "the dog ran", "label": "y"}] * 2
@@ -153,20 +151,11 @@ def test_a_metric_that_fails_costs_no_training(
     assert sorted(path.name for path in (tmp_path / "out" / "seed-1").iterdir()) == ["model", "result.json"]
 
 
-@pytest.fixture
-def full_disk(config: FinetuneConfig) -> Iterator[FinetuneConfig]:
-    """No file grows beyond 20 kB: what a full disk answers, but with another number."""
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
-    yield config
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    signal.signal(signal.SIGXFSZ, handler)
-
-
-def test_a_model_that_cannot_be_written_is_one_line(full_disk: FinetuneConfig) -> None:
-    with pytest.raises(UserError, match=r"cannot write .*seed-1/model: .*File too large"):
-        run(full_disk)
+@pytest.mark.parametrize("largest", [20_000, 80_000])
+def test_a_model_that_cannot_be_written_is_one_line(config: FinetuneConfig, largest: int) -> None:
+    with full_disk(largest), pytest.raises(UserError, match=r"cannot write .*seed-1/model: .*File too large"):
+        run(config)
+    run(config)
 
 
 def test_training_that_diverges_keeps_nothing(config: FinetuneConfig, shared_model: Path, tmp_path: Path) -> None:
