@@ -259,6 +259,7 @@ def _accept(listener: socket.socket) -> None:
             kept.append(listener.accept())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["dead", "frozen"])
 def test_controller_that_does_not_answer(
     slurm: SlurmCluster, kind: str, submit_argv: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str],

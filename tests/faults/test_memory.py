@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.contract.command_line import read_config
@@ -28,6 +28,7 @@ def test_no_memory_is_one_line_on_one_rank_of_two_and_what_it_says_works(
     assert len(losses(tmp_path / "run")) == 10
 
 
+@settings(max_examples=25)  # a command line takes its time to read
 @given(
     micro=st.integers(1, 12),
     times=st.integers(1, 6),

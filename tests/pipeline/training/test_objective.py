@@ -8,6 +8,7 @@ from pipeline.runs.records import read_metrics
 from tests.processes import TINY_RUN, run_command
 
 
+@pytest.mark.slow
 def test_an_objective_of_ones_own_is_trained_and_recorded(tmp_path: Path, shard_folder: Path) -> None:
     run_command("tests.pipeline.training.train_with", str(tmp_path / "own"), str(shard_folder))
     own = read_metrics(tmp_path / "own")

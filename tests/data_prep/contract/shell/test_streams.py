@@ -66,6 +66,7 @@ def test_a_working_folder_that_is_gone_is_one_line(
     assert capsys.readouterr().err == "narrowbert: error: the folder that you stand in is gone: cd to another one\n"
 
 
+@pytest.mark.slow
 def test_encode_needs_its_streams_and_writes_utf_8(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "model", AutoModelForSequenceClassification._model_mapping[_narrow_config()])
     config = json.loads((folder / "config.json").read_text())
