@@ -30,6 +30,9 @@ from data_prep.stages.work_plan import WorkPlan, input_line, map_task, planned_f
 _TRAIN, _VALIDATION = 0, 1
 """Places in ``SPLITS``."""
 
+_MOST_SEARCHED = 1 << 20
+"""Documents among which a fraction is looked for: their draws are held in memory."""
+
 
 REPORT_REJECTS = 5
 """Rejects of each reason that the report shows."""
@@ -82,6 +85,9 @@ def _remedy(plan: WorkPlan, short: int) -> str:
     """What gives the split of this place in ``SPLITS`` enough rows."""
     if all(map_task(plan, index).kept is not None for index in range(plan.num_tasks)):
         return "lower --seq_length"  # of documents that are what they are
+    if sum(summary_of(plan, "map")["documents"]) > _MOST_SEARCHED:
+        size = "larger" if short == _VALIDATION else "smaller"
+        return f"take a {size} --validation_fraction, it is {plan.config.validation_fraction:g}"
     fraction = _Survivors(plan).fraction(short)
     other = f"--validation_fraction {fraction} in place of {plan.config.validation_fraction:g}"
     return f"{more_documents(plan.config)}, or {'lower --seq_length' if fraction is None else other}"

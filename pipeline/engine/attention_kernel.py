@@ -56,7 +56,7 @@ def attention_kernel(config: RunConfig, shape: RowShape, device: torch.device, *
         padded: whether rows have padding.
     """
     model, dtype = config.model, DTYPES[config.training.precision]
-    rows, length = config.training.micro_batch_size, shape.seq_length
+    rows, length = 1, shape.seq_length  # how many there are makes no difference
     isolated = model.document_attention == "isolated"
     mask = attention_mask(
         torch.arange(length, device=device).lt(length - 1).expand(rows, 1, 1, -1) if padded else None,

@@ -6,6 +6,7 @@ several processes read, the bytes of checkpoints, and heartbeats.
 
 import numpy as np
 
+from pipeline.checkpoints.format import KINDS
 from pipeline.data.order import Order
 from pipeline.processes.group_sum import RING_RANKS, exchanges
 
@@ -13,7 +14,7 @@ RING_HOP_S, ROUND_S = 0.16e-3, 1.87e-3
 """Seconds of one message of a ring and of one round, between two processes of one busy machine, the slower of two
 measurements (benchmarks/README.md, "From 8 to 4,096 ranks")."""
 
-_STATE_BYTES = {"weights": 4, "exp_avg": 4, "exp_avg_sq": 4}
+_FP32_BYTES = 4
 
 
 def agreement_rounds(ranks: int) -> int:
@@ -58,9 +59,9 @@ def readers_of_chunk(order: Order, global_batch_size: int, data_parallel_size: i
 
 def checkpoint_bytes(parameters: int) -> int:
     """Bytes of a checkpoint, which all processes write together: weights and moments in fp32."""
-    return parameters * sum(_STATE_BYTES.values())
+    return parameters * _FP32_BYTES * len(KINDS)
 
 
 def resume_bytes(parameters: int, ranks: int, zero_stage: int) -> float:
     """Bytes that each process reads of a checkpoint: the weights, and its share of the fp32 state."""
-    return parameters * (_STATE_BYTES["weights"] + sum(_STATE_BYTES.values()) / (ranks if zero_stage else 1))
+    return parameters * _FP32_BYTES * (1 + len(KINDS) / (ranks if zero_stage else 1))

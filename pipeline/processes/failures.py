@@ -42,7 +42,7 @@ def no_memory_as_user_error(
     """
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError) as error:  # torch's are RuntimeErrors
         wanted = _wanted_memory(error)
         if wanted is None:
             raise

@@ -50,11 +50,6 @@ class Heartbeats:
         self._last_moved: dict[int, tuple[int, int]] = {}  # rank -> its ticks, and this rank's when they last moved
         self._leads = False
 
-    @property
-    def alarm(self) -> Path:
-        """A file of the run: one rank has seen that nothing goes on."""
-        return self._folder / "hang"
-
     def open(self) -> None:
         """Make the folders. Those of earlier starts are removed."""
         for folder in (self._folder, self._of_node) if self._rank == 0 else (self._of_node,):
@@ -89,7 +84,7 @@ class Heartbeats:
 
     def alarm_raised(self) -> bool:
         """Whether a rank has raised the alarm. The leaders alone look into the run directory."""
-        if self._leads and self.alarm.exists():
+        if self._leads and (self._folder / "hang").exists():
             self.raise_alarm()
             return True
         return (self._of_node / "hang").exists()

@@ -33,7 +33,7 @@ from data_prep.corpus.files import find_corpus_files
 from data_prep.corpus.reading import read_partition, read_texts
 from data_prep.report.statistics import merge
 from data_prep.reuse.remask import remask
-from data_prep.stages import order
+from data_prep.stages import finish, order
 from data_prep.stages.build import build_shards, count_tasks, run_task
 from data_prep.stages.map import document_draw
 from data_prep.stages.pack import shuffle_keys
@@ -485,6 +485,17 @@ def test_the_fraction_that_is_advised_gives_both_splits_enough_rows(many_tasks, 
         build_shards(replace(config, output=str(tmp_path / "a"), validation_fraction=fraction), no_progress)
     advised = float(str(caught.value).split("--validation_fraction ")[1].split()[0])
     build_shards(replace(config, output=str(tmp_path / "b"), validation_fraction=advised), no_progress)
+
+
+def test_a_corpus_too_large_to_search_is_told_the_direction(many_tasks, tmp_path, monkeypatch):
+    monkeypatch.setattr(finish, "_MOST_SEARCHED", 10)
+    monkeypatch.setattr(finish, "_Survivors", None)  # it would hold all draws
+    for fraction, said in (
+        (1e-3, "take a larger --validation_fraction"),
+        (0.985, "take a smaller --validation_fraction"),
+    ):
+        with pytest.raises(UserError, match=rf"{said}, it is {fraction:g}"):
+            build_shards(replace(many_tasks, output=str(tmp_path / "a"), validation_fraction=fraction), no_progress)
 
 
 def test_too_little_text_says_how_to_mend_it(tiny_config, corpus_folder, tmp_path):
