@@ -4,7 +4,8 @@ import dataclasses
 from pathlib import Path
 
 from data_prep.contract.command_line import UserError
-from pipeline.config import RunConfig, check_config
+from pipeline.config import RunConfig
+from pipeline.config_checks import check_config
 from pipeline.data.mixture import Mixture, open_mixture, paths_of
 from pipeline.layout import parse_layout
 from pipeline.model.arithmetic import RowShape, forward_flops, predicted_speedup, training_flops

@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 
 from data_prep.contract.command_line import UserError
-from pipeline.config import RunConfig, needs_less_memory
+from pipeline.config import RunConfig
+from pipeline.config_checks import needs_less_memory
 from pipeline.processes.watchdog import Watchdog
 from pipeline.processes.world import World
 

@@ -17,7 +17,8 @@ from data_prep.contract.command_line import UserError, config_as_dict, one_line
 from data_prep.contract.files import is_unfinished, write_atomically
 from data_prep.contract.redaction import redact
 from data_prep.contract.remote import retried
-from pipeline.config import RESUMABLE_CHANGES, SCHEDULE_CHANGES, RunConfig, check_config
+from pipeline.config import RESUMABLE_CHANGES, SCHEDULE_CHANGES, RunConfig
+from pipeline.config_checks import check_config
 from pipeline.data.mixture import Mixture, open_mixture
 from pipeline.runs.schedule_change import changes_of_schedule, check_schedule_change
 

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.contract.command_line import read_config
-from pipeline.config import RunConfig, TrainingConfig, check_config, needs_less_memory
+from pipeline.config import RunConfig, TrainingConfig
+from pipeline.config_checks import check_config, needs_less_memory
 from tests.faults.runs import argv
 from tests.processes import Ranks, losses, run_command
 

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep.contract.command_line import UserError
-from pipeline.config import OptimizerConfig, RunConfig, TrainingConfig, check_config
+from pipeline.config import OptimizerConfig, RunConfig, TrainingConfig
+from pipeline.config_checks import check_config
 from pipeline.schedule import decay_begin, first_other_rate, learning_rate, warmup_steps
 
 styles = st.sampled_from(["linear", "cosine", "sqrt", "constant"])

@@ -1,0 +1,187 @@
+"""The checks across the fields of a run's configuration. Imports no torch."""
+
+import dataclasses
+import math
+from pathlib import Path
+
+from data_prep.contract.command_line import UserError
+from pipeline.config import ModelConfig, OptimizerConfig, RunConfig, TrainingConfig
+from pipeline.layout import kv_projections, parse_layout
+
+
+def check_config(config: RunConfig, *, world_size: int) -> None:
+    """Refuse values that cannot work together, before anything is started.
+
+    Raises:
+        UserError: the first problem, with the values that would do.
+    """
+    if world_size < 1:
+        raise UserError(f"processes is {world_size}: give a positive number")
+    _check_counts(config)
+    _check_model(config.model, config.training.tensor_model_parallel_size)
+    _check_ranges(config)
+    _check_parallel(config, world_size)
+    _check_batch(config.training, world_size // config.training.tensor_model_parallel_size)
+    if config.init.allow and config.init.from_huggingface is None:
+        raise UserError("init.allow says what may differ in init.from_huggingface: give that as well, or neither")
+    if Path(config.run_dir).is_file():
+        raise UserError(f"run_dir {config.run_dir} is a file: give a folder")
+
+
+def _check_model(model: ModelConfig, tensor_size: int) -> None:
+    try:
+        parse_layout(model.layout)
+    except ValueError as error:
+        raise UserError(f"model.layout: {error}") from error
+    try:
+        kv_projections(model.narrow_kv, 1)
+    except ValueError as error:
+        raise UserError(f"model.narrow_kv: {error}") from error
+    for name in ("hidden_size", "num_attention_heads", "ffn_hidden_size", "max_position_embeddings"):
+        if getattr(model, name) < 1:
+            raise UserError(f"model.{name} is {getattr(model, name)}: give a positive number")
+    heads, hidden = model.num_attention_heads, model.hidden_size
+    even = 2 if model.position == "rope" else 1  # a head's features must be a multiple of this
+    fitting = [n for n in range(1, hidden + 1) if hidden % (n * even) == 0 and n % tensor_size == 0]
+    take = f"num_attention_heads of {_some(fitting, heads)}" if fitting else "another hidden_size"
+    if hidden % heads:
+        raise UserError(f"model.num_attention_heads {heads} does not divide model.hidden_size {hidden}: take {take}")
+    if hidden // heads % even:
+        raise UserError(
+            f"model.position rope turns pairs of features, but a head has {hidden // heads} (hidden_size / "
+            f"num_attention_heads): take {take}, or position absolute or alibi"
+        )
+
+
+def _check_ranges(config: RunConfig) -> None:
+    for name, value in [
+        ("model.hidden_dropout", config.model.hidden_dropout),
+        ("model.attention_dropout", config.model.attention_dropout),
+        ("optimizer.lr_warmup_fraction", config.optimizer.lr_warmup_fraction),
+        ("optimizer.adam_beta1", config.optimizer.adam_beta1),
+        ("optimizer.adam_beta2", config.optimizer.adam_beta2),
+    ]:
+        if not 0 <= value < 1:
+            raise UserError(f"{name} is {value}: give a number of at least 0 and below 1")
+    for name, value in [
+        ("model.layernorm_epsilon", config.model.layernorm_epsilon),
+        ("model.init_method_std", config.model.init_method_std),
+        ("model.rotary_base", config.model.rotary_base),
+        ("optimizer.lr", config.optimizer.lr),
+        ("optimizer.adam_eps", config.optimizer.adam_eps),
+    ]:
+        if not value > 0:
+            raise UserError(f"{name} is {value}: give a number above 0")
+    for name, value in [
+        ("optimizer.weight_decay", config.optimizer.weight_decay),
+        ("optimizer.clip_grad", config.optimizer.clip_grad),
+        ("optimizer.min_lr", config.optimizer.min_lr),
+    ]:
+        if not value >= 0:
+            raise UserError(f"{name} is {value}: give a number of at least 0")
+    if config.optimizer.min_lr > config.optimizer.lr:
+        raise UserError(
+            f"optimizer.min_lr is {config.optimizer.min_lr}, above optimizer.lr {config.optimizer.lr}: the rate would "
+            "rise to the end; give at most optimizer.lr"
+        )
+    _check_schedule(config.optimizer, config.training.train_steps)
+    for name, value in [("data.seed", config.data.seed), ("training.seed", config.training.seed)]:
+        if not 0 <= value < 2**63:
+            raise UserError(f"{name} is {value}: give a number from 0 to 2^63 - 1")
+
+
+def _check_schedule(optimizer: OptimizerConfig, train_steps: int) -> None:
+    if not 0 <= optimizer.lr_decay_fraction <= 1:
+        raise UserError(f"optimizer.lr_decay_fraction is {optimizer.lr_decay_fraction}: give a number from 0 to 1")
+    warmup = optimizer.lr_warmup_steps
+    if warmup is not None and not 0 <= warmup < train_steps:
+        raise UserError(
+            f"optimizer.lr_warmup_steps is {warmup}: give a number of at least 0 and below training.train_steps "
+            f"({train_steps})"
+        )
+    for name, value in [("min_lr", optimizer.min_lr), ("lr_decay_fraction", 1 - optimizer.lr_decay_fraction)]:
+        if optimizer.lr_decay_style == "constant" and value:
+            raise UserError(f"optimizer.{name} does nothing with lr_decay_style constant: leave it out")
+
+
+def _check_counts(config: RunConfig) -> None:
+    for section in ("data", "training"):
+        for name, value in dataclasses.asdict(getattr(config, section)).items():
+            if type(value) is not int or name in ("seed", "zero_stage"):
+                continue
+            least = 0 if name in ("keep_last", "keep_every") else 1
+            if value < least:
+                wanted = "positive number" if least else "number of at least 0"
+                raise UserError(f"{section}.{name} is {value}: give a {wanted}")
+
+
+def _check_parallel(config: RunConfig, world_size: int) -> None:
+    """Whether layers, processes and ZeRO stage can be split as asked."""
+    training, model = config.training, config.model
+    size = training.tensor_model_parallel_size
+    shared = math.gcd(model.num_attention_heads, model.ffn_hidden_size, world_size)
+    fitting = [n for n in range(1, shared + 1) if shared % n == 0]
+    rows = training.micro_batch_size * world_size
+    with_batch = [n for n in fitting if training.global_batch_size * n % rows == 0]
+    for name, value in [
+        ("model.num_attention_heads", model.num_attention_heads),
+        ("model.ffn_hidden_size", model.ffn_hidden_size),
+        ("the number of processes", world_size),
+    ]:
+        if value % size:
+            raise UserError(
+                f"training.tensor_model_parallel_size {size} does not divide {name} ({value}): what divides heads, "
+                f"ffn and processes{', and suits the batch,' if with_batch else ''} is "
+                f"{', '.join(map(str, with_batch or fitting))}"
+            )
+    if training.zero_stage == 0 and training.precision != "fp32":
+        other = "" if training.offload_optimizer else ", or precision fp32"
+        raise UserError(
+            f"training.zero_stage 0 keeps no fp32 master weights for {training.precision}: take zero_stage 1, 2 or 3"
+            f"{other}"
+        )
+    if training.zero_stage == 0 and training.offload_optimizer:
+        raise UserError("training.offload_optimizer needs zero_stage 1, 2 or 3: it is 0")
+
+
+def _check_batch(training: TrainingConfig, data_parallel_size: int) -> None:
+    total, micro, size = training.global_batch_size, training.micro_batch_size, data_parallel_size
+    if total % (micro * size) == 0:
+        return
+    processes = f"{size} processes"
+    if training.tensor_model_parallel_size > 1:
+        processes = f"{size} data-parallel groups of {training.tensor_model_parallel_size} processes"
+    where = f"training.global_batch_size {total} is not a multiple of micro_batch_size {micro} x {processes}"
+    sizes = [n * training.tensor_model_parallel_size for n in range(1, total + 1) if total % (micro * n) == 0]
+    elsewhere = f", or {_some(sizes, size * training.tensor_model_parallel_size)} processes" if sizes else ""
+    if total % size:
+        rows = micro * size
+        around = {max(total // rows, 1) * rows, -(-total // rows) * rows}
+        fitting = " or ".join(str(n) for n in sorted(around))
+        raise UserError(f"{where}: with {processes} take a global_batch_size of {fitting}{elsewhere}")
+    divisors = [n for n in range(1, total // size + 1) if total // size % n == 0]
+    raise UserError(f"{where}: take a micro_batch_size of {_some(divisors, micro)}{elsewhere}")
+
+
+def _some(numbers: list[int], near: int) -> str:
+    """The few that are nearest, in order."""
+    return ", ".join(map(str, sorted(sorted(numbers, key=lambda n: abs(n - near))[:4])))
+
+
+def needs_less_memory(config: RunConfig, world_size: int, *, on_gpu: bool) -> str:
+    """What to change so that a process needs less memory, and that the configuration's checks accept."""
+    training = config.training
+    rows = training.global_batch_size * training.tensor_model_parallel_size // world_size
+    smaller = [n for n in range(1, training.micro_batch_size) if rows % n == 0]
+    ways = []
+    if smaller:
+        ways.append(f"--training.micro_batch_size {smaller[-1]}")
+    if not config.model.recompute:
+        ways.append("--model.recompute true")
+    if training.zero_stage < 3 and world_size > training.tensor_model_parallel_size:
+        ways.append(f"--training.zero_stage {training.zero_stage + 1}")
+    if on_gpu and training.zero_stage and not training.offload_optimizer:
+        ways.append("--training.offload_optimizer true")
+    if not ways:
+        return "take a machine with more memory, or a smaller model"
+    return "take " + " or ".join(ways)
