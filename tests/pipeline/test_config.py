@@ -17,8 +17,8 @@ from pipeline.config import (
     OptimizerConfig,
     RunConfig,
     TrainingConfig,
-    check_config,
 )
+from pipeline.config_checks import check_config
 from pipeline.runs.directory import flatten
 from tests.processes import run_command
 
