@@ -227,3 +227,17 @@ SCHEDULE_CHANGES = {
     "optimizer.lr_warmup_steps",
     "training.train_steps",
 }
+
+
+def micro_batches(training: TrainingConfig, data_parallel_size: int) -> int:
+    """Micro-batches of a rank in a step."""
+    return training.global_batch_size // (training.micro_batch_size * data_parallel_size)
+
+
+def adds_in_fp32(training: TrainingConfig, data_parallel_size: int) -> bool:
+    """Whether the gradients of a step's micro-batches are added up in more bits than they are computed in.
+
+    A bf16 sum of 72 gradients is off by 0.9%, twice the error of computing one in bf16. A single micro-batch needs
+    no sum, and its gradients stay small.
+    """
+    return training.precision != "fp32" and micro_batches(training, data_parallel_size) > 1

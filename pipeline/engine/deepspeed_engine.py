@@ -1,4 +1,4 @@
-"""RunConfig -> DeepSpeed engine. The only DeepSpeed dictionary of the project is made here."""
+"""RunConfig -> DeepSpeed engine."""
 
 import contextlib
 import gc
@@ -9,16 +9,17 @@ import sys
 import warnings
 from collections.abc import Iterator
 from types import ModuleType
-from typing import TypeAlias, cast
+from typing import cast
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
 from data_prep.contract.command_line import UserError
-from pipeline.config import BUCKET_ELEMENTS, LIVE_ELEMENTS, RunConfig
+from pipeline.config import RunConfig
 from pipeline.engine.bf16_products import ensure_bf16_products
 from pipeline.engine.compilation import BACKENDS, compile_and_warm_up
+from pipeline.engine.deepspeed_config import deepspeed_config
 from pipeline.engine.optimizer import build_optimizer, clip_gradients
 from pipeline.engine.protocol import Engine, FragmentMapping
 from pipeline.model.arithmetic import RowShape
@@ -99,44 +100,6 @@ def _set_rendezvous_of_one() -> None:
             os.environ["MASTER_PORT"] = str(listener.getsockname()[1])
 
 
-DeepSpeedConfig: TypeAlias = "dict[str, bool | int | float | str | DeepSpeedConfig]"
-
-
-def deepspeed_config(config: RunConfig, data_parallel_size: int) -> DeepSpeedConfig:
-    """The engine's dictionary. DeepSpeed ignores unknown keys without a word, so none comes from a user."""
-    training = config.training
-    accumulation = training.global_batch_size // (training.micro_batch_size * data_parallel_size)
-    zero: DeepSpeedConfig = {
-        "stage": training.zero_stage,
-        # A sublayer's gradients are summed while the backward pass goes on. On CPU both would share the same cores.
-        "overlap_comm": torch.cuda.is_available(),
-        "reduce_bucket_size": BUCKET_ELEMENTS,
-        "allgather_bucket_size": BUCKET_ELEMENTS,
-        "stage3_max_live_parameters": LIVE_ELEMENTS,
-        "stage3_max_reuse_distance": LIVE_ELEMENTS,
-    }
-    if training.offload_optimizer:
-        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
-    return {
-        "train_batch_size": training.global_batch_size,
-        "train_micro_batch_size_per_gpu": training.micro_batch_size,
-        "gradient_accumulation_steps": accumulation,
-        # Without ZeRO the gradients are clipped here (update_weights): DeepSpeed would not tell their norm.
-        "gradient_clipping": config.optimizer.clip_grad if training.zero_stage else 0.0,
-        "zero_optimization": zero,
-        # Steps whose gradients are not finite are skipped and counted in bf16 as well.
-        "bf16": {"enabled": training.precision == "bf16", "check_grad_overflow": True},
-        "fp16": {"enabled": training.precision == "fp16", "loss_scale": 0, "initial_scale_power": 16},
-        # torch's own AdamW: nothing to compile, the same on CPU and CUDA, offloaded or not.
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        # They would wait for the device twice in every micro-batch.
-        "timers": {"throughput": {"enabled": False}},
-        "steps_per_print": 2**31,
-        "wall_clock_breakdown": False,
-    }
-
-
 def build_engine(
     config: RunConfig, model: NarrowBertForPretraining, device: torch.device, shape: RowShape | None = None
 ) -> Engine:
@@ -170,13 +133,14 @@ def build_engine(
     model.to(device)
     if shape is not None:
         _compile(model, shape, config, device)
-    initialised = deepspeed.initialize(
-        model=model,
-        optimizer=build_optimizer(model.named_parameters(), config.optimizer),
-        config=deepspeed_config(config, dist.get_world_size(data_parallel_group())),
-        mpu=model_parallel_unit(),
-        dist_init_required=False,
-    )
+    with _one_class_for_every_precision(deepspeed.DeepSpeedEngine):
+        initialised = deepspeed.initialize(
+            model=model,
+            optimizer=build_optimizer(model.named_parameters(), config.optimizer),
+            config=deepspeed_config(config, dist.get_world_size(data_parallel_group())),
+            mpu=model_parallel_unit(),
+            dist_init_required=False,
+        )
     engine = cast(Engine, initialised[0])
     set_optimizer_state(engine, 0)  # there from the start: a run whose every step was skipped can be saved
     if config.training.precision == "fp16":
@@ -192,6 +156,28 @@ def _compile(model: NarrowBertForPretraining, shape: RowShape, config: RunConfig
         compile_and_warm_up(model, shape, training, device)
     elif device.type in BACKENDS:
         log.info("the model is not compiled: that needs zero_stage below 3 and tensor_model_parallel_size 1")
+
+
+@contextlib.contextmanager
+def _one_class_for_every_precision(engine_class: type) -> Iterator[None]:
+    """For bf16 weights with sums in fp32, DeepSpeed has ZeRO 1 in a class of its own (``BF16_Optimizer``).
+
+    Its partitions, skipped steps and norms differ from those of all other precisions and stages. The class that
+    serves them adds up in fp32 as well.
+    """
+    from deepspeed.runtime.zero.config import ZERO_OPTIMIZATION
+
+    name = "_do_optimizer_sanity_check"
+    original = getattr(engine_class, name)
+
+    def choose(engine: Engine, basic_optimizer: torch.optim.Optimizer) -> str | None:
+        return ZERO_OPTIMIZATION if engine.zero_optimization_stage() == 1 else original(engine, basic_optimizer)
+
+    setattr(engine_class, name, choose)
+    try:
+        yield
+    finally:
+        setattr(engine_class, name, original)
 
 
 @contextlib.contextmanager

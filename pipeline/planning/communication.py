@@ -21,7 +21,7 @@ import dataclasses
 from typing import Literal
 
 from data_prep.contract.command_line import UserError
-from pipeline.config import LIVE_ELEMENTS, RunConfig
+from pipeline.config import LIVE_ELEMENTS, RunConfig, micro_batches
 from pipeline.layout import parse_layout
 from pipeline.model.arithmetic import RowShape
 from pipeline.model.parameters import VOCABULARY_PARAMETERS, model_parameters, padded_vocab_size
@@ -65,7 +65,7 @@ def step_communication(config: RunConfig, shape: RowShape, world_size: int) -> l
     training = config.training
     tensor_size = training.tensor_model_parallel_size
     data_size = world_size // tensor_size
-    accumulation = training.global_batch_size // (training.micro_batch_size * data_size)
+    accumulation = micro_batches(training, data_size)
     found: list[Collective] = []
     if data_size > 1:
         found += [

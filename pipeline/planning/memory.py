@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pipeline.config import BUCKET_ELEMENTS, LIVE_ELEMENTS, RunConfig
+from pipeline.config import BUCKET_ELEMENTS, LIVE_ELEMENTS, RunConfig, adds_in_fp32
 from pipeline.engine.compilation import DTYPES
 from pipeline.layout import group_sublayers, parse_layout
 from pipeline.model.arithmetic import RowShape
@@ -91,7 +91,7 @@ class Memory:
     weights: int
     """Weights in the configured precision."""
     gradients: int
-    """Gradients in the configured precision."""
+    """Gradients in the configured precision, or in fp32 where those of several micro-batches are added up."""
     optimizer: int
     """fp32 master weights and Adam moments."""
     activations: int
@@ -115,7 +115,10 @@ def state_bytes(config: RunConfig, shape: RowShape, world_size: int, zero_stage:
     training = config.training
     size = training.tensor_model_parallel_size
     parameters = count_parameters(config.model, shape.vocab_size) // size
-    weights, gradients, optimizer = model_state_bytes(parameters, training.precision, zero_stage, world_size // size)
+    data_size = world_size // size
+    weights, gradients, optimizer = model_state_bytes(
+        parameters, training.precision, zero_stage, data_size, adds_in_fp32=adds_in_fp32(training, data_size)
+    )
     if zero_stage == 3:
         # What is fetched stays until LIVE_ELEMENTS are there; the largest gradient exists whole, once as
         # computed and once in the buffer from which it is scattered.
@@ -125,32 +128,38 @@ def state_bytes(config: RunConfig, shape: RowShape, world_size: int, zero_stage:
     return weights, gradients, optimizer
 
 
-def bucket_bytes(config: RunConfig) -> int:
+def bucket_bytes(config: RunConfig, world_size: int) -> int:
     """Bytes of the buffers in which gradients are summed on a GPU: one is filled while the other is under way.
 
-    On CPU nothing overlaps, and of one buffer only what is filled takes memory.
+    ZeRO 1 fills them with sums in fp32, and sends a copy in the configured precision. On CPU nothing overlaps, and of
+    one buffer only what is filled takes memory.
     """
-    buffers = {0: 0, 1: 2, 2: 2, 3: 1}[config.training.zero_stage]
-    return buffers * BUCKET_ELEMENTS * DTYPES[config.training.precision].itemsize
+    training = config.training
+    unit = DTYPES[training.precision].itemsize
+    if training.zero_stage == 1 and adds_in_fp32(training, world_size // training.tensor_model_parallel_size):
+        return BUCKET_ELEMENTS * (2 * 4 + unit)
+    return {0: 0, 1: 2, 2: 2, 3: 1}[training.zero_stage] * BUCKET_ELEMENTS * unit
 
 
 def model_state_bytes(
-    num_parameters: int, precision: str, zero_stage: int, data_parallel_size: int
+    num_parameters: int, precision: str, zero_stage: int, data_parallel_size: int, *, adds_in_fp32: bool = False
 ) -> tuple[int, int, int]:
     """Bytes per rank of weights, gradients, and fp32 master weights with Adam moments (no activations).
 
-    Per parameter: bf16 and fp16 2 + 2 + 12, fp32 4 + 4 + 12 (DeepSpeed keeps a master copy there as
-    well; without ZeRO it does not: 4 + 4 + 8). Stage 1 divides the 12 among the ranks, 2 the gradients
-    too, 3 the weights too (Rajbhandari et al., "ZeRO", SC 2020, section 3).
+    Per parameter: bf16 and fp16 2 + 2 + 12, or 2 + 4 + 12 with sums in fp32; fp32 4 + 4 + 12 (DeepSpeed keeps a
+    master copy there as well; without ZeRO it does not: 4 + 4 + 8). Stage 1 divides the 12 among the ranks, 2 the
+    gradients too, 3 the weights too (Rajbhandari et al., "ZeRO", SC 2020, section 3).
 
     Args:
         num_parameters: that a rank holds, after tensor parallelism.
         precision: of weights and gradients.
         zero_stage: 0 to 3.
         data_parallel_size: ranks among which ZeRO divides.
+        adds_in_fp32: whether gradients of several micro-batches are added up in fp32.
     """
     unit = 4 if precision == "fp32" else 2
-    weights, gradients, optimizer = unit * num_parameters, unit * num_parameters, 12 * num_parameters
+    gradient = 4 if adds_in_fp32 else unit
+    weights, gradients, optimizer = unit * num_parameters, gradient * num_parameters, 12 * num_parameters
     if zero_stage == 0:
         optimizer = 8 * num_parameters
     if zero_stage >= 1:

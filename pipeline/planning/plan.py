@@ -138,7 +138,7 @@ def _memory_lines(config: RunConfig, shape: RowShape, processes: int) -> list[tu
     parts = ("weights", "gradients", "optimizer", "activations")
     lines.append(("", ", ".join(f"{part} {getattr(chosen, part) / 2**30:.3f}" for part in parts)))
     if config.training.zero_stage:
-        lines.append(("on a GPU besides, to sum gradients", f"{bucket_bytes(config) / 2**30:.3f} GiB"))
+        lines.append(("on a GPU besides, to sum gradients", f"{bucket_bytes(config, processes) / 2**30:.3f} GiB"))
     # Weights and moments in fp32; ZeRO 0 has no master weights among its optimizer states.
     copy = chosen.optimizer if config.training.zero_stage else chosen.optimizer * 3 // 2
     lines.append(("host memory besides, for checkpoints", f"{copy / 2**30:.3f} GiB"))

@@ -36,6 +36,8 @@ from pipeline.parallel.whole_tensors import is_partitioned
 from pipeline.schedule import learning_rate
 
 VOCAB, LENGTH, MASKED, ROWS, STEPS = 201, 16, 4, 8, 5
+REPEATS = 16
+"""Batches whose micro-batches are added up into one step."""
 LAYOUTS = ("6sf", "2sf:4sf", "2sf 4s:4f")
 Curve = list[tuple[float, float]]
 """(loss, gradient norm) by step."""
@@ -197,6 +199,62 @@ def fp16(world_size: int, folder: Path) -> dict[str, Any]:
             built.destroy()
         found[f"zero{stage}"] = {"curve": curve, "overflowing": overflowing, "steps": steps, "state": state}
     return found
+
+
+def sums(world_size: int, folder: Path) -> dict[str, float]:
+    """How far, in the 2-norm, a step's gradient of many micro-batches is from their sum in fp32."""
+    del folder
+    get_accelerator().is_fp16_supported = lambda: True
+    found = {}
+    for precision, stage, offload in [
+        ("bf16", 1, False), ("bf16", 2, False), ("bf16", 3, False), ("bf16", 1, True), ("bf16", 2, True),
+        ("fp16", 1, False), ("fp16", 2, False),
+    ]:  # fmt: skip
+        config = configuration(
+            precision=precision, zero_stage=stage, offload_optimizer=offload, global_batch_size=REPEATS * ROWS
+        )
+        with groups_of(1):
+            built = build(config)
+            engine.set_loss_scaler_state(built, {"cur_scale": 1.0} if precision == "fp16" else None)
+            torch.manual_seed(config.training.seed)
+            plain = NarrowBertForPretraining(config.model, VOCAB, padded_vocab_size(VOCAB, 1))
+            plain.to(torch.bfloat16 if precision == "bf16" else torch.float16)
+            wanted = _summed_gradients(built, plain, world_size)
+            found[f"{precision} zero{stage}{' offload' * offload}"] = _distance(built, wanted)
+            built.destroy()
+    return found
+
+
+def _summed_gradients(built: Any, plain: torch.nn.Module, world_size: int) -> list[torch.Tensor]:
+    """Give an engine the micro-batches of one step; the fp32 sum over ranks of what a plain model makes of them."""
+    wanted = [torch.zeros(parameter.shape) for parameter in plain.parameters()]
+    for batch in map(rows, range(REPEATS)):
+        mine = {name: tensor[dist.get_rank() :: world_size] for name, tensor in batch.items()}
+        for start in range(0, ROWS // world_size, 2):
+            micro = {name: tensor[start : start + 2] for name, tensor in mine.items()}
+            plain.zero_grad()
+            plain(**micro).loss_sum.backward()
+            for total, parameter in zip(wanted, plain.parameters(), strict=True):
+                total += parameter.grad.float()
+            built.backward(built(**micro).loss_sum)
+            engine.update_weights(built, 0.0)
+    for total in wanted:
+        dist.all_reduce(total)
+    return wanted
+
+
+def _distance(built: Any, wanted: list[torch.Tensor]) -> float:
+    """Of the gradient in the first moments after one step, relative to its length; scaling is left out of it."""
+    products = torch.zeros(3, dtype=torch.float64)
+    for total, parameter in zip(wanted, built.module.parameters(), strict=True):
+        held = engine.local_part(built, parameter, "exp_avg")
+        if held is not None:
+            start, got = held[0], held[1].double()
+            there = total.reshape(-1)[start : start + got.numel()].double()
+            products += torch.stack([(got * got).sum(), (got * there).sum(), (there * there).sum()])
+    dist.all_reduce(products)
+    cosine = products[1] / (products[0] * products[2]).sqrt()
+    return (2 - 2 * cosine).clamp(min=0).sqrt().item()
 
 
 def checkpoints(world_size: int, folder: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import os
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 os.environ["DS_ACCELERATOR"] = "cpu"
 
 from pipeline.config import ModelConfig, RunConfig, TrainingConfig
+from pipeline.engine import deepspeed_config
 from pipeline.engine import deepspeed_engine as engine
 from pipeline.model.arithmetic import RowShape
 from pipeline.model.masked_lm import NarrowBertForPretraining
@@ -67,16 +68,20 @@ def _size(candidate: Any) -> int:
 
 
 def configurations(world_size: int) -> dict[str, RunConfig]:
-    """(tensor-parallel size, ZeRO stage, recompute): what tensor ranks exchange does not depend on the stage."""
-    with_two = [(1, 0, False), (1, 1, False), (1, 2, False), (1, 3, False), (2, 1, False), (2, 1, True)]
+    """What tensor ranks exchange does not depend on the stage; sums in fp32 are sent in the run's precision."""
+    with_two: list[tuple[int, int, Literal["fp32", "bf16"], bool]] = [
+        (1, 0, "fp32", False), (1, 1, "fp32", False), (1, 2, "fp32", False), (1, 3, "fp32", False),
+        (1, 1, "bf16", False), (1, 2, "bf16", False), (2, 1, "fp32", False), (2, 1, "fp32", True),
+    ]  # fmt: skip
     found = {}
-    for split, stage, recompute in with_two if world_size == 2 else [(2, 2, False)]:
+    for split, stage, precision, recompute in with_two if world_size == 2 else [(2, 2, "fp32", False)]:
         training = TrainingConfig(
-            train_steps=4, global_batch_size=BATCH, micro_batch_size=2, precision="fp32",
+            train_steps=4, global_batch_size=BATCH, micro_batch_size=2, precision=precision,
             tensor_model_parallel_size=split, zero_stage=stage,
         )  # fmt: skip
         model = dataclasses.replace(MODEL, recompute=recompute)
-        found[f"tp{split} zero{stage}{' recompute' * recompute}"] = RunConfig(model=model, training=training)
+        name = f"tp{split} zero{stage} {precision}{' recompute' * recompute}"
+        found[name] = RunConfig(model=model, training=training)
     return found
 
 
@@ -123,13 +128,17 @@ def main() -> None:
     results = {}
     for name, config in configurations(world_size).items():
         # 400,000, as if the weights were many: ZeRO 3 lets them go and gathers them again for the backward pass.
-        for live in (engine.LIVE_ELEMENTS, 400_000) if config.training.zero_stage == 3 else (engine.LIVE_ELEMENTS,):
-            kept = engine.LIVE_ELEMENTS
-            engine.LIVE_ELEMENTS = communication.LIVE_ELEMENTS = memory.LIVE_ELEMENTS = live
+        for live in (
+            (deepspeed_config.LIVE_ELEMENTS, 400_000)
+            if config.training.zero_stage == 3
+            else (deepspeed_config.LIVE_ELEMENTS,)
+        ):
+            kept = deepspeed_config.LIVE_ELEMENTS
+            deepspeed_config.LIVE_ELEMENTS = communication.LIVE_ELEMENTS = memory.LIVE_ELEMENTS = live
             try:
                 pair = (measured(config, world_size), predicted(config, world_size))
             finally:
-                engine.LIVE_ELEMENTS = communication.LIVE_ELEMENTS = memory.LIVE_ELEMENTS = kept
+                deepspeed_config.LIVE_ELEMENTS = communication.LIVE_ELEMENTS = memory.LIVE_ELEMENTS = kept
             results[name + (" few live" if live != kept else "")] = pair
     if rank == 0:
         (folder / f"volume-{world_size}.json").write_text(json.dumps(results))
