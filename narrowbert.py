@@ -160,21 +160,21 @@ def train(config: RunConfig, objective: Objective | None = None) -> int:
         >>> narrowbert.train(config)
         0
     """
-    from pipeline.initialisation.load import check_init
+    from pipeline.initialisation.check import check_start
     from pipeline.processes.signals import stop_signals_caught
     from pipeline.processes.world import SINGLE_PROCESS, world_from_environment
-    from pipeline.runs.directory import has_checkpoint, is_finished, prepare_run
+    from pipeline.runs.directory import check_run, is_finished, make_run_dir
     from pipeline.tracking.description import check_tracking
     from pipeline.training import loop
     from pipeline.training.objective import MASKED_LANGUAGE_MODELLING
 
     world = world_from_environment() or SINGLE_PROCESS
     check_tracking(config.tracking)
-    shards = prepare_run(config, world.size)
+    shards = check_run(config, world.size)
     if is_finished(config):
         return 0
-    if config.init.from_huggingface is not None and not has_checkpoint(config):
-        check_init(config, shards)
+    check_start(config, shards)
+    make_run_dir(config)
     global _has_trained
     if _has_trained:
         raise UserError("this process has trained already, and DeepSpeed keeps its groups: train in a new process")

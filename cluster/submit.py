@@ -15,8 +15,10 @@ from data_prep.contract.files import check_writable
 from data_prep.contract.redaction import redact
 from pipeline.config import RunConfig
 from pipeline.data.mixture import Mixture
+from pipeline.initialisation.check import check_start
 from pipeline.model.parameters import count_parameters
-from pipeline.runs.directory import check_run, flatten, has_checkpoint, is_finished
+from pipeline.runs.ancestry import split_source
+from pipeline.runs.directory import check_run, flatten, is_finished
 from pipeline.runs.records import read_metrics
 from pipeline.tracking.description import check_tracking
 
@@ -44,12 +46,10 @@ def submit_train(config: RunConfig, cluster: ClusterConfig, *, dry_run: bool) ->
         return f"{config.run_dir} is finished: nothing to do"
     check_writable("run_dir", run_dir)
     local = [folder.path for folder in shards.folders if not folder.remote]
-    check_shared(cluster, [("run_dir", run_dir), *(("data.path", path) for path in local)])
+    parent = [("init.from_run", split_source(config.init.from_run)[0])] if config.init.from_run else []
+    check_shared(cluster, [("run_dir", run_dir), *(("data.path", path) for path in local), *parent])
     check_lead_time(config, cluster, shards)
-    if config.init.from_huggingface is not None and not has_checkpoint(config):
-        from pipeline.initialisation.load import check_init
-
-        check_init(config, shards)
+    check_start(config, shards)
     submission = submission_of_run(run_dir)
     script = train_script(
         cluster,

@@ -85,7 +85,12 @@ class InitConfig:
     """Folder of a BERT or NarrowBERT in transformers' form (config.json, model.safetensors) to start from."""
     allow: tuple[str, ...] = ()
     """What may differ there, such as [bert.pooler.*, cls.seq_relationship.*]: tensors that are missing or of another
-    shape stay as initialised, those that do not belong to the model are left out; keys of config.json; tokenizer."""
+    shape stay as initialised, those that do not belong to the model are left out; keys of config.json; tokenizer.
+    Of from_run: [layout], to read its layers on other sides of the ':'."""
+    from_run: str | None = dataclasses.field(default=None, metadata=PATH)
+    """Run of this program whose newest checkpoint this one starts from, as RUN, RUN@STEP or a checkpoint's folder."""
+    moments: bool = False
+    """Whether to take that run's optimizer moments as well, so that its training simply goes on."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

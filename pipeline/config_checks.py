@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 
 from data_prep.contract.command_line import UserError
-from pipeline.config import ModelConfig, OptimizerConfig, RunConfig, TrainingConfig
+from pipeline.config import InitConfig, ModelConfig, OptimizerConfig, RunConfig, TrainingConfig
 from pipeline.layout import kv_projections, parse_layout
 
 
@@ -22,10 +22,23 @@ def check_config(config: RunConfig, *, world_size: int) -> None:
     _check_ranges(config)
     _check_parallel(config, world_size)
     _check_batch(config.training, world_size // config.training.tensor_model_parallel_size)
-    if config.init.allow and config.init.from_huggingface is None:
-        raise UserError("init.allow says what may differ in init.from_huggingface: give that as well, or neither")
+    _check_init(config.init)
     if Path(config.run_dir).is_file():
         raise UserError(f"run_dir {config.run_dir} is a file: give a folder")
+
+
+def _check_init(init: InitConfig) -> None:
+    if init.from_huggingface is not None and init.from_run is not None:
+        raise UserError("init.from_huggingface and init.from_run both name weights to start from: give one of them")
+    if init.moments and init.from_run is None:
+        raise UserError("init.moments takes the optimizer's moments of init.from_run: give that as well, or neither")
+    if init.from_run is not None and set(init.allow) - {"layout"}:
+        raise UserError(
+            f"init.allow is {list(init.allow)}: of init.from_run only [layout] may differ; for other differences "
+            "export that run and give the export as init.from_huggingface"
+        )
+    if init.allow and init.from_huggingface is None and init.from_run is None:
+        raise UserError("init.allow says what may differ in init.from_huggingface: give that as well, or neither")
 
 
 def _check_model(model: ModelConfig, tensor_size: int) -> None:

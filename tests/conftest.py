@@ -96,6 +96,18 @@ def second_shard_folder(shard_folder: Path, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.fixture(scope="session")
+def long_shard_folder(shard_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rows of 64 tokens of the first folder's text, with its tokenizer."""
+    folder = tmp_path_factory.mktemp("long")
+    run_command(
+        "data_prep", "shards", "--corpus.paths", str(shard_folder.parent / "corpus.jsonl"),
+        "--output", str(folder / "shards"), "--tokenizer", str(shard_folder / "tokenizer.json"), "--seq_length", "64",
+        "--mask.variants", "2", "--validation_fraction", "0.15", "--chunk_rows", "16", "--num_workers", "1",
+    )  # fmt: skip
+    return folder / "shards"
+
+
+@pytest.fixture(scope="session")
 def ragged_shard_folder(shard_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same rows, but each with another number of masks (1 to 5), as if many rows were short."""
     folder = tmp_path_factory.mktemp("ragged")

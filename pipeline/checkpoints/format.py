@@ -20,6 +20,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
+from pipeline.runs.ancestry import Parent
+
 KINDS = ("weights", "exp_avg", "exp_avg_sq")
 FORMAT_VERSION = 1
 TEMPORARY = ".tmp-"
@@ -63,6 +65,13 @@ class TrainerState:
     """The resolved configuration."""
     loss_scaler: dict[str, float] | None = None
     """State of fp16's dynamic loss scaling."""
+    parent: Parent | None = None
+    """The checkpoint of another run that the run began at."""
+
+    @property
+    def rows_trained(self) -> int:
+        """Rows that this run has trained on."""
+        return self.rows_consumed - (self.parent["first_row"] if self.parent else 0)
 
 
 def remove_unfinished(checkpoints: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -20,6 +21,9 @@ from pipeline.checkpoints.format import (
 from pipeline.config import ModelConfig
 from pipeline.model.masked_lm import NarrowBertForPretraining
 from pipeline.parallel.whole_tensors import full_shape, shard_of
+
+Fit = Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
+"""Full tensors of a checkpoint by parameter name -> those of the model that reads them."""
 
 
 def newest_checkpoint(checkpoints: Path) -> tuple[Path | None, list[str]]:
@@ -40,13 +44,14 @@ def checkpoint_folders(checkpoints: Path) -> list[Path]:
     return sorted(found, key=lambda folder: (step_of(folder), folder.name), reverse=True)
 
 
-def verify_checkpoint(folder: Path, part: int = 0, parts: int = 1) -> None:
+def verify_checkpoint(folder: Path, part: int = 0, parts: int = 1, *, read: bool = True) -> None:
     """Check every file of a checkpoint against its manifest.
 
     Args:
         folder: of the checkpoint.
         part: which share of the files to read, so that many processes check a checkpoint together.
         parts: how many shares there are.
+        read: whether to read files at all; otherwise their sizes alone are compared.
 
     Raises:
         CheckpointError: naming the first file that is missing, cut or changed.
@@ -67,7 +72,7 @@ def verify_checkpoint(folder: Path, part: int = 0, parts: int = 1) -> None:
             raise CheckpointError(f"{path} is missing")
         if path.stat().st_size != recorded["size"]:
             raise CheckpointError(f"{path} has {path.stat().st_size} bytes instead of {recorded['size']}")
-        if number % parts == part and size_and_hash(path) != recorded:
+        if read and number % parts == part and size_and_hash(path) != recorded:
             raise CheckpointError(f"{path} does not match its sha256: it was changed after it was written")
 
 
@@ -103,13 +108,18 @@ def load_run_model(run_dir: Path) -> tuple[NarrowBertForPretraining, TrainerStat
     return model.eval(), state
 
 
-def load_weights(model: nn.Module, folder: Path) -> None:
+def load_weights(model: nn.Module, folder: Path, fit: Fit = dict) -> None:
     """Put a checkpoint's weights into the bare model. Call before DeepSpeed wraps it.
+
+    Args:
+        model: of this project.
+        folder: of the checkpoint.
+        fit: makes this model's tensors of the checkpoint's; by default they are the same.
 
     Raises:
         CheckpointError: parameters are missing, unexpected or of another shape.
     """
-    tensors = read_tensors(folder, "weights")
+    tensors = fit(read_tensors(folder, "weights"))
     wanted = {name: full_shape(p) for name, p in model.named_parameters()}
     found = {name: tuple(t.shape) for name, t in tensors.items()}
     if wanted != found:

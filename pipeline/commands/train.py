@@ -11,10 +11,11 @@ from data_prep.contract.command_line import UserError, part_of, read_config, rep
 from data_prep.contract.shell.streams import flush_or_give_up
 from pipeline.commands import COMMANDS
 from pipeline.config import RunConfig
+from pipeline.initialisation.check import check_start
 from pipeline.processes.launch import die_with_launcher, start_local_processes
 from pipeline.processes.signals import LOST_CONNECTION_EXIT_CODE, LostConnectionError, catch_stop_signals
 from pipeline.processes.world import SINGLE_PROCESS, choose_world
-from pipeline.runs.directory import has_checkpoint, is_finished, prepare_run, restore_run_files
+from pipeline.runs.directory import check_run, is_finished, make_run_dir, restore_run_files
 from pipeline.tracking.description import check_tracking
 
 
@@ -39,16 +40,14 @@ def run(argv: Sequence[str]) -> int:
     check_tracking(config.tracking)
     if arguments.profile is not None and arguments.profile < 1:
         raise UserError(f"profile is {arguments.profile}: give a positive number of steps")
-    shards = prepare_run(config, processes)
+    shards = check_run(config, processes)
     if is_finished(config):
         if joined is None or joined.rank == 0:
             restore_run_files(config, shards)
             print(f"{config.run_dir} is finished: nothing to do")
         return 0
-    if config.init.from_huggingface is not None and not has_checkpoint(config):
-        from pipeline.initialisation.load import check_init
-
-        check_init(config, shards)
+    check_start(config, shards)
+    make_run_dir(config)
     if joined is None and processes > 1:
         debug = ["--debug"] if "--debug" in sys.argv else []
         return start_local_processes(processes, ["train", *argv, *debug], Path(config.run_dir) / "logs")

@@ -52,6 +52,7 @@ class TrainingData:
         micro_batch_size: rows of one forward pass.
         data_rank, data_parallel_size: which share of each batch this process reads.
         order_version: of the order of the rows, as ``run.json`` has it.
+        first_row: place in that order at which the run begins.
     """
 
     def __init__(
@@ -64,7 +65,9 @@ class TrainingData:
         data_rank: int = 0,
         data_parallel_size: int = 1,
         order_version: int = ORDER_VERSION,
+        first_row: int = 0,
     ) -> None:
+        self._first_row = first_row
         self._split = shards.split("train")
         self._num_variants = np.array(shards.num_variants)
         self._order = shards.order(seed, global_batch_size, order_version)
@@ -74,9 +77,9 @@ class TrainingData:
         self._data_parallel_size = data_parallel_size
 
     def step(self, rows_consumed: int) -> list[Batch]:
-        """This process's micro-batches of the step that starts at ``rows_consumed``."""
+        """This process's micro-batches of the step that starts after ``rows_consumed`` rows of the run."""
         positions = self._order.positions_of_process(
-            rows_consumed,
+            self._first_row + rows_consumed,
             self.global_batch_size,
             data_rank=self._data_rank,
             data_parallel_size=self._data_parallel_size,

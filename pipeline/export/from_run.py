@@ -45,13 +45,21 @@ def _facts(run_dir: Path, config: ModelConfig, state: TrainerState, seq_length: 
 
     return {
         "layout": config.layout,
-        "started from": state.config.get("init", {}).get("from_huggingface") or "random weights",
+        "started from": _origin(state),
         "parameters": f"{count_parameters(config, state.vocab_size):,}",
         "steps": f"{state.step:,} of {state.config['training']['train_steps']:,}",
-        "rows": f"{state.rows_consumed:,} of {seq_length} tokens",
+        "rows": f"{state.rows_trained:,} of {seq_length} tokens",
         "precision": state.config["training"]["precision"],
         "validation loss (masked LM, nats)": at_checkpoint("validation/loss"),
         "validation masked accuracy": at_checkpoint("validation/masked_accuracy"),
         "data root hash": state.data_root_hash,
         "lineage": state.lineage_id,
     }
+
+
+def _origin(state: TrainerState) -> str:
+    """The weights that the run began with."""
+    if state.parent:
+        before = f"{state.parent['steps']:,} steps and {state.parent['tokens']:,} tokens before"
+        return f"step {state.parent['step']:,} of {state.parent['run']} ({before})"
+    return state.config.get("init", {}).get("from_huggingface") or "random weights"

@@ -9,28 +9,16 @@ from pathlib import Path
 import torch
 
 from data_prep.contract.command_line import UserError
-from data_prep.contract.tokenizer import load_tokenizer
 from pipeline.export.configuration_narrowbert import NarrowBertConfig
 from pipeline.export.names import CONFIG_NAMES, TIED, State, parameter_shapes, sublayers
 from pipeline.initialisation.source import FLOATING, PretrainedSource
+from pipeline.initialisation.tokenizer import different_tokenizer
 from pipeline.layout import Layout, parse_layout
+from pipeline.model.parameters import COMPUTING_OPTIONS
 
 _WORDS = "bert.embeddings.word_embeddings.weight"
 _POSITIONS = "bert.embeddings.position_embeddings.weight"
 _LAYER = re.compile(r"(bert\.encoder(?:_narrow)?\.layer\.[0-9]+)\.(.+)")
-_COMPARED = (
-    "hidden_size",
-    "num_attention_heads",
-    "ffn_hidden_size",
-    "layernorm_epsilon",
-    "normalization",
-    "norm",
-    "position",
-    "rotary_base",
-    "activation",
-)
-"""Options that change what the weights compute; of the others the tensors' names and shapes tell."""
-
 _NAMES_SHOWN = 12
 
 
@@ -98,9 +86,9 @@ def match(source: PretrainedSource, config: NarrowBertConfig, allow: Sequence[st
             f"{source.folder} has a vocabulary of {stored.shape[0]}, the tokenizer {tokenizer_path} "
             f"{config.vocab_size}: make the shards with the tokenizer of that model (narrowbert-prep --tokenizer)"
         )
-    settings = {**_different_settings(source, config), **_different_tokenizer(source.folder, tokenizer_path)}
+    settings = {**_different_settings(source, config), **different_tokenizer(source.folder, tokenizer_path)}
     _refuse(source.folder, {"different": settings}, allow)
-    origins = _origins(source.layout, config)
+    origins = origins_of(source.layout, config)
     shapes = {origins[name]: shape for name, shape in parameter_shapes(config).items()}
     problems = _different_tensors(source, shapes)
     _refuse(source.folder, problems, allow)
@@ -140,7 +128,7 @@ def _different_settings(source: PretrainedSource, config: NarrowBertConfig) -> d
         different["model_type"] = f"model_type {kind}, which is neither bert nor {NarrowBertConfig.model_type}"
     if source.config.get("is_decoder"):
         different["is_decoder"] = "is_decoder true, which no layout is"
-    for ours in _COMPARED:
+    for ours in COMPUTING_OPTIONS:
         key = CONFIG_NAMES[ours]
         there, here = source.setting(key), getattr(config, key)
         if there != here and (key != "rope_theta" or config.position_embedding_type == "rope"):
@@ -152,21 +140,7 @@ def _different_settings(source: PretrainedSource, config: NarrowBertConfig) -> d
     return different
 
 
-def _different_tokenizer(folder: Path, tokenizer_path: Path) -> dict[str, str]:
-    """Whether the checkpoint's tokenizer, if it brings one, gives other ids to words."""
-    here = load_tokenizer(tokenizer_path).get_vocab(with_added_tokens=True)
-    if (folder / "tokenizer.json").is_file():
-        there = load_tokenizer(folder / "tokenizer.json").get_vocab(with_added_tokens=True)
-    elif (folder / "vocab.txt").is_file():
-        lines = (folder / "vocab.txt").read_text(encoding="utf-8", errors="replace").split("\n")
-        there = {token: number for number, token in enumerate(lines if lines[-1] else lines[:-1])}
-    else:
-        return {}
-    count = sum(here.get(token) != number for token, number in there.items())
-    return {"tokenizer": f"tokenizer with other ids for {count} of its {len(there)} tokens"} if count else {}
-
-
-def _origins(there: Layout, config: NarrowBertConfig) -> dict[str, str]:
+def origins_of(there: Layout, config: NarrowBertConfig) -> dict[str, str]:
     """Name of each parameter of the export -> its name in a checkpoint with the layout ``there``.
 
     Raises:

@@ -21,6 +21,19 @@ VOCAB_MULTIPLE = 128
 VOCABULARY_PARAMETERS = ("embeddings.word_embeddings.weight", "head.bias")
 """The parameters that grow with the vocabulary, and are padded with it."""
 
+COMPUTING_OPTIONS = (
+    "hidden_size",
+    "num_attention_heads",
+    "ffn_hidden_size",
+    "layernorm_epsilon",
+    "normalization",
+    "norm",
+    "position",
+    "rotary_base",
+    "activation",
+)
+"""Options that change what the weights compute; of the others the tensors' names and shapes tell."""
+
 Positions = Literal["every", "narrow"]
 """Every position of a row, or its narrow ones."""
 

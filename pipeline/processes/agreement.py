@@ -1,16 +1,36 @@
 """What all ranks decide together."""
 
 import dataclasses
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
 
+from data_prep.contract.command_line import UserError
 from pipeline.processes.group_sum import Sum, group_sum
 from pipeline.processes.signals import LostConnectionError, stop_requested
 
 T = TypeVar("T")
+
+
+def from_rank_0(compute: Callable[[], T]) -> T:
+    """What rank 0 computes, on every rank; each calls this.
+
+    Raises:
+        UserError: on every rank, where rank 0 raises it.
+    """
+    answer: list[T | UserError | None] = [None]
+    if dist.get_rank() == 0:
+        try:
+            answer = [compute()]
+        except UserError as error:
+            answer = [error]
+    dist.broadcast_object_list(answer, src=0)
+    if isinstance(answer[0], UserError):
+        raise answer[0]
+    return cast(T, answer[0])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,7 @@ from data_prep.contract.files import create_once, flush_to_disk, write_atomicall
 from pipeline.config import RunConfig
 from pipeline.data.mixture import Mixture
 from pipeline.data.order import ORDER_VERSION
+from pipeline.runs.ancestry import Parent
 from pipeline.runs.directory import ATTEMPTS, data_facts, stored_record
 from pipeline.runs.records import read_points
 
@@ -35,12 +36,33 @@ class Attempt:
     """Which start this is; the first is 1."""
     order_version: int
     """Of the order of the rows: the one that the run was started with."""
+    parent: Parent | None
+    """The checkpoint of another run that the run began at."""
     may_differ_until: dict[str, int]
     """Metric -> newest step recorded with other settings; up to that step a recomputed value may differ in rounding."""
 
+    @property
+    def first_row(self) -> int:
+        """Place in the order of the rows at which the run began."""
+        return self.parent["first_row"] if self.parent else 0
 
-def register_attempt(run_dir: Path, config: RunConfig, shards: Mixture, world_size: int) -> Attempt:
+    @property
+    def steps_before(self) -> int:
+        """Steps of the runs before this one."""
+        return self.parent["steps"] if self.parent else 0
+
+
+def register_attempt(
+    run_dir: Path, config: RunConfig, shards: Mixture, world_size: int, parent: Parent | None = None
+) -> Attempt:
     """Record one more start of a run. Rank 0 only.
+
+    Args:
+        run_dir: of the run.
+        config: of this start.
+        shards: what it reads.
+        world_size: processes.
+        parent: what a run that has saved nothing yet begins at; one that has goes by its records.
 
     Raises:
         UserError: another start has begun at the same moment and comes after this one, nothing can be written, or a
@@ -61,6 +83,8 @@ def register_attempt(run_dir: Path, config: RunConfig, shards: Mixture, world_si
         )
     number, lineage_id = _claim(run_dir, stored, order_version)
     record: dict[str, Any] = {**settings, **stored, "lineage_id": lineage_id, "order_version": order_version}
+    if parent is not None:
+        record["parent"] = parent
     changed = {name for name, value in settings.items() if stored and stored.get(name) != value}
     may_differ_until = dict(record.get("computed_otherwise", {}))  # the name on disk
     if changed:
@@ -73,7 +97,13 @@ def register_attempt(run_dir: Path, config: RunConfig, shards: Mixture, world_si
     if not is_newest_attempt(run_dir, number):
         raise taken_over(run_dir, number)
     write_atomically(run_dir / "run.json", json.dumps(record, indent=1) + "\n", durable=True)
-    return Attempt(lineage_id=lineage_id, number=number, order_version=order_version, may_differ_until=may_differ_until)
+    return Attempt(
+        lineage_id=lineage_id,
+        number=number,
+        order_version=order_version,
+        parent=record.get("parent"),
+        may_differ_until=may_differ_until,
+    )
 
 
 def is_newest_attempt(run_dir: Path, number: int) -> bool:

@@ -20,6 +20,7 @@ from data_prep.contract.remote import retried
 from pipeline.config import RESUMABLE_CHANGES, SCHEDULE_CHANGES, RunConfig
 from pipeline.config_checks import check_config
 from pipeline.data.mixture import Mixture, open_mixture
+from pipeline.runs.ancestry import Parent
 from pipeline.runs.schedule_change import changes_of_schedule, check_schedule_change
 
 ATTEMPTS = "attempts"
@@ -70,6 +71,8 @@ class RunRecord(TypedDict):
     """Of the order of the rows; 1 where it is missing."""
     eval_rows: NotRequired[int]
     """Validation rows of the newest start."""
+    parent: NotRequired[Parent]
+    """The checkpoint of another run that this one began at."""
     computed_otherwise: NotRequired[dict[str, int]]
     """``Attempt.may_differ_until``."""
 
@@ -81,11 +84,20 @@ def prepare_run(config: RunConfig, world_size: int) -> Mixture:
         UserError: the configuration, the shards or the run directory do not fit.
     """
     shards = check_run(config, world_size)
+    make_run_dir(config)
+    return shards
+
+
+def make_run_dir(config: RunConfig) -> None:
+    """Make the run directory.
+
+    Raises:
+        UserError: it cannot be made.
+    """
     try:
         (Path(config.run_dir) / "logs").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make run_dir {config.run_dir}: {error.strerror}") from error
-    return shards
 
 
 def check_run(config: RunConfig, world_size: int) -> Mixture:
@@ -218,8 +230,8 @@ def read_run_record(run_dir: Path) -> RunRecord:
 def stored_record(run_dir: Path) -> dict[str, Any]:
     """What ``run.json`` holds. Where it is missing, empty or torn: what the newest checkpoint and start say of the run.
 
-    That is its lineage, an attempt, the order of the rows and the root hash of the data, as far as it is known. Empty
-    before the first start.
+    That is its lineage, an attempt, the order of the rows, the root hash of the data and the parent, as far as it is
+    known. Empty before the first start.
 
     Raises:
         UserError: the file is there and cannot be read.
@@ -233,6 +245,8 @@ def stored_record(run_dir: Path) -> dict[str, Any]:
     if state:
         found |= {"lineage_id": state["lineage_id"], "attempt": state["attempt"]}
         found["data"] = {"root_hash": state["data_root_hash"]}
+        if state.get("parent"):
+            found["parent"] = state["parent"]
     return found
 
 

@@ -22,6 +22,7 @@ from data_prep.contract.shard_format import SPLITS
 from pipeline.config import RunConfig, TrackingConfig
 from pipeline.data.mixture import Mixture
 from pipeline.model.parameters import count_parameters
+from pipeline.runs.ancestry import Parent
 from pipeline.runs.attempts import Attempt
 from pipeline.runs.directory import data_facts, flatten
 from pipeline.runs.records import read_events
@@ -150,6 +151,7 @@ def describe_run(
         "narrowbert.version": _version("narrowbert") or "unknown",
         "narrowbert.hosts": _joined(host for start in starts for host in start.get("hosts", [])),
         "narrowbert.job_ids": _joined(job_id for start in starts if (job_id := start.get("job_id"))),
+        **_parent_tags(attempt.parent),
         "mlflow.user": _user(),
         "mlflow.source.name": "narrowbert train",
         "mlflow.source.type": "LOCAL",
@@ -168,6 +170,21 @@ def describe_run(
             "log_weights": config.tracking.log_weights,
         },
     )
+
+
+def _parent_tags(parent: Parent | None) -> dict[str, str | int]:
+    """The checkpoint of another run that the run began at; its lineage is that run's ``narrowbert.lineage``."""
+    if parent is None:
+        return {}
+    return {
+        "narrowbert.parent.lineage": parent["lineage_id"],
+        "narrowbert.parent.run": parent["run"],
+        "narrowbert.parent.step": parent["step"],
+        "narrowbert.parent.sha256": parent["sha256"],
+        "narrowbert.parent.moments": str(parent["moments"]).lower(),
+        "narrowbert.steps_before": parent["steps"],
+        "narrowbert.tokens_before": parent["tokens"],
+    }
 
 
 def write_description(run_dir: Path, description: Description) -> None:

@@ -11,6 +11,7 @@ from pipeline.config import RunConfig
 from pipeline.data.mixture import Mixture
 from pipeline.layout import parse_layout
 from pipeline.model.arithmetic import training_flops
+from pipeline.runs.attempts import Attempt
 
 # Dense bf16 matrix FLOP/s of a device by a part of its name, the vendors' data sheets. First match counts.
 _PEAK_BF16 = [
@@ -33,18 +34,19 @@ class Gauges:
         config: of the run.
         shards: what it reads.
         world_size: processes.
-        order_version: of the order of the rows.
+        attempt: which start of the run this is.
         device: of this process.
     """
 
     def __init__(
-        self, config: RunConfig, shards: Mixture, world_size: int, order_version: int, device: torch.device
+        self, config: RunConfig, shards: Mixture, world_size: int, attempt: Attempt, device: torch.device
     ) -> None:
         self._run_dir, self._device = config.run_dir, device
         self._rows_per_step = config.training.global_batch_size
         self._seq_length = shards.seq_length
         self._train_rows = shards.train_rows
-        self._deal = shards.deal(config.data.seed, order_version)
+        self._deal = shards.deal(config.data.seed, attempt.order_version)
+        self._first_row = attempt.first_row
         row_flops = training_flops(parse_layout(config.model.layout), config.model, shards.row_shape)
         self._step_flops = row_flops * self._rows_per_step / world_size
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
@@ -67,10 +69,10 @@ class Gauges:
         found = {
             "train/tokens": float(rows * self._seq_length),
             "train/rows": float(rows),
-            "train/epoch": rows / sum(self._train_rows),
+            "train/epoch": (self._first_row + rows) / sum(self._train_rows),
         }
         if len(self._train_rows) > 1:
-            dealt = self._deal.rows_dealt(rows)
+            dealt = self._deal.rows_dealt(self._first_row + rows)
             found |= {f"train/source_epoch/{n}": float(dealt[n] / size) for n, size in enumerate(self._train_rows)}
         return found
 

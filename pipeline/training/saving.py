@@ -63,7 +63,7 @@ class Saver:
         self._check_failures()
         state = TrainerState(
             step=step,
-            rows_consumed=step * self._config.training.global_batch_size,
+            rows_consumed=self._attempt.first_row + step * self._config.training.global_batch_size,
             optimizer_steps=optimizer_steps(self._engine),
             skipped_steps=skipped_steps,
             loss_scaler=loss_scaler_state(self._engine),
@@ -72,6 +72,7 @@ class Saver:
             data_root_hash=self._shards.root_hash,
             vocab_size=self._shards.vocab_size,
             config=redact(config_as_dict(self._config)),
+            parent=self._attempt.parent,
         )
         self._ranks.reached("saving", step)
         self._records.sync()  # a resume from here does not compute those losses again

@@ -2,21 +2,14 @@
 
 import dataclasses
 import logging
-from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar, cast
 
 import torch
-import torch.distributed as dist
 
 from data_prep.contract.command_line import UserError
-from pipeline.checkpoints.format import CheckpointError, remove_unfinished
-from pipeline.checkpoints.reading import (
-    checkpoint_folders,
-    load_weights,
-    read_trainer_state,
-    verify_checkpoint,
-)
+from pipeline.checkpoints.choosing import choose_intact
+from pipeline.checkpoints.format import remove_unfinished
+from pipeline.checkpoints.reading import checkpoint_folders, load_weights, read_trainer_state
 from pipeline.checkpoints.restore import load_optimizer
 from pipeline.checkpoints.writing import CheckpointWriter
 from pipeline.config import RunConfig
@@ -27,11 +20,14 @@ from pipeline.engine.attention_kernel import attention_kernel
 from pipeline.engine.bf16_products import has_bf16_products
 from pipeline.engine.deepspeed_engine import build_engine
 from pipeline.engine.protocol import Engine
+from pipeline.initialisation.from_run import choose_parent, load_parent_optimizer, load_parent_weights
 from pipeline.model.masked_lm import NarrowBertForPretraining
 from pipeline.model.parameters import padded_vocab_size
+from pipeline.processes.agreement import from_rank_0
 from pipeline.processes.ranks import Ranks
 from pipeline.processes.stragglers import OwnTime
 from pipeline.processes.world import World
+from pipeline.runs.ancestry import Parent
 from pipeline.runs.attempts import Attempt, is_newest_attempt, register_attempt
 from pipeline.runs.records import append_event
 from pipeline.training.gauges import Gauges
@@ -43,8 +39,6 @@ from pipeline.training.saving import Saver
 from pipeline.training.step import Trainer
 from pipeline.training.terminal import set_up_logging
 from pipeline.training.validation import Validation
-
-T = TypeVar("T")
 
 log = logging.getLogger("narrowbert")
 
@@ -107,7 +101,8 @@ class Run:
 
 def register(config: RunConfig, world: World, shards: Mixture) -> Attempt:
     """Register one more start of the run; every rank calls this."""
-    return _from_rank_0(lambda: register_attempt(Path(config.run_dir), config, shards, world.size), world)
+    parent = choose_parent(config, shards, world)
+    return from_rank_0(lambda: register_attempt(Path(config.run_dir), config, shards, world.size, parent))
 
 
 def open_run(
@@ -126,10 +121,10 @@ def open_run(
         _log_arithmetic(config, shards, device)
 
     # Rows: read ahead from the first one asked for.
-    data = _open_rows(config, shards, objective, ranks, attempt.order_version, device)
+    data = _open_rows(config, shards, objective, ranks, attempt, device)
 
-    # Weights: of the newest intact checkpoint, or new ones.
-    engine, step, skipped_steps = _build_or_resume(config, shards, ranks.world, device)
+    # Weights: of the newest intact checkpoint, of another run or model, or new ones.
+    engine, step, skipped_steps = _build_or_resume(config, shards, ranks.world, device, attempt.parent)
 
     # Checkpoints: memory for their copies is taken now.
     writer = CheckpointWriter(
@@ -142,7 +137,7 @@ def open_run(
     )
 
     # Records: what is there from earlier starts is kept.
-    gauges, own_time = Gauges(config, shards, ranks.world.size, attempt.order_version, device), OwnTime(device)
+    gauges, own_time = Gauges(config, shards, ranks.world.size, attempt, device), OwnTime(device)
     records = Records(config, attempt, ranks, gauges, own_time)
     records.open(shards, step, str(device))
 
@@ -152,7 +147,7 @@ def open_run(
         ranks=ranks,
         engine=engine,
         rows=RowReader(data, training, ranks, gauges, own_time),
-        trainer=Trainer(engine, objective, config, ranks, own_time, device),
+        trainer=Trainer(engine, objective, config, ranks, own_time, device, attempt.steps_before),
         meter=Meter(config, shards, skipped_steps),
         records=records,
         validation=Validation(engine, shards, training, ranks, gauges, records, device),
@@ -174,7 +169,7 @@ def _log_arithmetic(config: RunConfig, shards: Mixture, device: torch.device) ->
 
 
 def _open_rows(
-    config: RunConfig, shards: Mixture, objective: Objective, ranks: Ranks, order_version: int, device: torch.device
+    config: RunConfig, shards: Mixture, objective: Objective, ranks: Ranks, attempt: Attempt, device: torch.device
 ) -> Prefetcher:
     data = TrainingData(
         shards,
@@ -183,7 +178,8 @@ def _open_rows(
         micro_batch_size=config.training.micro_batch_size,
         data_rank=ranks.data_rank,
         data_parallel_size=ranks.data_parallel_size,
-        order_version=order_version,
+        order_version=attempt.order_version,
+        first_row=attempt.first_row,
     )
     return Prefetcher(
         data,
@@ -194,44 +190,44 @@ def _open_rows(
     )
 
 
-def _build_or_resume(config: RunConfig, shards: Mixture, world: World, device: torch.device) -> tuple[Engine, int, int]:
+def _build_or_resume(
+    config: RunConfig, shards: Mixture, world: World, device: torch.device, parent: Parent | None
+) -> tuple[Engine, int, int]:
     """Build the engine. Returns it, the steps done, and how many of them were skipped."""
     torch.manual_seed(config.training.seed)  # the same initial weights on every rank
     padded_size = padded_vocab_size(shards.vocab_size, config.training.tensor_model_parallel_size)
     model = NarrowBertForPretraining(config.model, shards.vocab_size, padded_size)
     folder = _choose_checkpoint(Path(config.run_dir), world)
-    if folder is None:
-        if config.init.from_huggingface is not None:
-            # Imports transformers, which no other start needs.
-            from pipeline.initialisation.load import load_init
+    if folder is not None:
+        state = read_trainer_state(folder)
+        load_weights(model, folder)
+        engine = build_engine(config, model, device, shards.row_shape)
+        load_optimizer(engine, folder, state)
+        log.info("resuming from %s (step %d of %d)", folder, state.step, config.training.train_steps)
+        return engine, state.step, state.skipped_steps
+    if parent is not None:
+        load_parent_weights(model, config, shards, parent)
+        engine = build_engine(config, model, device, shards.row_shape)
+        load_parent_optimizer(engine, config, shards, parent)
+        return engine, 0, 0
+    if config.init.from_huggingface is not None:
+        # Imports transformers, which no other start needs.
+        from pipeline.initialisation.load import load_init
 
-            for line in load_init(model, config, shards):
-                log.info(line)
-        return build_engine(config, model, device, shards.row_shape), 0, 0
-    state = read_trainer_state(folder)
-    load_weights(model, folder)
-    engine = build_engine(config, model, device, shards.row_shape)
-    load_optimizer(engine, folder, state)
-    log.info("resuming from %s (step %d of %d)", folder, state.step, config.training.train_steps)
-    return engine, state.step, state.skipped_steps
+        for line in load_init(model, config, shards):
+            log.info(line)
+    return build_engine(config, model, device, shards.row_shape), 0, 0
 
 
 def _choose_checkpoint(run_dir: Path, world: World) -> Path | None:
     """The newest intact checkpoint, the same on every rank; None where nothing was saved yet."""
     checkpoints = run_dir / "checkpoints"
 
-    def choose() -> list[Path]:
+    def candidates() -> list[Path]:
         remove_unfinished(checkpoints)
         return checkpoint_folders(checkpoints)
 
-    problems: list[str] = []
-    folder = None
-    for candidate in _from_rank_0(choose, world):
-        problem = _problem_of_checkpoint(candidate, world)
-        if not problem:
-            folder = candidate
-            break
-        problems.append(problem)
+    folder, problems = choose_intact(from_rank_0(candidates), world)
     for problem in problems:
         log.warning("checkpoint passed over: %s", problem)
         if world.rank == 0:
@@ -239,22 +235,3 @@ def _choose_checkpoint(run_dir: Path, world: World) -> Path | None:
     if folder is None and problems:
         raise UserError(f"no checkpoint of {run_dir} is intact: restore one, or start again in another --run_dir")
     return folder
-
-
-def _problem_of_checkpoint(folder: Path, world: World) -> str:
-    """What is wrong with a checkpoint, on every rank; each has read a share of its files."""
-    problem = ""
-    try:
-        verify_checkpoint(folder, world.rank, world.size)
-    except (CheckpointError, OSError) as error:
-        problem = str(error)
-    found: list[str | None] = [None] * world.size
-    dist.all_gather_object(found, problem)
-    return next((text for text in found if text), "")
-
-
-def _from_rank_0(compute: Callable[[], T], world: World) -> T:
-    """What rank 0 computes, on every rank."""
-    answer: list[T | None] = [compute() if world.rank == 0 else None]
-    dist.broadcast_object_list(answer, src=0)
-    return cast(T, answer[0])

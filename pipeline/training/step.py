@@ -27,6 +27,7 @@ class Trainer:
         ranks: this process among the others.
         own_time: told how long the forward passes take.
         device: of this process.
+        steps_before: of earlier runs that this one continues; their dropout is not drawn again.
     """
 
     def __init__(
@@ -37,7 +38,9 @@ class Trainer:
         ranks: Ranks,
         own_time: OwnTime,
         device: torch.device,
+        steps_before: int,
     ) -> None:
+        self._steps_before = steps_before
         self.engine, self.ranks = engine, ranks
         self._objective, self._config, self._own_time, self._device = objective, config, own_time, device
 
@@ -59,7 +62,7 @@ class Trainer:
         scale = float(np.float32(terms / weight)) if weight else math.inf  # a step without terms is skipped
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate(step, training.train_steps, self._config.optimizer)
-        seed_dropout(training.seed, step, self.ranks.data_rank)
+        seed_dropout(training.seed, self._steps_before + step, self.ranks.data_rank)
         sums = {LOSS: torch.zeros((), device=self._device)}
         gradient_norm = None
         for batch in batches:

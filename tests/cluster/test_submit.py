@@ -24,6 +24,7 @@ from data_prep.contract.command_line import UserError, run_command
 from tests.cluster.slurm_cluster import SlurmCluster
 from tests.conftest import write_corpus
 from tests.processes import TINY_RUN, user_error
+from tests.processes import run_command as process_command
 
 
 @pytest.fixture
@@ -230,6 +231,28 @@ def test_run_directory_that_only_this_machine_sees(
     monkeypatch.setattr("cluster.submit.file_system", lambda *_: "ext4")
     cluster_file.write_text(cluster_file.read_text().replace("shared_paths: [/]\n", ""))
     assert "is on a file system of this machine (ext4)" in refused(submit_argv, capsys)
+
+
+@pytest.mark.slow
+def test_the_run_that_another_starts_from_is_checked_before_a_job_is_sent(
+    submit_argv: list[str],
+    tmp_path: Path,
+    cluster_file: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    train = [*submit_argv[: submit_argv.index("--cluster")], "--training.train_steps", "4"]
+    train[train.index("--run_dir") + 1] = str(tmp_path / "elsewhere" / "parent")
+    process_command("pipeline", *train)
+    monkeypatch.setenv("HOME", str(tmp_path / "elsewhere"))
+    monkeypatch.setenv("PATH", "/nowhere")
+    accepted([*submit_argv, "--dry_run", "--init.from_run", "~/parent@4"], capsys)
+    line = refused([*submit_argv, "--dry_run", "--init.from_run", "~/parent@5"], capsys)
+    assert f"{tmp_path / 'elsewhere/parent'} has no checkpoint of step 5: the newest are 4" in line
+    shared = f"[{tmp_path / 'run'}, {submit_argv[submit_argv.index('--data.path') + 1]}]"
+    unseen = ["--cluster.shared_paths", shared, "--dry_run", "--init.from_run", "~/parent@4"]
+    assert "init.from_run" in refused([*submit_argv, *unseen], capsys)
+    assert not (tmp_path / "run").exists()
 
 
 def test_without_slurms_commands(

@@ -1,0 +1,102 @@
+"""Whether the weights of one run fit the model of another, and how they become its own."""
+
+import dataclasses
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import torch
+
+from pipeline.checkpoints.format import TrainerState
+from pipeline.checkpoints.reading import Fit
+from pipeline.config import ModelConfig, RunConfig
+from pipeline.data.mixture import Mixture
+from pipeline.layout import parse_layout
+from pipeline.model.parameters import COMPUTING_OPTIONS, has_position_embeddings, model_parameters
+
+if TYPE_CHECKING:  # transformers is imported only where layers are read on other sides of the ':'
+    from pipeline.export.configuration_narrowbert import NarrowBertConfig
+
+_POSITIONS = "embeddings.position_embeddings.weight"
+
+
+def model_of(state: TrainerState) -> ModelConfig:
+    """The model that a checkpoint is of."""
+    return ModelConfig(**state.config["model"])
+
+
+def differences(state: TrainerState, config: RunConfig, shards: Mixture) -> tuple[list[str], list[str]]:
+    """What differs of a run's model and the one that shall start from it: what weights do not allow, and the rest."""
+    there, here = model_of(state), config.model
+    wrong: list[str] = []
+    others: list[str] = []
+    table = model_parameters(there, shards.vocab_size)
+    for name in (field.name for field in dataclasses.fields(ModelConfig)):
+        before, now = getattr(there, name), getattr(here, name)
+        if before == now:
+            continue
+        text = f"model.{name} {before} there, {now} here"
+        changed = dataclasses.replace(there, **{name: now})
+        if name == "max_position_embeddings" and now > before:
+            others.append(f"{text}, repeated in turn" if has_position_embeddings(here) else text)
+        elif name == "layout":
+            fits = _is_reread(there, changed, shards, is_allowed="layout" in config.init.allow)
+            (others if fits else wrong).append(text)
+        elif name == "rotary_base":
+            others.append(text)
+        elif name in COMPUTING_OPTIONS or model_parameters(changed, shards.vocab_size) != table:
+            wrong.append(text)
+        else:
+            others.append(text)
+    return wrong, others
+
+
+def _is_reread(there: ModelConfig, here: ModelConfig, shards: Mixture, *, is_allowed: bool) -> bool:
+    """Whether another layout has the same layers on other sides of the ':', as far as that may differ.
+
+    To narrow a BERT needs no permission; to narrow a NarrowBERT elsewhere may be a default that nobody chose.
+    """
+    theirs, ours = (parse_layout(model.layout) for model in (there, here))
+    if theirs == ours:
+        return True
+    counts = [Counter(layout.full + layout.narrow) for layout in (theirs, ours)]
+    if counts[0] != counts[1] or (theirs.narrow and not is_allowed):
+        return False
+    from pipeline.export.names import parameter_shapes
+    from pipeline.initialisation.match import origins_of
+
+    origins = origins_of(theirs, _export_config(here, shards))
+    return sorted(origins.values()) == sorted(parameter_shapes(_export_config(there, shards)))
+
+
+def _export_config(model: ModelConfig, shards: Mixture) -> "NarrowBertConfig":
+    from pipeline.export.folder import export_config
+
+    return export_config({**dataclasses.asdict(model), "vocab_size": shards.vocab_size}, shards.special_ids)
+
+
+def fit_to(config: RunConfig, shards: Mixture, state: TrainerState) -> Fit:
+    """The parent's tensors, of weights or moments, as those of this model: every element is one of theirs."""
+    here, there = config.model, model_of(state)
+
+    def fit(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        if has_position_embeddings(here) and here.max_position_embeddings > there.max_position_embeddings:
+            rows = torch.arange(here.max_position_embeddings) % there.max_position_embeddings
+            tensors = {**tensors, _POSITIONS: tensors[_POSITIONS][rows]}
+        if parse_layout(here.layout) != parse_layout(there.layout):
+            tensors = _reread(tensors, here, there, shards)
+        return tensors
+
+    return fit
+
+
+def _reread(
+    tensors: dict[str, torch.Tensor], here: ModelConfig, there: ModelConfig, shards: Mixture
+) -> dict[str, torch.Tensor]:
+    from pipeline.export.names import from_transformers, to_transformers
+    from pipeline.initialisation.match import origins_of
+
+    as_long = dataclasses.replace(there, max_position_embeddings=here.max_position_embeddings)
+    exported = to_transformers(tensors, _export_config(as_long, shards))
+    ours = _export_config(here, shards)
+    origins = origins_of(parse_layout(there.layout), ours)
+    return from_transformers({name: exported[origin] for name, origin in origins.items()}, ours)
