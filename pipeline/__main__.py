@@ -1,6 +1,7 @@
 """The ``narrowbert`` command: finds the command's module in ``pipeline.commands`` and runs it."""
 
 import importlib
+import logging
 import sys
 from collections.abc import Sequence
 
@@ -15,6 +16,9 @@ def main() -> None:
 
 def _dispatch(argv: Sequence[str]) -> int | None:
     command = choose_command(PROGRAM, DESCRIPTION, COMMANDS, argv)
+    # transformers imports torchao where it is installed, which warns of kernels for GPUs that no command uses.
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     return importlib.import_module(f"pipeline.commands.{command}").run(argv[1:])
 
 

@@ -87,8 +87,9 @@ def rotate(x_BAPD: torch.Tensor, by: Rotation | None) -> torch.Tensor:
     """Turn feature i together with feature i + D/2 by its position's angle."""
     if by is None:
         return x_BAPD
+    cos, sin = (angles.to(x_BAPD.device) for angles in by)  # layers may be spread over several GPUs
     first, second = x_BAPD.chunk(2, -1)
-    return x_BAPD * by[0] + torch.cat((second, first), -1) * by[1]
+    return x_BAPD * cos + torch.cat((second, first), -1) * sin
 
 
 def add_alibi(
@@ -299,6 +300,21 @@ def folding_pays(config: NarrowBertConfig, num_narrow: int, length: int) -> bool
     return folded < formed
 
 
+def is_plain(linear: nn.Module, size: int, device: torch.device) -> bool:
+    """Whether ``linear`` computes what its weight says, [size, size] on ``device``, and nothing more.
+
+    Otherwise only calling it is right. Adapters and quantisation replace the class, or put a tensor class of their
+    own into the weight; ZeRO-3 and FSDP split it; offloading leaves it on the device meta and wraps ``forward``.
+    """
+    if type(linear) is not nn.Linear or "forward" in vars(linear):
+        return False
+    if linear._forward_hooks or linear._forward_pre_hooks or linear._backward_hooks or linear._backward_pre_hooks:
+        return False
+    weight = linear.weight
+    is_wrapper = hasattr(weight, "__tensor_flatten__")  # torch's protocol of classes that keep other tensors inside
+    return not is_wrapper and tuple(weight.shape) == (size, size) and weight.device == device
+
+
 class NarrowBertSelfAttention(nn.Module):
     """Multi-head attention that may have fewer queries than keys and values."""
 
@@ -318,10 +334,9 @@ class NarrowBertSelfAttention(nn.Module):
         """Keys and values of ``state_BSH``, each [B, A, S, D]."""
         return rotate(self._split_heads(self.key(state_BSH)), by), self._split_heads(self.value(state_BSH))
 
-    def can_fold(self) -> bool:
-        """Whether keys and values are what the weights say: plain linears, whole (not quantised, adapted, split)."""
-        shape = (self.config.hidden_size, self.config.hidden_size)
-        return all(type(x) is nn.Linear and tuple(x.weight.shape) == shape for x in (self.key, self.value))
+    def can_fold(self, device: torch.device) -> bool:
+        """Whether keys and values are what the weights say."""
+        return all(is_plain(linear, self.config.hidden_size, device) for linear in (self.key, self.value))
 
     def forward(
         self,
@@ -475,7 +490,11 @@ class NarrowBertEncoder(nn.Module):
         folds: bool = False,
         **kwargs: Unpack[OutputOptions],
     ) -> torch.Tensor:
-        """Keys and values come from ``frozen_BSH``, or from the running state where that is None."""
+        """Keys and values come from ``frozen_BSH``, or from the running state where that is None.
+
+        The result is on the device of ``hidden_BPH``, wherever the layers are.
+        """
+        device = hidden_BPH.device
         key, value, folded_into = None, None, None
         for number, layer in enumerate(self.layer):
             assert isinstance(layer, NarrowBertLayer)
@@ -487,19 +506,19 @@ class NarrowBertEncoder(nn.Module):
                     key, value = layer.attention.self.key_value(frozen_BSH, frozen_by)
             # All positional: gradient checkpointing hands tensors on by position.
             hidden_BPH = layer(hidden_BPH, key, value, attention_mask, by, folded_into=folded_into, **kwargs)
-        return hidden_BPH
+        return hidden_BPH.to(device)
 
-    def folds(self, config: NarrowBertConfig, num_narrow: int, length: int) -> bool:
-        """Whether the narrow layers fold ``num_narrow`` positions of sentences of ``length`` tokens.
+    def folds(self, config: NarrowBertConfig, num_narrow: int, state_BSH: torch.Tensor) -> bool:
+        """Whether the narrow layers fold ``num_narrow`` positions of each sentence of ``state_BSH``.
 
         Never with rope, which turns a key by its position after its projection.
         """
         if self.fold is False or config.position_embedding_type == "rope":
             return False
         attentions = [layer.attention for layer in self.layer if isinstance(layer, NarrowBertLayer)]
-        if not all(attentions[number].self.can_fold() for number in self.kv_owners):  # pyright: ignore[reportOptionalMemberAccess]
+        if not all(attentions[number].self.can_fold(state_BSH.device) for number in self.kv_owners):  # pyright: ignore[reportOptionalMemberAccess]
             return False
-        return self.fold or folding_pays(config, num_narrow, length)
+        return self.fold or folding_pays(config, num_narrow, state_BSH.shape[1])
 
 
 class NarrowBertHeadTransform(nn.Module):
@@ -618,6 +637,19 @@ class NarrowBertModel(NarrowBertPreTrainedModel):
         self.pooler = NarrowBertPooler(config) if add_pooling_layer else None
         self.post_init()
 
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """transformers' own, but a new pooler is the same every time, whatever the seed.
+
+        Adapters (peft) save the classifier and take all else from the export, which has no pooler: it has to come
+        back as it was.
+        """
+        super()._init_weights(module)
+        if self.pooler is not None and module is self.pooler.dense:
+            normal = torch.empty(self.pooler.dense.weight.shape, dtype=torch.float32, device="cpu")
+            normal.normal_(std=self.config.initializer_range, generator=torch.Generator("cpu").manual_seed(0))
+            init.copy_(self.pooler.dense.weight, normal)
+
     def get_input_embeddings(self) -> nn.Embedding:
         return self.embeddings.word_embeddings
 
@@ -679,7 +711,7 @@ class NarrowBertModel(NarrowBertPreTrainedModel):
                 hidden_BSH, attention_mask, position_ids, narrow_positions, packing, **kwargs
             )
         if self.final_norm is not None:
-            narrow_BPH = self.final_norm(narrow_BPH)
+            narrow_BPH = self.final_norm(narrow_BPH).to(hidden_BSH.device)
         return BaseModelOutputWithPooling(
             last_hidden_state=narrow_BPH, pooler_output=None if self.pooler is None else self.pooler(narrow_BPH[:, 0])
         )
@@ -736,7 +768,7 @@ class NarrowBertModel(NarrowBertPreTrainedModel):
         **kwargs: Unpack[OutputOptions],
     ) -> torch.Tensor:
         """The side right of ``:``, over a rectangle."""
-        dtype, length = hidden_BSH.dtype, hidden_BSH.shape[1]
+        dtype = hidden_BSH.dtype
         narrow_BPH, places = hidden_BSH, position_ids
         if narrow_positions is not None:
             narrow_BPH = gather_positions(hidden_BSH, narrow_positions)
@@ -750,7 +782,7 @@ class NarrowBertModel(NarrowBertPreTrainedModel):
             mask = create_bidirectional_mask(self.config, narrow_BPH, attention_mask, hidden_BSH)
         mask = add_alibi(self.config, mask, places, position_ids, dtype)
         by, frozen_by = (rotation(self.config, x, dtype) for x in (places, position_ids))
-        folds = self.encoder_narrow.folds(self.config, narrow_BPH.shape[1], length)
+        folds = self.encoder_narrow.folds(self.config, narrow_BPH.shape[1], hidden_BSH)
         return self.encoder_narrow(
             narrow_BPH, frozen_BSH, mask, by, frozen_by, folds, implementation=implementation, **kwargs
         )
@@ -771,7 +803,7 @@ class NarrowBertModel(NarrowBertPreTrainedModel):
         hidden_1TH = hidden_BSH.flatten(0, 1)[packing.tokens_T].unsqueeze(0)
         hidden_1TH = self.encoder(hidden_1TH, None, None, by, None, packing=packing, **kwargs)
         num_narrow = length if narrow_positions is None else narrow_positions.shape[-1]
-        if self.encoder_narrow.folds(self.config, num_narrow, length):
+        if self.encoder_narrow.folds(self.config, num_narrow, hidden_BSH):
             # Nothing is projected there, so padding costs next to nothing.
             hidden_BSH = unpack(hidden_1TH, packing, batch, length)
             return self._encode_narrow(hidden_BSH, attention_mask, position_ids, narrow_positions, **kwargs)
@@ -827,10 +859,10 @@ class NarrowBertTokenModel(NarrowBertPreTrainedModel):
         outputs = self.bert(narrow_positions=narrow_positions, return_dict=True, **inputs)
         hidden_BPH = outputs.last_hidden_state
         if computed_BS is None:
-            logits = scored = head(hidden_BPH)
+            logits = scored = head(hidden_BPH).to(hidden_BPH.device)
         else:
             # Padded slots end here: the head sees the chosen positions alone, in their order.
-            scored = head(hidden_BPH[real_BP])
+            scored = head(hidden_BPH[real_BP]).to(hidden_BPH.device)
             logits = scored.new_full((*computed_BS.shape, scored.shape[-1]), not_computed)
             logits[computed_BS] = scored
         loss = None
@@ -1024,7 +1056,7 @@ class NarrowBertForSequenceClassification(NarrowBertPreTrainedModel):
             input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids, position_ids=position_ids,
             inputs_embeds=inputs_embeds, narrow_positions=narrow_positions, return_dict=True, **kwargs,
         )  # fmt: skip
-        logits = self.classifier(self.dropout(outputs.pooler_output))
+        logits = self.classifier(self.dropout(outputs.pooler_output)).to(outputs.last_hidden_state.device)
         return SequenceClassifierOutput(
             loss=None if labels is None else self._loss(logits, labels),
             logits=logits,
@@ -1087,7 +1119,7 @@ class NarrowBertForQuestionAnswering(NarrowBertPreTrainedModel):
             input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids, position_ids=position_ids,
             inputs_embeds=inputs_embeds, narrow_positions=narrow_positions, return_dict=True, **kwargs,
         )  # fmt: skip
-        scores_BP2 = self.qa_outputs(outputs.last_hidden_state)
+        scores_BP2 = self.qa_outputs(outputs.last_hidden_state).to(outputs.last_hidden_state.device)
         if attention_mask is not None:  # padding is no answer, and takes no part in the loss
             real_BP = attention_mask != 0
             if narrow_positions is not None:

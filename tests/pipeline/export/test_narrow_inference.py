@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.utils import parametrizations
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.export import NarrowBertForSequenceClassification, NarrowBertModel
@@ -131,17 +132,73 @@ def test_break_even_of_the_base_shape() -> None:
 
 def test_what_cannot_be_folded_is_not() -> None:
     assert not build("1sf:2sf", position_embedding_type="rope").encoder_narrow.folds(
-        tiny_config("1sf:2sf", position_embedding_type="rope"), 1, LENGTH
+        tiny_config("1sf:2sf", position_embedding_type="rope"), 1, torch.empty(1, LENGTH)
     )
+    model, state = build("1sf:2sf"), torch.empty(1, LENGTH)
+    assert model.encoder_narrow.folds(model.config, 1, state)
+    assert not model.encoder_narrow.folds(model.config, 1, state.to("meta"))
+
+
+class Doubled(nn.Linear):
+    """As adapters and quantisation replace a linear layer: its weight is not all that it computes."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(x)
+
+
+def hooked(value: nn.Linear) -> nn.Linear:
+    value.register_forward_hook(lambda module, inputs, output: 2 * output)
+    return value
+
+
+def hooked_before(value: nn.Linear) -> nn.Linear:
+    value.register_forward_pre_hook(lambda module, inputs: (2 * inputs[0],))
+    return value
+
+
+def wrapped(value: nn.Linear) -> nn.Linear:
+    """As accelerate wraps ``forward``, to bring the weight where it is needed."""
+    forward = value.forward
+    value.forward = lambda x: 2 * forward(x)  # type: ignore[method-assign]
+    return value
+
+
+def replaced(value: nn.Linear) -> nn.Linear:
+    double = Doubled(HIDDEN, HIDDEN)
+    double.load_state_dict(value.state_dict())
+    return double
+
+
+class Rounded(nn.Module):
+    """As bitsandbytes and gguf keep weights: whole numbers, with a scale."""
+
+    def __init__(self, value: nn.Linear) -> None:
+        super().__init__()
+        self.scale = value.weight.detach().abs().max() / 127
+        self.weight = nn.Parameter((value.weight.detach() / self.scale).round().to(torch.int8), requires_grad=False)
+        self.bias = value.bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(x, self.weight * self.scale, self.bias)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [hooked, hooked_before, wrapped, replaced, Rounded, parametrizations.weight_norm, parametrizations.orthogonal],
+)
+@pytest.mark.parametrize("projection", ["key", "value"])
+def test_a_projection_that_is_more_than_its_weight_is_called(change: Any, projection: str) -> None:
+    ids, mask = batch(12, 7, 9)
+    inputs = {"attention_mask": mask, "narrow_positions": torch.zeros(3, 1, dtype=torch.long)}
     model = build("1sf:2sf")
-    assert model.encoder_narrow.folds(model.config, 1, LENGTH)
-
-    class Adapted(nn.Linear):
-        """As adapters and quantisation replace a linear layer: its weight is not all that it computes."""
-
-    attention = model.encoder_narrow.layer[1].attention
-    attention.self.value = Adapted(HIDDEN, HIDDEN)  # type: ignore[union-attr]
-    assert not model.encoder_narrow.folds(model.config, 1, LENGTH)
+    with torch.no_grad():
+        before = model(ids, **inputs).last_hidden_state
+        attention = model.encoder_narrow.layer[1].attention.self  # type: ignore[union-attr]
+        setattr(attention, projection, change(getattr(attention, projection)))
+        found, expected = folded_and_not(model, ids, **inputs)
+    assert_close(found.last_hidden_state, expected.last_hidden_state, EXACT)
+    if change is not parametrizations.weight_norm:  # another form of the same weight
+        assert not torch.allclose(found.last_hidden_state, before, atol=1e-4)
 
 
 # --- without padding ----------------------------------------------------------------------------------
