@@ -138,7 +138,7 @@ def replay(most_processes: int, hop_us: float, replayed_rows: int) -> list[dict[
         row["order"] = f"{order_milliseconds(orders((3, 1), ranks)[1], ranks):.1f} ms"
         row["agreement"] = f"{agreement_rounds(ranks) * one_round:.1f} ms (ring: {2 * (ranks - 1) * hop:.0f})"
         row["heartbeats in 10 s"] = f"{-(-ranks // RANKS_OF_NODE):,}"
-        row["resume"] = f"{resume_bytes(1, ranks, 1):.2f} B (before 16)"
+        row["resume"] = f"{resume_bytes(1, 2, ranks, 1):.2f} B (before 16)"
         rows.append(row)
         print(" | ".join(f"{name}: {cell}" for name, cell in row.items()), flush=True)
     return rows

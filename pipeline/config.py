@@ -95,8 +95,10 @@ class InitConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW and its learning-rate schedule. Defaults: the paper's recipe."""
+    """The optimizer and its learning-rate schedule. Defaults: the paper's recipe."""
 
+    type: Literal["adamw", "muon"] = "adamw"
+    """AdamW; or Muon for the hidden matrices and AdamW for embeddings, biases and norms (ZeRO 0 to 2)."""
     lr: float = 5e-4
     """Peak learning rate."""
     min_lr: float = 0.0
@@ -115,6 +117,8 @@ class OptimizerConfig:
     """Second-moment decay."""
     adam_eps: float = 1e-6
     """Added to the root of the second moment."""
+    muon_momentum: float = 0.95
+    """Decay of Muon's momentum."""
     weight_decay: float = 0.01
     """Decoupled decay; biases and norms have none."""
     clip_grad: float = 1.0

@@ -73,6 +73,7 @@ def _check_ranges(config: RunConfig) -> None:
         ("optimizer.lr_warmup_fraction", config.optimizer.lr_warmup_fraction),
         ("optimizer.adam_beta1", config.optimizer.adam_beta1),
         ("optimizer.adam_beta2", config.optimizer.adam_beta2),
+        ("optimizer.muon_momentum", config.optimizer.muon_momentum),
     ]:
         if not 0 <= value < 1:
             raise UserError(f"{name} is {value}: give a number of at least 0 and below 1")
@@ -150,8 +151,16 @@ def _check_parallel(config: RunConfig, world_size: int) -> None:
     if training.zero_stage == 0 and training.precision != "fp32":
         other = "" if training.offload_optimizer else ", or precision fp32"
         raise UserError(
-            f"training.zero_stage 0 keeps no fp32 master weights for {training.precision}: take zero_stage 1, 2 or 3"
-            f"{other}"
+            f"training.zero_stage 0 keeps no fp32 master weights for {training.precision}: "
+            f"take zero_stage 1 or 2{other}"
+        )
+    if config.optimizer.type == "muon" and (training.zero_stage == 3 or training.offload_optimizer):
+        instead = ["zero_stage 1 or 2"] * (training.zero_stage == 3) + ["offload_optimizer false"] * (
+            training.offload_optimizer
+        )
+        raise UserError(
+            "optimizer.type muon needs whole matrices on the device, which zero_stage 3 and offload_optimizer do not "
+            f"leave there: take {' and '.join(instead)}, or optimizer.type adamw"
         )
     if training.zero_stage == 0 and training.offload_optimizer:
         raise UserError("training.offload_optimizer needs zero_stage 1, 2 or 3: it is 0")
@@ -191,9 +200,10 @@ def needs_less_memory(config: RunConfig, world_size: int, *, on_gpu: bool) -> st
         ways.append(f"--training.micro_batch_size {smaller[-1]}")
     if not config.model.recompute:
         ways.append("--model.recompute true")
-    if training.zero_stage < 3 and world_size > training.tensor_model_parallel_size:
+    last_stage = 2 if config.optimizer.type == "muon" else 3
+    if training.zero_stage < last_stage and world_size > training.tensor_model_parallel_size:
         ways.append(f"--training.zero_stage {training.zero_stage + 1}")
-    if on_gpu and training.zero_stage and not training.offload_optimizer:
+    if on_gpu and training.zero_stage and last_stage == 3 and not training.offload_optimizer:
         ways.append("--training.offload_optimizer true")
     if not ways:
         return "take a machine with more memory, or a smaller model"

@@ -30,6 +30,7 @@ from pipeline.checkpoints.commit import commit, remove_superseded
 from pipeline.checkpoints.format import KINDS, TEMPORARY, SizeAndHash, TrainerState
 from pipeline.checkpoints.tensor_file import TensorFile
 from pipeline.engine.deepspeed_engine import link_optimizer_state, local_part
+from pipeline.engine.muon import kinds_of
 from pipeline.engine.protocol import Engine
 from pipeline.parallel.groups import data_parallel_group, tensor_parallel_group
 from pipeline.parallel.whole_tensors import full_shape, is_partitioned, join_shards, shard_shape
@@ -127,13 +128,12 @@ class CheckpointWriter:
         """Copy this rank's pieces into the host memory that is kept for them."""
         link_optimizer_state(self._engine)
         on_device = False
-        for kind in KINDS:
-            for name in self._mine:
-                held = local_part(self._engine, self._parameters[name], kind)
-                assert held is not None
-                part = held[1].detach().reshape(-1)
-                self._copies[kind, name].copy_(part, non_blocking=True)
-                on_device |= part.is_cuda
+        for kind, name in self._copies:
+            held = local_part(self._engine, self._parameters[name], kind)
+            assert held is not None
+            part = held[1].detach().reshape(-1)
+            self._copies[kind, name].copy_(part, non_blocking=True)
+            on_device |= part.is_cuda
         if on_device:
             torch.cuda.synchronize()
 
@@ -146,7 +146,7 @@ class CheckpointWriter:
             for name in self._mine
             for piece in self._pieces[name]
             if piece.rank == rank
-            for kind in KINDS
+            for kind in kinds_of(self._parameters[name])
         }
 
     def _exchange_pieces(self) -> dict[str, list[_Piece]]:
@@ -230,7 +230,8 @@ class CheckpointWriter:
         What cannot be written stops no rank: the others wait for our pieces.
         """
         rank, size = dist.get_rank(), dist.get_world_size()
-        shapes = {name: full_shape(p) for name, p in self._parameters.items() if self._owner[name] == rank}
+        names = [name for name, parameter in self._parameters.items() if kind in kinds_of(parameter)]
+        shapes = {name: full_shape(self._parameters[name]) for name in names if self._owner[name] == rank}
         name = f"{kind}-{rank:05d}-of-{size:05d}.safetensors"
         file, problem = None, ""
         try:
@@ -239,7 +240,7 @@ class CheckpointWriter:
                 file = TensorFile(folder / name, shapes)
         except OSError as error:
             problem = f"rank {rank}: {error}"
-        for parameter_name in self._parameters:
+        for parameter_name in names:
             tensor = self._assemble(kind, parameter_name)
             self._on_progress()
             try:

@@ -20,6 +20,7 @@ from pipeline.config import RunConfig
 from pipeline.engine.bf16_products import ensure_bf16_products
 from pipeline.engine.compilation import BACKENDS, compile_and_warm_up
 from pipeline.engine.deepspeed_config import deepspeed_config
+from pipeline.engine.muon import MOMENTS, moments_of_group
 from pipeline.engine.optimizer import build_optimizer, clip_gradients
 from pipeline.engine.protocol import Engine, FragmentMapping
 from pipeline.model.arithmetic import RowShape
@@ -136,7 +137,7 @@ def build_engine(
     with _one_class_for_every_precision(deepspeed.DeepSpeedEngine):
         initialised = deepspeed.initialize(
             model=model,
-            optimizer=build_optimizer(model.named_parameters(), config.optimizer),
+            optimizer=build_optimizer(model, config),
             config=deepspeed_config(config, dist.get_world_size(data_parallel_group())),
             mpu=model_parallel_unit(),
             dist_init_required=False,
@@ -224,16 +225,14 @@ def set_optimizer_state(engine: Engine, steps: int) -> None:
     """Give the optimizer zero moments after ``steps`` updates, whatever it had before."""
     optimizer = inner_optimizer(engine)
     if engine.zero_optimization_stage() == 3:
-        partitions = engine.optimizer.fp32_partitioned_groups_flat
+        kept = [(partition, MOMENTS) for partition in engine.optimizer.fp32_partitioned_groups_flat]
     else:
-        partitions = [tensor for group in optimizer.param_groups for tensor in group["params"]]
+        groups = optimizer.param_groups
+        kept = [(tensor, moments_of_group(group)) for group in groups for tensor in group["params"]]
     optimizer.state.clear()
-    for partition in partitions:
-        optimizer.state[partition] = {
-            "step": torch.tensor(float(steps), device=partition.device),
-            "exp_avg": torch.zeros_like(partition, requires_grad=False),
-            "exp_avg_sq": torch.zeros_like(partition, requires_grad=False),
-        }
+    for tensor, moments in kept:
+        zeros = {moment: torch.zeros_like(tensor, requires_grad=False) for moment in moments}
+        optimizer.state[tensor] = {"step": torch.tensor(float(steps), device=tensor.device)} | zeros
     link_optimizer_state(engine)
 
 

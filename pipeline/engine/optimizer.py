@@ -5,27 +5,32 @@ from collections.abc import Iterable
 import torch
 import torch.distributed as dist
 
-from pipeline.config import OptimizerConfig
+from pipeline.config import RunConfig
+from pipeline.engine.muon import Muon, is_orthogonalised, muon_matrices
+from pipeline.model.masked_lm import NarrowBertForPretraining
 from pipeline.parallel.groups import tensor_parallel_group
 from pipeline.parallel.whole_tensors import is_partitioned
 
 
-def build_optimizer(
-    named_parameters: Iterable[tuple[str, torch.nn.Parameter]], config: OptimizerConfig
-) -> torch.optim.AdamW:
-    """AdamW with two groups: matrices and embeddings decay, biases and norms do not."""
+def build_optimizer(model: NarrowBertForPretraining, config: RunConfig) -> torch.optim.AdamW:
+    """The configured optimizer; matrices and embeddings decay, biases and norms do not."""
+    options, parameters = config.optimizer, list(model.named_parameters())
+    matrices = []
+    if options.type == "muon":
+        matrices = muon_matrices(parameters, config.model)
     decayed, plain = [], []
-    for _, parameter in named_parameters:
+    for _, parameter in parameters:
         # Biases and norm weights are exactly the parameters of one dimension.
-        (decayed if parameter.ndim > 1 else plain).append(parameter)
+        if not is_orthogonalised(parameter):
+            (decayed if parameter.ndim > 1 else plain).append(parameter)
+    groups = [{"params": decayed, "weight_decay": options.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    if matrices:
+        return Muon(matrices, groups, options, torch.float32 if config.training.precision == "fp32" else torch.bfloat16)
     return torch.optim.AdamW(
-        [
-            {"params": decayed, "weight_decay": config.weight_decay},
-            {"params": plain, "weight_decay": 0.0},
-        ],
-        lr=config.lr,
-        betas=(config.adam_beta1, config.adam_beta2),
-        eps=config.adam_eps,
+        groups,
+        lr=options.lr,
+        betas=(options.adam_beta1, options.adam_beta2),
+        eps=options.adam_eps,
         fused=True,
     )
 

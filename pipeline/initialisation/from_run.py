@@ -172,6 +172,13 @@ def _check_fit(config: RunConfig, shards: Mixture, folder: Path) -> None:
         raise UserError(f"init.allow names layout, but the layout of {folder} is the same: leave it out")
     if config.init.moments and not any(folder.glob("exp_avg-*")):
         raise UserError(f"{folder} holds weights alone, without moments: leave out init.moments")
+    # The other way round Muon takes Adam's first moment for its momentum.
+    was_muon = state.config.get("optimizer", {}).get("type") == "muon"
+    if config.init.moments and was_muon and config.optimizer.type != "muon":
+        raise UserError(
+            f"{folder} was trained with Muon and has no second moments of the hidden matrices: leave out init.moments, "
+            "or take optimizer.type muon"
+        )
 
 
 def _describe(config: RunConfig, shards: Mixture, folder: Path) -> Parent:

@@ -20,7 +20,10 @@ import dataclasses
 
 from pipeline.config import ModelConfig
 from pipeline.layout import Layout, parse_layout
-from pipeline.model.parameters import model_parameters
+from pipeline.model.parameters import hidden_matrices, model_parameters
+
+MUON_ITERATIONS = 5
+"""Of Newton and Schulz, by which Muon orthogonalises (Jordan et al. 2024)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,3 +63,16 @@ def predicted_speedup(model: ModelConfig, shape: RowShape) -> float:
     """How much less arithmetic a row costs than in the control (the same sublayers, no narrowing)."""
     layout = parse_layout(model.layout)
     return forward_flops(layout.control(), model, shape) / forward_flops(layout, model, shape)
+
+
+def orthogonalisation_flops(model: ModelConfig) -> int:
+    """FLOPs with which Muon orthogonalises all hidden matrices once.
+
+    For m rows and n columns, m the smaller: 2 m^2 n for the Gram matrix, 2 m^3 for its square, 2 m^2 n to apply the
+    polynomial, in each of the iterations.
+    """
+    total = 0
+    for matrix in hidden_matrices(model):
+        short, long = sorted((matrix.shape[0] // matrix.num_parts, matrix.shape[1]))
+        total += matrix.num_parts * MUON_ITERATIONS * (4 * short * short * long + 2 * short**3)
+    return total

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator
 from typing import Literal
 
-from pipeline.config import ModelConfig
+from pipeline.config import ModelConfig, OptimizerConfig
 from pipeline.layout import Layout, kv_projections, parse_layout
 
 NUM_TOKEN_TYPES = 2
@@ -84,9 +84,24 @@ def model_parameters(model: ModelConfig, vocab_size: int, layout: Layout | None 
     ]
 
 
+def hidden_matrices(model: ModelConfig) -> list[Parameter]:
+    """The matrices that map hidden states to hidden states: all that is multiplied but the vocabulary's."""
+    return [
+        parameter
+        for parameter in model_parameters(model, vocab_size=1)  # of any size: it is in none of them
+        if parameter.multiplies is not None and parameter.name not in VOCABULARY_PARAMETERS
+    ]
+
+
 def count_parameters(model: ModelConfig, vocab_size: int) -> int:
     """Trainable parameters over all tensor-parallel ranks."""
     return sum(parameter.num_elements for parameter in model_parameters(model, vocab_size))
+
+
+def count_moments(model: ModelConfig, optimizer: OptimizerConfig, vocab_size: int) -> int:
+    """Elements of the optimizer's moments over all ranks: two a parameter, one where Muon updates it."""
+    orthogonalised = hidden_matrices(model) if optimizer.type == "muon" else []
+    return 2 * count_parameters(model, vocab_size) - sum(matrix.num_elements for matrix in orthogonalised)
 
 
 def padded_vocab_size(vocab_size: int, tensor_parallel_size: int) -> int:

@@ -1,6 +1,7 @@
 """Whole parameters and the parts of them that tensor-parallel ranks hold."""
 
 import torch
+import torch.distributed as dist
 
 from pipeline.parallel.groups import tensor_parallel_group
 
@@ -36,6 +37,17 @@ def join_shards(shards: list[torch.Tensor], parameter: torch.nn.Parameter) -> to
     dim = _partition_dim(parameter)
     whole = shards[0] if dim is None else torch.cat(shards, dim)
     return whole[: full_shape(parameter)[0]]
+
+
+def gather_shards(shard: torch.Tensor, parameter: torch.nn.Parameter) -> torch.Tensor:
+    """The whole of a parameter, or of its gradient, on every tensor-parallel rank; all of them call this."""
+    shards = [shard]
+    if is_partitioned(parameter):
+        group = tensor_parallel_group()
+        assert isinstance(group, dist.ProcessGroup)
+        shards = [torch.empty_like(shard, memory_format=torch.contiguous_format) for _ in range(group.size())]
+        dist.all_gather(shards, shard.contiguous(), group=group)
+    return join_shards(shards, parameter)
 
 
 def _padded_shape(parameter: torch.nn.Parameter) -> tuple[int, ...]:

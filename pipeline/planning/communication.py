@@ -12,6 +12,9 @@ MPICH", 2005, section 4). What a process holds after tensor parallelism is sent 
 - ZeRO 3: weights gathered for every forward pass, and again for its backward pass where they were freed;
   gradients reduce-scattered once per micro-batch. Small weights stay and are gathered once per step.
 
+Muon with ZeRO 1 or 2 sends each piece of a momentum to the rank that orthogonalises the matrix, and pieces of the
+update back: twice a process's share of the matrices. Tensor-parallel ranks gather the shards of a matrix first.
+
 Tensor parallelism sums [positions, ``hidden_size``] after every sublayer forward and before every sublayer backward
 (Shoeybi et al., "Megatron-LM", 2019, section 3): all positions left of the narrowing point, the masked ones right of
 it. What the optimizer and the log exchange (norms, counts; below 1 kB) is left out.
@@ -24,12 +27,12 @@ from data_prep.contract.command_line import UserError
 from pipeline.config import LIVE_ELEMENTS, RunConfig, micro_batches
 from pipeline.layout import parse_layout
 from pipeline.model.arithmetic import RowShape
-from pipeline.model.parameters import VOCABULARY_PARAMETERS, model_parameters, padded_vocab_size
+from pipeline.model.parameters import VOCABULARY_PARAMETERS, hidden_matrices, model_parameters, padded_vocab_size
 
 PERSISTENT_ELEMENTS = 100_000
 """ZeRO 3 never frees weights with fewer elements (DeepSpeed's stage3_param_persistence_threshold)."""
 
-Operation = Literal["all_reduce", "all_gather", "reduce_scatter"]
+Operation = Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,21 +73,24 @@ def step_communication(config: RunConfig, shape: RowShape, world_size: int) -> l
     if data_size > 1:
         found += [
             Collective(what=what, operation=operation, group="data", group_size=data_size, payload=payload)
-            for what, operation, payload in _data_parallel(config, shape, accumulation)
+            for what, operation, payload in _data_parallel(config, shape, accumulation, data_size)
         ]
     if tensor_size > 1:
         found += [
             Collective(what=what, operation=operation, group="tensor", group_size=tensor_size, payload=payload)
-            for what, operation, payload in _tensor_parallel(config, shape, accumulation)
+            for what, operation, payload in _tensor_parallel(config, shape, accumulation, data_size)
         ]
     return [collective for collective in found if collective.payload]
 
 
 def _unit(config: RunConfig) -> int:
+    """Bytes of a weight, of a gradient on its way, and of what Muon sends."""
     return 4 if config.training.precision == "fp32" else 2
 
 
-def _data_parallel(config: RunConfig, shape: RowShape, accumulation: int) -> list[tuple[str, Operation, int]]:
+def _data_parallel(
+    config: RunConfig, shape: RowShape, accumulation: int, data_size: int
+) -> list[tuple[str, Operation, int]]:
     """What is sent in one step, the operation and its bytes."""
     elements = _rank_elements(config, shape)
     stage, unit = config.training.zero_stage, _unit(config)
@@ -93,7 +99,14 @@ def _data_parallel(config: RunConfig, shape: RowShape, accumulation: int) -> lis
         return [("gradients", "all_reduce", total * unit)]
     if stage < 3:
         times = accumulation if stage == 2 else 1
-        return [("gradients", "all_reduce", total * unit * times), ("weights", "all_gather", total * unit)]
+        found: list[tuple[str, Operation, int]] = [
+            ("gradients", "all_reduce", total * unit * times),
+            ("weights", "all_gather", total * unit),
+        ]
+        if config.optimizer.type == "muon":
+            matrices = sum(elements[matrix.name] for matrix in hidden_matrices(config.model))
+            found.append(("momenta and updates", "all_to_all", 2 * matrices * unit // data_size))
+        return found
     # ZeRO 3 never frees the small ones; those of the vocabulary are counted as large.
     small = sum(
         size for name, size in elements.items() if size < PERSISTENT_ELEMENTS and name not in VOCABULARY_PARAMETERS
@@ -115,7 +128,9 @@ def _rank_elements(config: RunConfig, shape: RowShape) -> dict[str, int]:
     return {parameter.name: parameter.rank_elements(tensor_size) for parameter in table}
 
 
-def _tensor_parallel(config: RunConfig, shape: RowShape, accumulation: int) -> list[tuple[str, Operation, int]]:
+def _tensor_parallel(
+    config: RunConfig, shape: RowShape, accumulation: int, data_size: int
+) -> list[tuple[str, Operation, int]]:
     """What is sent in one step, the operation and its bytes."""
     layout, model = parse_layout(config.model.layout), config.model
     row = config.training.micro_batch_size * model.hidden_size * _unit(config)
@@ -126,10 +141,16 @@ def _tensor_parallel(config: RunConfig, shape: RowShape, accumulation: int) -> l
     backward = sublayers + (every if layout.narrow.count("s") else 0) + 2 * masked
     # Largest logit, sum of exponentials, the label's own logit; fp32.
     loss = 3 * config.training.micro_batch_size * shape.masked_per_row * 4
-    return [
+    found: list[tuple[str, Operation, int]] = [
         ("activations", "all_reduce", (forward + backward + loss) * accumulation),
         ("the head's input", "all_gather", masked * accumulation),
     ]
+    if config.optimizer.type == "muon":
+        # Muon's shards, before each matrix is computed whole; with ZeRO by one of the data-parallel ranks.
+        matrices = sum(matrix.num_elements for matrix in hidden_matrices(model))
+        owners = data_size if config.training.zero_stage else 1
+        found.append(("momenta", "all_gather", matrices * _unit(config) // owners))
+    return found
 
 
 def bytes_out_of_node(collectives: list[Collective], processes_per_node: int, nodes: int) -> float:

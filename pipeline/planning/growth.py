@@ -6,7 +6,6 @@ several processes read, the bytes of checkpoints, and heartbeats.
 
 import numpy as np
 
-from pipeline.checkpoints.format import KINDS
 from pipeline.data.order import Order
 from pipeline.processes.group_sum import RING_RANKS, exchanges
 
@@ -57,11 +56,11 @@ def readers_of_chunk(order: Order, global_batch_size: int, data_parallel_size: i
     return len(pairs) / len(np.unique(pairs[:, :3], axis=0))
 
 
-def checkpoint_bytes(parameters: int) -> int:
+def checkpoint_bytes(parameters: int, moments: int) -> int:
     """Bytes of a checkpoint, which all processes write together: weights and moments in fp32."""
-    return parameters * _FP32_BYTES * len(KINDS)
+    return _FP32_BYTES * (parameters + moments)
 
 
-def resume_bytes(parameters: int, ranks: int, zero_stage: int) -> float:
+def resume_bytes(parameters: int, moments: int, ranks: int, zero_stage: int) -> float:
     """Bytes that each process reads of a checkpoint: the weights, and its share of the fp32 state."""
-    return parameters * _FP32_BYTES * (1 + len(KINDS) / (ranks if zero_stage else 1))
+    return _FP32_BYTES * (parameters + (parameters + moments) / (ranks if zero_stage else 1))

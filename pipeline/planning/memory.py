@@ -23,7 +23,7 @@ from pipeline.engine.compilation import DTYPES
 from pipeline.layout import group_sublayers, parse_layout
 from pipeline.model.arithmetic import RowShape
 from pipeline.model.masked_lm import NarrowBertForPretraining
-from pipeline.model.parameters import count_parameters, padded_vocab_size
+from pipeline.model.parameters import count_moments, count_parameters, padded_vocab_size
 
 Argument = torch.Tensor | torch.dtype | torch.device | float | bool | None
 Result = TypeVar("Result")
@@ -117,7 +117,12 @@ def state_bytes(config: RunConfig, shape: RowShape, world_size: int, zero_stage:
     parameters = count_parameters(config.model, shape.vocab_size) // size
     data_size = world_size // size
     weights, gradients, optimizer = model_state_bytes(
-        parameters, training.precision, zero_stage, data_size, adds_in_fp32=adds_in_fp32(training, data_size)
+        parameters,
+        training.precision,
+        zero_stage,
+        data_size,
+        moments=count_moments(config.model, config.optimizer, shape.vocab_size) // size,
+        adds_in_fp32=adds_in_fp32(training, data_size),
     )
     if zero_stage == 3:
         # What is fetched stays until LIVE_ELEMENTS are there; the largest gradient exists whole, once as
@@ -142,12 +147,18 @@ def bucket_bytes(config: RunConfig, world_size: int) -> int:
 
 
 def model_state_bytes(
-    num_parameters: int, precision: str, zero_stage: int, data_parallel_size: int, *, adds_in_fp32: bool = False
+    num_parameters: int,
+    precision: str,
+    zero_stage: int,
+    data_parallel_size: int,
+    *,
+    moments: int,
+    adds_in_fp32: bool = False,
 ) -> tuple[int, int, int]:
-    """Bytes per rank of weights, gradients, and fp32 master weights with Adam moments (no activations).
+    """Bytes per rank of weights, gradients, and fp32 master weights with the optimizer's moments (no activations).
 
-    Per parameter: bf16 and fp16 2 + 2 + 12, or 2 + 4 + 12 with sums in fp32; fp32 4 + 4 + 12 (DeepSpeed keeps a
-    master copy there as well; without ZeRO it does not: 4 + 4 + 8). Stage 1 divides the 12 among the ranks, 2 the
+    Per parameter of AdamW: bf16 and fp16 2 + 2 + 12, or 2 + 4 + 12 with sums in fp32; fp32 4 + 4 + 12 (DeepSpeed keeps
+    a master copy there as well; without ZeRO it does not: 4 + 4 + 8). Stage 1 divides the 12 among the ranks, 2 the
     gradients too, 3 the weights too (Rajbhandari et al., "ZeRO", SC 2020, section 3).
 
     Args:
@@ -155,13 +166,14 @@ def model_state_bytes(
         precision: of weights and gradients.
         zero_stage: 0 to 3.
         data_parallel_size: ranks among which ZeRO divides.
+        moments: elements of them.
         adds_in_fp32: whether gradients of several micro-batches are added up in fp32.
     """
     unit = 4 if precision == "fp32" else 2
     gradient = 4 if adds_in_fp32 else unit
-    weights, gradients, optimizer = unit * num_parameters, gradient * num_parameters, 12 * num_parameters
+    weights, gradients, optimizer = unit * num_parameters, gradient * num_parameters, 4 * (num_parameters + moments)
     if zero_stage == 0:
-        optimizer = 8 * num_parameters
+        optimizer = 4 * moments
     if zero_stage >= 1:
         optimizer //= data_parallel_size
     if zero_stage >= 2:

@@ -8,8 +8,14 @@ from pipeline.config import RunConfig
 from pipeline.config_checks import check_config
 from pipeline.data.mixture import Mixture, open_mixture, paths_of
 from pipeline.layout import parse_layout
-from pipeline.model.arithmetic import RowShape, forward_flops, predicted_speedup, training_flops
-from pipeline.model.parameters import count_parameters
+from pipeline.model.arithmetic import (
+    RowShape,
+    forward_flops,
+    orthogonalisation_flops,
+    predicted_speedup,
+    training_flops,
+)
+from pipeline.model.parameters import count_moments, count_parameters
 from pipeline.planning.communication import bytes_out_of_node, step_communication, step_seconds
 
 # Of a run's order, to count who reads a chunk.
@@ -72,6 +78,7 @@ def plan(config: RunConfig, options: PlanOptions) -> Plan:
     layout = parse_layout(config.model.layout)
     speedup = predicted_speedup(config.model, shape)
     parameters = count_parameters(config.model, shape.vocab_size)
+    moments = count_moments(config.model, config.optimizer, shape.vocab_size)
     tokens = config.training.train_steps * config.training.global_batch_size * shape.seq_length
     rows = config.training.train_steps * config.training.global_batch_size
     flops, control = (training_flops(one, config.model, shape) for one in (layout, layout.control()))
@@ -83,11 +90,12 @@ def plan(config: RunConfig, options: PlanOptions) -> Plan:
         ("training FLOPs per row", f"{flops:.4g}"),
         ("control's training FLOPs", f"{control:.4g}"),
         ("predicted speed-up", f"{speedup:.2f}x (control's head on masked positions too)"),
+        *_muon_lines(config, flops, options.processes),
         ("steps", f"{config.training.train_steps:,} of {config.training.global_batch_size:,} rows"),
         ("tokens", f"{tokens:,}" + (f" ({_epochs(rows, shards)})" if shards else "")),
         *_memory_lines(config, shape, options.processes),
         *_communication_lines(config, shape, options),
-        *_growth_lines(config, shards, parameters, options),
+        *_growth_lines(config, shards, parameters, moments, options),
         _time_line(tokens, options.tokens_per_second),
     ]
     return Plan(
@@ -98,6 +106,18 @@ def plan(config: RunConfig, options: PlanOptions) -> Plan:
         tokens=tokens,
         lines=tuple(lines),
     )
+
+
+def _muon_lines(config: RunConfig, row_flops: int, processes: int) -> list[tuple[str, str]]:
+    """What Muon adds to a process's arithmetic."""
+    if config.optimizer.type != "muon":
+        return []
+    training = config.training
+    data_size = processes // training.tensor_model_parallel_size
+    # Tensor-parallel ranks each compute the whole matrix, without ZeRO all ranks.
+    flops = orthogonalisation_flops(config.model) // (data_size if training.zero_stage else 1)
+    share = flops / (row_flops * training.global_batch_size / processes)
+    return [("Muon's FLOPs per step", f"{flops:.4g} in each process, {100 * share:.1f}% of those of its rows")]
 
 
 def _time_line(tokens: int, tokens_per_second: float | None) -> tuple[str, str]:
@@ -181,7 +201,7 @@ def _communication_lines(config: RunConfig, shape: RowShape, options: PlanOption
 
 
 def _growth_lines(
-    config: RunConfig, shards: Mixture | None, parameters: int, options: PlanOptions
+    config: RunConfig, shards: Mixture | None, parameters: int, moments: int, options: PlanOptions
 ) -> list[tuple[str, str]]:
     """What else grows with the processes of several nodes."""
     if options.nodes == 1:
@@ -196,8 +216,8 @@ def _growth_lines(
         steps = max(2, _REPLAYED_ROWS // batch)
         readers = growth.readers_of_chunk(shards.order(config.data.seed, batch), batch, size, steps)
         lines.append(("reading", f"a chunk is read by {readers:.2f} of {size} data-parallel processes"))
-    written = growth.checkpoint_bytes(parameters)
-    read = growth.resume_bytes(parameters, ranks, training.zero_stage)
+    written = growth.checkpoint_bytes(parameters, moments)
+    read = growth.resume_bytes(parameters, moments, ranks, training.zero_stage)
     lines += [
         ("checkpoint", f"{written / 1e9:.4g} GB, {written / ranks / 1e9:.4g} GB written by each process"),
         ("resume", f"{read / 1e9:.4g} GB read by each process"),

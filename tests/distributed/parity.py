@@ -9,7 +9,7 @@ import gc
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ from pipeline.checkpoints.restore import load_optimizer, optimizer_steps
 from pipeline.checkpoints.writing import CheckpointWriter
 from pipeline.config import ModelConfig, OptimizerConfig, RunConfig, TrainingConfig
 from pipeline.engine import deepspeed_engine as engine
+from pipeline.engine import muon as muon_module
+from pipeline.engine.muon import orthogonalise
 from pipeline.model.masked_lm import NarrowBertForPretraining
 from pipeline.model.parameters import padded_vocab_size
 from pipeline.parallel.dropout_seeds import seed_dropout, tensor_parallel_dropout
@@ -66,30 +68,36 @@ def rows(step: int) -> dict[str, torch.Tensor]:
     }
 
 
-def plain_curve(layout: str) -> Curve:
+def plain_curve(config: RunConfig, build_plain: Callable[[torch.nn.Module, OptimizerConfig], Any]) -> Curve:
     """The oracle: one process, torch alone, the whole batch at once."""
-    config = configuration(layout)
     torch.manual_seed(config.training.seed)
     model = NarrowBertForPretraining(config.model, VOCAB)
     options = config.optimizer
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    plain = [p for p in model.parameters() if p.ndim == 1]
-    optimizer = torch.optim.AdamW(
+    optimizers = build_plain(model, options)
+    curve = []
+    for step in range(STEPS):
+        batch = rows(step)
+        loss = model(**batch).loss_sum / batch["label_mask"].sum()
+        model.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip_grad)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step, STEPS, options)
+            optimizer.step()
+        curve.append((loss.item(), norm.item()))
+    return curve
+
+
+def plain_adamw(parameters: Iterable[torch.nn.Parameter], options: OptimizerConfig) -> torch.optim.AdamW:
+    """Torch's plain loop, not its fused kernel."""
+    parameters = list(parameters)
+    decayed = [p for p in parameters if p.ndim > 1]
+    plain = [p for p in parameters if p.ndim == 1]
+    return torch.optim.AdamW(
         [{"params": decayed, "weight_decay": options.weight_decay}, {"params": plain, "weight_decay": 0.0}],
         betas=(options.adam_beta1, options.adam_beta2), eps=options.adam_eps, fused=False, foreach=False,
     )  # fmt: skip
-    curve = []
-    for step in range(STEPS):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, STEPS, options)
-        batch = rows(step)
-        loss = model(**batch).loss_sum / batch["label_mask"].sum()
-        optimizer.zero_grad()
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip_grad)
-        optimizer.step()
-        curve.append((loss.item(), norm.item()))
-    return curve
 
 
 @contextlib.contextmanager
@@ -201,6 +209,42 @@ def fp16(world_size: int, folder: Path) -> dict[str, Any]:
     return found
 
 
+def muon_configuration(**training: Any) -> RunConfig:
+    """Every kind of packed parameter: query, key, value; gates and values; keys and values of the frozen state."""
+    config = configuration("2sf:4sf", **training)
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, activation="geglu", narrow_kv="grouped:2"),
+        optimizer=dataclasses.replace(config.optimizer, type="muon"),
+    )
+
+
+def muon(world_size: int, folder: Path) -> dict[str, Any]:
+    """The curve of each split, and how many matrices all ranks together have orthogonalised in it."""
+    del folder
+    counted = 0
+
+    def counting(matrices: torch.Tensor) -> torch.Tensor:
+        nonlocal counted
+        counted += len(matrices)
+        return orthogonalise(matrices)
+
+    muon_module.orthogonalise = counting
+    found = {}
+    for tensor_parallel_size in {1, 2, world_size // 2}:
+        for stage in (0, 1, 2):
+            counted = 0
+            config = muon_configuration(tensor_model_parallel_size=tensor_parallel_size, zero_stage=stage)
+            curve = whole_curve(config)
+            total = torch.tensor(counted)
+            dist.all_reduce(total)
+            found[f"tp{tensor_parallel_size} zero{stage}"] = {"curve": curve, "orthogonalised": int(total)}
+    for stage in (1, 2):
+        config = muon_configuration(zero_stage=stage, precision="bf16")
+        found[f"tp1 zero{stage} bf16"] = {"curve": whole_curve(config)}
+    return found
+
+
 def sums(world_size: int, folder: Path) -> dict[str, float]:
     """How far, in the 2-norm, a step's gradient of many micro-batches is from their sum in fp32."""
     del folder
@@ -257,15 +301,25 @@ def _distance(built: Any, wanted: list[torch.Tensor]) -> float:
     return (2 - 2 * cosine).clamp(min=0).sqrt().item()
 
 
-def checkpoints(world_size: int, folder: Path) -> dict[str, Any]:
+def muon_checkpoints(world_size: int, folder: Path) -> dict[str, Any]:
+    """Topologies that Muon can split: another slicing of matrices each time."""
+    return checkpoints(world_size, folder, [(2, 1), (1, 2), (2, 0), (1, 1), (4, 2)], muon_configuration)
+
+
+def checkpoints(
+    world_size: int,
+    folder: Path,
+    topologies: Sequence[tuple[int, int]] = ((2, 3), (1, 1), (2, 0), (1, 3), (4, 2)),
+    configure: Callable[..., RunConfig] = configuration,
+) -> dict[str, Any]:
     """Save on one topology, continue on the next, and so on; every load is saved again at once."""
     del world_size
     curve: Curve = []
     wrong: list[str] = []
     before: Path | None = None
     # Tensor-parallel size and ZeRO stage of each step; the data-parallel size follows (4 / the first).
-    for step, (tensor_parallel_size, stage) in enumerate([(2, 3), (1, 1), (2, 0), (1, 3), (4, 2)]):
-        config = configuration(tensor_model_parallel_size=tensor_parallel_size, zero_stage=stage)
+    for step, (tensor_parallel_size, stage) in enumerate(topologies):
+        config = configure(tensor_model_parallel_size=tensor_parallel_size, zero_stage=stage)
         with groups_of(tensor_parallel_size):
             torch.manual_seed(99)  # other weights: what is right came from the file
             model = NarrowBertForPretraining(config.model, VOCAB, padded_vocab_size(VOCAB, tensor_parallel_size))

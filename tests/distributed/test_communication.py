@@ -22,4 +22,6 @@ def test_predicted_bytes_are_those_of_a_real_step(
         for operation, size in predicted.items():
             # Which weights ZeRO 3 still has for the backward pass is an estimate; the rest is exact but for padding.
             is_estimate = "few live" in name and operation.startswith("all_gather")
+            # So is a rank's share of Muon's matrices: whole ones are spread, as evenly as they allow.
+            is_estimate |= "muon" in name and operation.startswith(("all_to_all", "all_gather"))
             assert size == pytest.approx(measured[operation], rel=0.1 if is_estimate else 0.002), (name, operation)

@@ -203,6 +203,33 @@ def test_positions_grow_by_repetition_and_the_base_of_rope_may_change(
 
 
 @pytest.mark.slow
+def test_muon_takes_adams_first_moments_and_adam_none_of_muons(
+    tmp_path: Path, shard_folder: Path, parent: Path
+) -> None:
+    muon = ["--init.from_run", str(parent), "--init.moments", "true", "--optimizer.type", "muon"]
+    run_command("pipeline", *argv(tmp_path / "muon", shard_folder, *muon, "--training.save_interval", "2"))
+    at_4, resumed = tmp_path / "muon/checkpoints/step-00000004", tmp_path / "resumed"
+    matrix = "encoder.full_sublayers.0.linear_qkv.weight"
+    assert matrix in read_tensors(at_4, "exp_avg")
+    assert matrix not in read_tensors(at_4, "exp_avg_sq")
+    assert "head.bias" in read_tensors(at_4, "exp_avg_sq")
+    # A resume from the middle ends in the same bits.
+    shutil.copytree(tmp_path / "muon", resumed)
+    for late in resumed.glob("checkpoints/step-*"):
+        if int(late.name.removeprefix("step-")) > 4:
+            shutil.rmtree(late)
+    (resumed / "DONE").unlink()
+    run_command("pipeline", *argv(resumed, shard_folder, *muon, "--training.save_interval", "2"))
+    assert_equal(tensors(tmp_path / "muon", 10), tensors(resumed, 10))
+
+    back = ["--init.from_run", str(tmp_path / "muon")]
+    assert "no second moments of the hidden matrices: leave out init.moments" in user_error(
+        "pipeline", *argv(tmp_path / "back", shard_folder, *back, "--init.moments", "true")
+    )
+    run_command("pipeline", *argv(tmp_path / "back", shard_folder, *back))
+
+
+@pytest.mark.slow
 def test_what_does_not_fit_is_named_before_anything_is_written(
     tmp_path: Path, shard_folder: Path, parent: Path
 ) -> None:

@@ -11,9 +11,9 @@ from pipeline.config import ModelConfig
 from pipeline.model.masked_lm import NarrowBertForPretraining
 from pipeline.model.parameters import padded_vocab_size
 from pipeline.parallel.groups import initialise_tensor_parallel
+from pipeline.parallel.whole_tensors import gather_shards
 from tests.pipeline.model.small_models import LENGTH, OPTIONS, VOCAB, rows
 from tests.processes import run_ranks
-from tests.tensor_shards import gather_shards
 
 LAYOUTS = ("2sf", "sf:3sf", "sf s:f 2s f s")
 CASES = [(layout, options) for layout in LAYOUTS for options in OPTIONS]

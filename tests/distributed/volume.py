@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 os.environ["DS_ACCELERATOR"] = "cpu"
 
-from pipeline.config import ModelConfig, RunConfig, TrainingConfig
+from pipeline.config import ModelConfig, OptimizerConfig, RunConfig, TrainingConfig
 from pipeline.engine import deepspeed_config
 from pipeline.engine import deepspeed_engine as engine
 from pipeline.model.arithmetic import RowShape
@@ -50,7 +50,8 @@ class Volume(TorchDispatchMode):
             group = next(leaf for leaf in tree_leaves(args) if isinstance(leaf, torch.ScriptObject) and _size(leaf))
             operation = next(
                 (known for part, known in (("allreduce", "all_reduce"), ("allgather", "all_gather"),
-                                           ("reduce_scatter", "reduce_scatter")) if part in name), name,
+                                           ("alltoall", "all_to_all"), ("reduce_scatter", "reduce_scatter"))
+                 if part in name), name,
             )  # fmt: skip
             # The whole tensor: what an all-reduce is given and an all-gather returns; reduce-scatter takes it second.
             whole = args[1] if operation == "reduce_scatter" else args[0]
@@ -82,6 +83,9 @@ def configurations(world_size: int) -> dict[str, RunConfig]:
         model = dataclasses.replace(MODEL, recompute=recompute)
         name = f"tp{split} zero{stage} {precision}{' recompute' * recompute}"
         found[name] = RunConfig(model=model, training=training)
+    for name in ("tp1 zero1 fp32", "tp2 zero1 fp32", "tp2 zero2 fp32"):
+        if name in found:
+            found[f"{name} muon"] = dataclasses.replace(found[name], optimizer=OptimizerConfig(type="muon"))
     return found
 
 

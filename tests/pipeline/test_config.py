@@ -27,13 +27,20 @@ def training(**values: Any) -> RunConfig:
     return RunConfig(training=TrainingConfig(**values))
 
 
+def muon(**values: Any) -> RunConfig:
+    return RunConfig(optimizer=OptimizerConfig(type="muon"), training=TrainingConfig(**values))
+
+
 @pytest.mark.parametrize(
     ("config", "world_size", "expected"),
     [
         (training(global_batch_size=100, micro_batch_size=24), 1, "take a micro_batch_size of 5, 10, 20, 25"),
         (training(global_batch_size=101, micro_batch_size=1), 4, "take a global_batch_size of 100 or 104"),
         (training(train_steps=0), 1, "training.train_steps is 0"),
-        (training(zero_stage=0), 1, "take zero_stage 1, 2 or 3, or precision fp32"),
+        (training(zero_stage=0), 1, "take zero_stage 1 or 2, or precision fp32"),
+        (muon(zero_stage=3), 1, "take zero_stage 1 or 2, or optimizer.type adamw"),
+        (muon(offload_optimizer=True), 1, "take offload_optimizer false, or optimizer.type adamw"),
+        (muon(zero_stage=3, offload_optimizer=True), 1, "take zero_stage 1 or 2 and offload_optimizer false, or"),
         (training(zero_stage=0, precision="fp32", offload_optimizer=True), 1, "offload_optimizer needs zero_stage 1"),
         (training(tensor_model_parallel_size=5), 5, "heads, ffn and processes is 1"),
         (training(tensor_model_parallel_size=8), 8, "heads, ffn and processes, and suits the batch, is 1, 2, 4"),
@@ -112,7 +119,7 @@ def test_every_number_that_is_advised_is_accepted(
 
 def test_a_precision_is_advised_only_where_it_helps() -> None:
     line = refusal(training(zero_stage=0, offload_optimizer=True), 1)
-    assert line.endswith("take zero_stage 1, 2 or 3")
+    assert line.endswith("take zero_stage 1 or 2")
     check_config(training(zero_stage=0, precision="fp32"), world_size=1)
 
 

@@ -32,8 +32,8 @@ from pipeline.initialisation.pretrained import export_pretrained
 from pipeline.model.masked_lm import NarrowBertForPretraining
 from pipeline.model.parameters import padded_vocab_size
 from pipeline.parallel.groups import initialise_tensor_parallel
+from pipeline.parallel.whole_tensors import gather_shards
 from tests.processes import TINY_RUN, losses, run_command, run_ranks, user_error
-from tests.tensor_shards import gather_shards
 
 HIDDEN, HEADS, INNER, LENGTH = 32, 4, 64, 32
 Edit = Callable[[dict[str, Any]], Any]

@@ -91,10 +91,13 @@ def test_every_preset_can_be_planned(preset: Path) -> None:
 
 
 def test_model_states_follow_zero() -> None:
-    def states(stage: int, precision: str, *, adds_in_fp32: bool = False) -> int:
-        return sum(model_state_bytes(1000, precision, stage, 4, adds_in_fp32=adds_in_fp32))
+    def states(stage: int, precision: str, *, moments: int = 2000, adds_in_fp32: bool = False) -> int:
+        return sum(model_state_bytes(1000, precision, stage, 4, moments=moments, adds_in_fp32=adds_in_fp32))
 
     assert [states(stage, "bf16", adds_in_fp32=True) for stage in range(1, 4)] == [9_000, 6_000, 4_500]
     assert [states(stage, "bf16") for stage in range(1, 4)] == [7_000, 5_500, 4_000]
     assert [states(stage, "fp32") for stage in range(4)] == [16_000, 11_000, 8_000, 5_000]
     assert states(1, "fp16") == 7_000
+    # Muon has one moment of the 600 parameters that it updates.
+    assert [states(stage, "bf16", moments=1400) for stage in range(1, 3)] == [6_400, 4_900]
+    assert states(0, "fp32", moments=1400) == 13_600
