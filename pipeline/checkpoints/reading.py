@@ -76,6 +76,14 @@ def verify_checkpoint(folder: Path, part: int = 0, parts: int = 1, *, read: bool
             raise CheckpointError(f"{path} does not match its sha256: it was changed after it was written")
 
 
+def manifest_hash(folder: Path) -> str:
+    """The hash that a checkpoint's manifest holds of itself; empty where it cannot be read."""
+    try:
+        return str(json.loads((folder / "manifest.json").read_bytes())["sha256"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
 def read_trainer_state(folder: Path) -> TrainerState:
     """Read ``trainer.json`` of a verified checkpoint."""
     return TrainerState(**json.loads((folder / "trainer.json").read_text(encoding="utf-8")))

@@ -12,6 +12,7 @@ COMMANDS = {
     "evaluate": "Measure masked-LM loss and accuracy of a run's newest checkpoint on the validation split.",
     "report": "Compare runs side by side. The last one is the control.",
     "export": "Write a run's model as a folder that transformers loads.",
+    "average": "Average the weights of a run's last checkpoints, or of several runs' ends, into a folder like a run's.",
     "convert": "Write any BERT or NarrowBERT as a folder that transformers loads, without training.",
     "onnx": "Write ONNX files of an exported or fine-tuned model, checked against torch.",
     "encode": "Turn lines of text into embeddings or predictions, as JSON lines.",

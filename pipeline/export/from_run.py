@@ -46,6 +46,7 @@ def _facts(run_dir: Path, config: ModelConfig, state: TrainerState, seq_length: 
     return {
         "layout": config.layout,
         "started from": _origin(state),
+        **_averaged(run_dir),
         "parameters": f"{count_parameters(config, state.vocab_size):,}",
         "steps": f"{state.step:,} of {state.config['training']['train_steps']:,}",
         "rows": f"{state.rows_trained:,} of {seq_length} tokens",
@@ -63,3 +64,8 @@ def _origin(state: TrainerState) -> str:
         before = f"{state.parent['steps']:,} steps and {state.parent['tokens']:,} tokens before"
         return f"step {state.parent['step']:,} of {state.parent['run']} ({before})"
     return state.config.get("init", {}).get("from_huggingface") or "random weights"
+
+
+def _averaged(run_dir: Path) -> dict[str, str]:
+    parts = read_run_record(run_dir).get("averaged_from", [])
+    return {"average of": ", ".join(f"step {part['step']:,} of {part['run']}" for part in parts)} if parts else {}

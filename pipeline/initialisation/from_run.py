@@ -5,7 +5,6 @@ asks for the parent once something is saved.
 """
 
 import dataclasses
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from pipeline.checkpoints.format import KINDS, CheckpointError, TrainerState
 from pipeline.checkpoints.reading import (
     checkpoint_folders,
     load_weights,
+    manifest_hash,
     read_trainer_state,
     verify_checkpoint,
 )
@@ -123,7 +123,7 @@ def _candidates(config: RunConfig) -> list[Path]:
     begun: Parent | None = stored_record(run_dir).get("parent") if (run_dir / "config.yaml").exists() else None
     if begun is not None:
         folder = checkpoint_of({**begun, "path": str(source)})
-        if _manifest_hash(folder) != begun["sha256"]:
+        if manifest_hash(folder) != begun["sha256"]:
             raise UserError(
                 f"run_dir {run_dir} has begun at step {begun['step']} of {source}, which is gone or was changed, and "
                 "has saved nothing yet: restore that checkpoint, or give another --run_dir"
@@ -146,14 +146,6 @@ def _candidates(config: RunConfig) -> list[Path]:
 
 def _none_intact(config: RunConfig, problems: Sequence[str]) -> UserError:
     return UserError(f"init.from_run {config.init.from_run}: no checkpoint is intact: {'; '.join(problems)}")
-
-
-def _manifest_hash(folder: Path) -> str:
-    """The hash that a checkpoint's manifest holds of itself; empty where it cannot be read."""
-    try:
-        return str(json.loads((folder / "manifest.json").read_bytes())["sha256"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
 
 
 def _check_fit(config: RunConfig, shards: Mixture, folder: Path) -> None:
@@ -192,7 +184,7 @@ def _describe(config: RunConfig, shards: Mixture, folder: Path) -> Parent:
         "run": run_dir.name,
         "path": str(run_dir),
         "step": state.step,
-        "sha256": _manifest_hash(folder),
+        "sha256": manifest_hash(folder),
         "moments": config.init.moments,
         "first_row": state.rows_consumed if goes_on else 0,
         "steps": before["steps"] + state.step,

@@ -1,4 +1,4 @@
-"""Where a run began: at a checkpoint of another run, and with how much training before it. Imports no torch."""
+"""Where weights come from: the checkpoint of another run that a run began at, those of an average. Imports no torch."""
 
 from pathlib import Path
 from typing import TypedDict
@@ -30,6 +30,21 @@ class Parent(TypedDict):
     """Rows that they trained on."""
     tokens: int
     """Tokens of those rows."""
+
+
+class Averaged(TypedDict):
+    """What a folder of averaged weights records of each checkpoint that went in."""
+
+    lineage_id: str
+    """Its run, over all its starts."""
+    run: str
+    """That run's directory's last part."""
+    path: str
+    """The directory, absolute, at the time."""
+    step: int
+    """Steps that it had done."""
+    sha256: str
+    """Of the checkpoint's manifest."""
 
 
 def split_source(source: str) -> tuple[Path, int | None]:

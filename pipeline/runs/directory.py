@@ -20,7 +20,7 @@ from data_prep.contract.remote import retried
 from pipeline.config import RESUMABLE_CHANGES, SCHEDULE_CHANGES, RunConfig
 from pipeline.config_checks import check_config
 from pipeline.data.mixture import Mixture, open_mixture
-from pipeline.runs.ancestry import Parent
+from pipeline.runs.ancestry import Averaged, Parent
 from pipeline.runs.schedule_change import changes_of_schedule, check_schedule_change
 
 ATTEMPTS = "attempts"
@@ -73,6 +73,8 @@ class RunRecord(TypedDict):
     """Validation rows of the newest start."""
     parent: NotRequired[Parent]
     """The checkpoint of another run that this one began at."""
+    averaged_from: NotRequired[list[Averaged]]
+    """Of a folder that ``narrowbert average`` made, and no training: what went in, the last one last."""
     computed_otherwise: NotRequired[dict[str, int]]
     """``Attempt.may_differ_until``."""
 
@@ -150,6 +152,10 @@ def _check_run_dir(config: RunConfig, shards: Mixture) -> None:
         if run_dir.is_dir() and {path.name for path in run_dir.iterdir() if not is_unfinished(path)} - early:
             raise UserError(f"run_dir {run_dir} holds other files: give a new or empty folder")
         return
+    if "averaged_from" in stored_record(run_dir):
+        raise UserError(
+            f"run_dir {run_dir} holds averaged weights: give another --run_dir, and this one as --init.from_run"
+        )
     stored = _stored_config(run_dir)
     current = flatten(redact(config_as_dict(config)))  # as it was stored
     changed = [
