@@ -33,13 +33,7 @@ CPU = torch.device("cpu")
 
 
 def reader(shards: Mixture, config: RunConfig) -> TrainingData:
-    training = config.training
-    return TrainingData(
-        shards,
-        seed=config.data.seed,
-        global_batch_size=training.global_batch_size,
-        micro_batch_size=training.micro_batch_size,
-    )
+    return TrainingData(shards, config.training, seed=config.data.seed)
 
 
 def read_rates(shards: Mixture, config: RunConfig) -> list[float]:
@@ -49,7 +43,7 @@ def read_rates(shards: Mixture, config: RunConfig) -> list[float]:
     for epoch in range(2):
         started = time.perf_counter()
         for step in range(epoch * steps, (epoch + 1) * steps):
-            data.step(step * size)
+            data.step(step)
         rates.append(steps * size / (time.perf_counter() - started))
     return rates
 
@@ -65,12 +59,12 @@ class Trainer:
         self.data = Prefetcher(
             reader(shards, config), MASKED_LANGUAGE_MODELLING.weight, CPU, num_workers=1, prefetch_factor=2
         )
-        self.size, self.done = config.training.global_batch_size, 0
+        self.done = 0
 
     def step(self) -> tuple[float, float]:
         """Seconds waited for the rows, and of the whole step."""
         started = time.perf_counter()
-        batches = self.data.step(self.done * self.size).batches
+        batches = self.data.step(self.done).batches
         waited = time.perf_counter() - started
         for b in batches:
             output = self.model(b.input_ids, b.masked_positions, b.key_mask, b.labels, b.label_mask, b.document_ids)

@@ -65,6 +65,7 @@ START = """
 import gc, json, pathlib, sys, time
 import numpy, torch
 import pipeline.data.batches as batches
+from pipeline.config import TrainingConfig
 from pipeline.data.mixture import open_mixture
 
 def kilobytes():
@@ -72,8 +73,9 @@ def kilobytes():
 
 gc.collect()
 before, started = kilobytes(), time.perf_counter()
-data = batches.TrainingData(open_mixture(sys.argv[1], None), seed=1, global_batch_size=27 * 1024, micro_batch_size=27,
-                            data_rank=5, data_parallel_size=1024)
+data = batches.TrainingData(open_mixture(sys.argv[1], None),
+                            TrainingConfig(global_batch_size=27 * 1024, micro_batch_size=27),
+                            seed=1, data_rank=5, data_parallel_size=1024)
 positions = data._order.positions_of_process(0, 27 * 1024, data_rank=5, data_parallel_size=1024)
 data._order.locate(positions)
 print(json.dumps({"seconds": time.perf_counter() - started, "bytes": 1024 * (kilobytes() - before)}))

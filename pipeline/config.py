@@ -22,7 +22,7 @@ class DataConfig:
     """One positive number for each folder of a list: [3, 1] takes three rows of the first for one of the second,
     exactly. A folder that has no more rows begins its next epoch."""
     seed: int = 1234
-    """Seed of the order of the rows."""
+    """Seed of the order of the rows, and of which masked positions a lower mask_rate takes."""
     num_workers: int = 2
     """Threads of each process that read ahead; they change neither rows nor order."""
     prefetch_factor: int = 2
@@ -135,6 +135,12 @@ class TrainingConfig:
     """Rows per step, over all processes and accumulation steps."""
     micro_batch_size: int = 24
     """Rows that a process computes at once; the rest is gradient accumulation."""
+    mask_rate: tuple[tuple[int, float], ...] = ()
+    """Share of a row's tokens that are masked, from a step on: [[0, 0.3], [10000, 0.15]] masks 30%, and 15% after
+    10,000 steps, both from the same shards. A step takes so many of a row's masked positions, and the rest keep their
+    tokens. Empty: all that the shards hold."""
+    eval_mask_rate: float = 0.15
+    """The same share in every evaluation, or all that the shards hold where that is less."""
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
     """Type of weights and activations; master weights, optimizer states, softmax and loss are fp32."""
     tensor_model_parallel_size: int = 1
@@ -227,13 +233,14 @@ RESUMABLE_CHANGES = {
     "tracking.log_weights",
 }
 
-# What may differ as well where the learning rate of every step that is done stays the same.
+# What may differ as well where the learning rate and the rows of every step that is done stay the same.
 SCHEDULE_CHANGES = {
     "optimizer.min_lr",
     "optimizer.lr_decay_style",
     "optimizer.lr_decay_fraction",
     "optimizer.lr_warmup_fraction",
     "optimizer.lr_warmup_steps",
+    "training.mask_rate",
     "training.train_steps",
 }
 

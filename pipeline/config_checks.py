@@ -1,12 +1,16 @@
 """The checks across the fields of a run's configuration. Imports no torch."""
 
 import dataclasses
+import itertools
 import math
 from pathlib import Path
 
 from data_prep.contract.command_line import UserError
 from pipeline.config import InitConfig, ModelConfig, OptimizerConfig, RunConfig, TrainingConfig
 from pipeline.layout import kv_projections, parse_layout
+
+MAX_PIECES = 16
+"""Pairs of a schedule of rows; each is another shape of tensors, compiled before the first step."""
 
 
 def check_config(config: RunConfig, *, world_size: int) -> None:
@@ -99,6 +103,7 @@ def _check_ranges(config: RunConfig) -> None:
             "rise to the end; give at most optimizer.lr"
         )
     _check_schedule(config.optimizer, config.training.train_steps)
+    _check_mask_rates(config.training)
     for name, value in [("data.seed", config.data.seed), ("training.seed", config.training.seed)]:
         if not 0 <= value < 2**63:
             raise UserError(f"{name} is {value}: give a number from 0 to 2^63 - 1")
@@ -116,6 +121,24 @@ def _check_schedule(optimizer: OptimizerConfig, train_steps: int) -> None:
     for name, value in [("min_lr", optimizer.min_lr), ("lr_decay_fraction", 1 - optimizer.lr_decay_fraction)]:
         if optimizer.lr_decay_style == "constant" and value:
             raise UserError(f"optimizer.{name} does nothing with lr_decay_style constant: leave it out")
+
+
+def _check_mask_rates(training: TrainingConfig) -> None:
+    _check_pairs("mask_rate", training.mask_rate)
+    for name, rate in [("mask_rate", rate) for _, rate in training.mask_rate] + [
+        ("eval_mask_rate", training.eval_mask_rate)
+    ]:
+        if not 0 < rate <= 1:
+            raise UserError(f"training.{name} is {rate}: give a share of the tokens, above 0 and at most 1")
+
+
+def _check_pairs(name: str, pairs: tuple[tuple[int, float], ...]) -> None:
+    """Whether the steps of a list of (step, value) begin with 0 and rise."""
+    steps = [step for step, _ in pairs]
+    if steps and (steps[0] != 0 or any(later <= step for step, later in itertools.pairwise(steps))):
+        raise UserError(f"training.{name} has steps {steps}: begin with step 0 and let them rise")
+    if len(steps) > MAX_PIECES:
+        raise UserError(f"training.{name} has {len(steps)} pairs: give at most {MAX_PIECES}, each compiles anew")
 
 
 def _check_counts(config: RunConfig) -> None:

@@ -258,8 +258,10 @@ def path_or_url_argument(text: str) -> str:
 
 def config_as_dict(config: Any) -> dict[str, Any]:
     """The configuration as plain lists, dictionaries and scalars, ready for YAML or JSON."""
-    return {
-        f.name: config_as_dict(v) if dataclasses.is_dataclass(v) else list(v) if isinstance(v, tuple) else v
-        for f in dataclasses.fields(config)
-        for v in [getattr(config, f.name)]
-    }
+    return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return config_as_dict(value)
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value

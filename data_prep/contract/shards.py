@@ -87,6 +87,11 @@ class ShardFolder:
         return self.path / TOKENIZER
 
     @property
+    def mask_unit(self) -> str:
+        """What is masked as one: token, word, span or ngram; of a folder that does not say so, token."""
+        return self.manifest.get("configuration", {}).get("mask", {}).get("unit", "token")
+
+    @property
     def geometry(self) -> Geometry:
         """The sizes that decide every shape of a chunk."""
         return Geometry(

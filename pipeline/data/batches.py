@@ -6,10 +6,15 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from pipeline.config import TrainingConfig
+from pipeline.data.mask_subsets import MaskSubsets
 from pipeline.data.mixture import MixedSplit, Mixture
 from pipeline.data.order import ORDER_VERSION, interleaved, variants_of_epochs
+from pipeline.data.row_schedule import RowSchedule
 from pipeline.data.rows import apply_masks, pick_rows
 from pipeline.model.arithmetic import RowShape
+
+_VALIDATION_SEED = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,21 +52,22 @@ class TrainingData:
 
     Args:
         shards: opened shard folders.
+        training: rows of a step and of a forward pass, and how many of their masks are used.
         seed: data seed.
-        global_batch_size: rows per step over all processes.
-        micro_batch_size: rows of one forward pass.
         data_rank, data_parallel_size: which share of each batch this process reads.
         order_version: of the order of the rows, as ``run.json`` has it.
         first_row: place in that order at which the run begins.
+
+    Raises:
+        UserError: the shards hold fewer masks than a step would use.
     """
 
     def __init__(
         self,
         shards: Mixture,
+        training: TrainingConfig,
         *,
         seed: int,
-        global_batch_size: int,
-        micro_batch_size: int,
         data_rank: int = 0,
         data_parallel_size: int = 1,
         order_version: int = ORDER_VERSION,
@@ -70,39 +76,50 @@ class TrainingData:
         self._first_row = first_row
         self._split = shards.split("train")
         self._num_variants = np.array(shards.num_variants)
-        self._order = shards.order(seed, global_batch_size, order_version)
-        self.global_batch_size = global_batch_size
-        self._micro_batch_size = micro_batch_size
+        self._order = shards.order(seed, training.global_batch_size, order_version)
+        self._schedule = RowSchedule(training, shards.row_shape)
+        self._subsets = MaskSubsets(shards.folders, seed)
+        self._micro_batch_size = training.micro_batch_size
         self._data_rank = data_rank
         self._data_parallel_size = data_parallel_size
 
-    def step(self, rows_consumed: int) -> list[Batch]:
-        """This process's micro-batches of the step that starts after ``rows_consumed`` rows of the run."""
+    def step(self, step: int) -> list[Batch]:
+        """This process's micro-batches of the step that follows ``step`` steps."""
         positions = self._order.positions_of_process(
-            self._first_row + rows_consumed,
-            self.global_batch_size,
+            self._first_row + self._schedule.rows_before(step),
+            self._schedule.rows(step),
             data_rank=self._data_rank,
             data_parallel_size=self._data_parallel_size,
         )
         folders, epochs, chunks, rows = self._order.locate(positions)
         chunks += self._split.first_chunks[folders]
         variants = variants_of_epochs(epochs, self._num_variants[folders])
+        masked_per_row = self._schedule.masked_per_row(step)
         return [
-            make_batch(self._split, chunks[part], rows[part], variants[part])
+            make_batch(self._split, chunks[part], rows[part], variants[part], self._subsets, masked_per_row)
             for part in _slices(len(positions), self._micro_batch_size)
         ]
 
 
 def validation_batches(
-    shards: Mixture, *, max_rows: int, micro_batch_size: int, data_rank: int, data_parallel_size: int
+    shards: Mixture,
+    *,
+    max_rows: int,
+    micro_batch_size: int,
+    data_rank: int,
+    data_parallel_size: int,
+    masked_per_row: int | None = None,
 ) -> Iterator[Batch]:
     """This process's share of ``max_rows`` validation rows, always with variant 0.
 
     Every process gets as many batches as any other, all of one shape. Where ZeRO divides the weights, a
     forward pass needs all ranks, and a compiled one wants static shapes. Filler rows of the last batch
     have no active label.
+
+    Of fewer ``masked_per_row`` than the shards hold every run has the same subsets, whatever its seeds.
     """
     split = shards.split("validation")
+    subsets = MaskSubsets(shards.folders, _VALIDATION_SEED)
     starts = np.concatenate([[0], np.cumsum(split.chunk_rows)])
     chosen = shards.validation_rows(max_rows)
     batch_rows = micro_batch_size * data_parallel_size
@@ -117,12 +134,22 @@ def validation_batches(
     chunks = np.searchsorted(starts, flat, side="right") - 1
     for part in _slices(len(flat), micro_batch_size):
         rows = flat[part] - starts[chunks[part]]
-        batch = make_batch(split, chunks[part], rows, np.zeros_like(rows))
+        batch = make_batch(split, chunks[part], rows, np.zeros_like(rows), subsets, masked_per_row)
         yield dataclasses.replace(batch, label_mask=batch.label_mask & torch.from_numpy(real[part])[:, None])
 
 
-def make_batch(split: MixedSplit, chunks: np.ndarray, rows: np.ndarray, variants: np.ndarray) -> Batch:
-    """Read rows (chunk index, row inside it, mask variant; each [B]) and lay them out as tensors."""
+def make_batch(
+    split: MixedSplit,
+    chunks: np.ndarray,
+    rows: np.ndarray,
+    variants: np.ndarray,
+    subsets: MaskSubsets | None = None,
+    masked_per_row: int | None = None,
+) -> Batch:
+    """Read rows (chunk index, row inside it, mask variant; each [B]) and lay them out as tensors.
+
+    With ``subsets`` they have ``masked_per_row`` slots, where that is less than the shards have.
+    """
     fields: dict[str, np.ndarray] = {}
     for chunk in np.unique(chunks):
         of_chunk = np.flatnonzero(chunks == chunk)
@@ -131,7 +158,10 @@ def make_batch(split: MixedSplit, chunks: np.ndarray, rows: np.ndarray, variants
             if name not in fields:
                 fields[name] = np.empty((len(chunks), *values.shape[1:]), values.dtype)
             fields[name][of_chunk] = values
-    masked = apply_masks({**fields, **split.masks(chunks, rows, variants)})
+    fields |= split.masks(chunks, rows, variants)
+    if subsets is not None and masked_per_row not in (None, fields["masked_positions"].shape[1]):
+        fields |= subsets.take(fields, split.folders_of(chunks), variants, masked_per_row)
+    masked = apply_masks(fields)
     return Batch(
         input_ids=torch.from_numpy(masked.input_ids),
         masked_positions=torch.from_numpy(masked.masked_positions),

@@ -54,7 +54,7 @@ class MixedSplit:
         Raises:
             UserError: the bytes are not those that were written; names shard and chunk.
         """
-        folder = int(self._folders(index))
+        folder = int(self.folders_of(index))
         return self.parts[folder].chunk(index - int(self.first_chunks[folder]))
 
     def masks(self, chunks: np.ndarray, rows: np.ndarray, variants: np.ndarray) -> Mapping[str, np.ndarray]:
@@ -63,7 +63,7 @@ class MixedSplit:
         Raises:
             UserError: as ``chunk``.
         """
-        folders = self._folders(chunks)
+        folders = self.folders_of(chunks)
         found: dict[str, np.ndarray] = {}
         for folder in np.unique(folders).tolist():
             here = np.flatnonzero(folders == folder)
@@ -72,7 +72,7 @@ class MixedSplit:
                 found.setdefault(name, np.empty((len(chunks), *values.shape[1:]), values.dtype))[here] = values
         return found
 
-    def _folders(self, chunks: np.ndarray | int) -> np.ndarray:
+    def folders_of(self, chunks: np.ndarray | int) -> np.ndarray:
         """Which folder each chunk is of."""
         return np.searchsorted(self.first_chunks, chunks, side="right") - 1
 

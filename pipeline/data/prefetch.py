@@ -26,7 +26,7 @@ class StepRows:
 class Prefetcher:
     """Reads the batches of the next steps in threads, and copies them to the device, during this one.
 
-    A thread reads whole steps. What a step reads follows from its position alone, so neither the number of threads nor
+    A thread reads whole steps. What a step reads follows from its number alone, so neither the number of threads nor
     how far they are ahead changes anything. On CUDA the copies run on a stream of their own beside the computation.
 
     The threads start with the first ``step``. They end with ``close``, or with the ``with`` block.
@@ -62,20 +62,19 @@ class Prefetcher:
     ) -> None:
         self.close()
 
-    def step(self, rows_consumed: int) -> StepRows:
+    def step(self, step: int) -> StepRows:
         """``TrainingData.step`` on the device, and its weight.
 
         Raises:
             UserError: what a thread found wrong in reading this step.
         """
-        size = self._data.global_batch_size
-        wanted = [rows_consumed + ahead * size for ahead in range(self._steps_ahead + 1)]
-        for position in self._reading.keys() - set(wanted):
-            self._reading.pop(position).cancel()
-        for position in wanted:  # the nearest first: threads take them in this order
-            if position not in self._reading:
-                self._reading[position] = self._threads.submit(self._load, position)
-        rows = self._reading.pop(rows_consumed).result()
+        wanted = range(step, step + self._steps_ahead + 1)
+        for other in self._reading.keys() - set(wanted):
+            self._reading.pop(other).cancel()
+        for ahead in wanted:  # the nearest first: threads take them in this order
+            if ahead not in self._reading:
+                self._reading[ahead] = self._threads.submit(self._load, ahead)
+        rows = self._reading.pop(step).result()
         if rows.copied is not None:
             current = torch.cuda.current_stream(self._device)
             current.wait_event(rows.copied)
@@ -87,8 +86,8 @@ class Prefetcher:
         """Drop what is not being read yet, so that the end of the process does not wait for it."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _load(self, rows_consumed: int) -> StepRows:
-        batches = self._data.step(rows_consumed)
+    def _load(self, step: int) -> StepRows:
+        batches = self._data.step(step)
         weight = float(torch.stack([self._weigh(batch) for batch in batches]).sum().double())
         if self._stream is None:
             return StepRows(batches=[batch.to(self._device) for batch in batches], weight=weight)

@@ -1,6 +1,7 @@
 """Compilation of the model's parts, all of it before the first step."""
 
 import os
+from collections.abc import Sequence
 
 import torch
 
@@ -24,9 +25,13 @@ _MOST_THREADS = 32
 
 
 def compile_and_warm_up(
-    model: NarrowBertForPretraining, shape: RowShape, training: TrainingConfig, device: torch.device
+    model: NarrowBertForPretraining,
+    shapes: Sequence[RowShape],
+    in_evaluation: RowShape,
+    training: TrainingConfig,
+    device: torch.device,
 ) -> None:
-    """Compile a model for its micro-batches, in training and in evaluation, with and without padding.
+    """Compile a model for all its micro-batches, in training and in evaluation, with and without padding.
 
     Sublayers, head and loss are compiled alone. The sublayers of a kind share their graphs, and a sublayer hands its
     gradients over when its own part of the backward pass is done, so that ZeRO can sum them meanwhile. All that a
@@ -35,7 +40,8 @@ def compile_and_warm_up(
     Args:
         model: on its device and not yet wrapped by DeepSpeed, which looks at gradients. It gets the type in which it
             computes, as DeepSpeed would give it; nothing else of its weights changes.
-        shape: of the rows.
+        shapes: of the rows in training.
+        in_evaluation: of the rows in evaluations.
         training: how many rows a micro-batch has, and of what type.
         device: the model's. Nothing is done where ``BACKENDS`` does not have it.
     """
@@ -43,6 +49,7 @@ def compile_and_warm_up(
     if backend is None:
         return
     _limit_threads()
+    _allow_graphs(len(shapes))
     model.to(DTYPES[training.precision])
     for part in model.modules():
         if isinstance(part, _COMPILED):
@@ -51,11 +58,13 @@ def compile_and_warm_up(
     was_training = model.training
     with torch.random.fork_rng(devices=cuda):
         for padded in (False, True):
-            batch = example_batch(shape, training.micro_batch_size, padded=padded).to(device)
             model.train()
-            _forward(model, batch).backward()
-            model.zero_grad(set_to_none=True)
+            for shape in shapes:
+                batch = example_batch(shape, training.micro_batch_size, padded=padded).to(device)
+                _forward(model, batch).backward()
+                model.zero_grad(set_to_none=True)
             model.eval()
+            batch = example_batch(in_evaluation, training.micro_batch_size, padded=padded).to(device)
             with torch.no_grad():
                 _forward(model, batch)
     model.train(was_training)
@@ -70,6 +79,15 @@ def _forward(model: NarrowBertForPretraining, batch: Batch) -> torch.Tensor:
         batch.label_mask,
         batch.document_ids,
     ).loss_sum
+
+
+def _allow_graphs(num_shapes: int) -> None:
+    """As many graphs of a function as there are shapes, full or narrow, padded or not, with gradients or without.
+
+    Beyond its limit torch computes without compiling, and only warns.
+    """
+    config = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, 4 * (num_shapes + 1))
 
 
 def _limit_threads() -> None:

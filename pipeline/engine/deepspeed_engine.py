@@ -1,13 +1,14 @@
 """RunConfig -> DeepSpeed engine."""
 
 import contextlib
+import dataclasses
 import gc
 import logging
 import os
 import socket
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import cast
 
@@ -17,6 +18,7 @@ from torch import nn
 
 from data_prep.contract.command_line import UserError
 from pipeline.config import RunConfig
+from pipeline.data.row_schedule import RowSchedule
 from pipeline.engine.bf16_products import ensure_bf16_products
 from pipeline.engine.compilation import BACKENDS, compile_and_warm_up
 from pipeline.engine.deepspeed_config import deepspeed_config
@@ -102,7 +104,11 @@ def _set_rendezvous_of_one() -> None:
 
 
 def build_engine(
-    config: RunConfig, model: NarrowBertForPretraining, device: torch.device, shape: RowShape | None = None
+    config: RunConfig,
+    model: NarrowBertForPretraining,
+    device: torch.device,
+    shape: RowShape | None = None,
+    eval_masked_per_row: int | None = None,
 ) -> Engine:
     """Wrap a model in a DeepSpeed engine.
 
@@ -110,7 +116,9 @@ def build_engine(
         config: of the run.
         model: fp32, its weights already in place.
         device: to compute on.
-        shape: of the rows, for which the model is compiled where that brings something; None: it is not compiled.
+        shape: of the shards' rows, for which the model is compiled where that brings something; None: it is not
+            compiled.
+        eval_masked_per_row: masked positions of a row in evaluations; None: as many as the shards hold.
 
     Raises:
         UserError: the device cannot compute in the configured precision.
@@ -133,7 +141,8 @@ def build_engine(
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     model.to(device)
     if shape is not None:
-        _compile(model, shape, config, device)
+        in_evaluation = dataclasses.replace(shape, masked_per_row=eval_masked_per_row or shape.masked_per_row)
+        _compile(model, RowSchedule(config.training, shape).shapes(), in_evaluation, config, device)
     with _one_class_for_every_precision(deepspeed.DeepSpeedEngine):
         initialised = deepspeed.initialize(
             model=model,
@@ -150,11 +159,17 @@ def build_engine(
     return engine
 
 
-def _compile(model: NarrowBertForPretraining, shape: RowShape, config: RunConfig, device: torch.device) -> None:
+def _compile(
+    model: NarrowBertForPretraining,
+    shapes: Sequence[RowShape],
+    in_evaluation: RowShape,
+    config: RunConfig,
+    device: torch.device,
+) -> None:
     """Compile, unless there are collectives inside of the forward pass: partitioned layers, ZeRO 3."""
     training = config.training
     if training.zero_stage < 3 and training.tensor_model_parallel_size == 1:
-        compile_and_warm_up(model, shape, training, device)
+        compile_and_warm_up(model, shapes, in_evaluation, training, device)
     elif device.type in BACKENDS:
         log.info("the model is not compiled: that needs zero_stage below 3 and tensor_model_parallel_size 1")
 

@@ -17,6 +17,7 @@ not counted. Both are usual for MFU.
 """
 
 import dataclasses
+from collections.abc import Mapping
 
 from pipeline.config import ModelConfig
 from pipeline.layout import Layout, parse_layout
@@ -61,8 +62,17 @@ def training_flops(layout: Layout, model: ModelConfig, shape: RowShape) -> int:
 
 def predicted_speedup(model: ModelConfig, shape: RowShape) -> float:
     """How much less arithmetic a row costs than in the control (the same sublayers, no narrowing)."""
+    return predicted_speedup_of_rows(model, {shape: 1})
+
+
+def predicted_speedup_of_rows(model: ModelConfig, rows: Mapping[RowShape, int]) -> float:
+    """The same of so many rows of each shape together."""
     layout = parse_layout(model.layout)
-    return forward_flops(layout.control(), model, shape) / forward_flops(layout, model, shape)
+    own, control = (
+        sum(count * forward_flops(one, model, shape) for shape, count in rows.items())
+        for one in (layout, layout.control())
+    )
+    return control / own
 
 
 def orthogonalisation_flops(model: ModelConfig) -> int:

@@ -1,18 +1,20 @@
 """``narrowbert plan``: what a configuration costs, without starting anything."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 
 from data_prep.contract.command_line import UserError
-from pipeline.config import RunConfig
+from pipeline.config import ModelConfig, RunConfig
 from pipeline.config_checks import check_config
 from pipeline.data.mixture import Mixture, open_mixture, paths_of
-from pipeline.layout import parse_layout
+from pipeline.data.row_schedule import RowSchedule
+from pipeline.layout import Layout, parse_layout
 from pipeline.model.arithmetic import (
     RowShape,
-    forward_flops,
     orthogonalisation_flops,
     predicted_speedup,
+    predicted_speedup_of_rows,
     training_flops,
 )
 from pipeline.model.parameters import count_moments, count_parameters
@@ -51,7 +53,7 @@ class Plan:
     parameters: int
     """Trainable parameters, each tied one counted once."""
     training_flops: float
-    """Floating-point operations per row, forward and backward."""
+    """Floating-point operations per row, forward and backward; in the mean over the run, as the figures below."""
     control_training_flops: float
     """The same of the control: all layers over all positions."""
     predicted_speedup: float
@@ -76,17 +78,21 @@ def plan(config: RunConfig, options: PlanOptions) -> Plan:
     check_config(config, world_size=options.processes)
     shape, shards = _row_shape(config, options)
     layout = parse_layout(config.model.layout)
-    speedup = predicted_speedup(config.model, shape)
+    schedule = RowSchedule(config.training, shape)
+    by_shape = schedule.rows_by_shape()
+    shape = schedule.shapes()[0]  # memory must do for the most masks
+    speedup = predicted_speedup_of_rows(config.model, by_shape)
     parameters = count_parameters(config.model, shape.vocab_size)
     moments = count_moments(config.model, config.optimizer, shape.vocab_size)
-    tokens = config.training.train_steps * config.training.global_batch_size * shape.seq_length
-    rows = config.training.train_steps * config.training.global_batch_size
-    flops, control = (training_flops(one, config.model, shape) for one in (layout, layout.control()))
+    rows = sum(by_shape.values())
+    tokens = rows * shape.seq_length
+    flops, control = (_mean_flops(one, config.model, by_shape) for one in (layout, layout.control()))
     lines = [
         ("layout", f"{layout} (control: {layout.control()})"),
         ("row", f"{shape.seq_length} tokens, {shape.masked_per_row} masked, vocabulary {shape.vocab_size:,}"),
         ("parameters", f"{parameters:,}"),
-        ("forward FLOPs per row", f"{forward_flops(layout, config.model, shape):.4g}"),
+        *_mask_lines(config.model, schedule),
+        ("forward FLOPs per row", f"{flops / 3:.4g}"),
         ("training FLOPs per row", f"{flops:.4g}"),
         ("control's training FLOPs", f"{control:.4g}"),
         ("predicted speed-up", f"{speedup:.2f}x (control's head on masked positions too)"),
@@ -96,7 +102,7 @@ def plan(config: RunConfig, options: PlanOptions) -> Plan:
         *_memory_lines(config, shape, options.processes),
         *_communication_lines(config, shape, options),
         *_growth_lines(config, shards, parameters, moments, options),
-        _time_line(tokens, options.tokens_per_second),
+        _time_line(config.model, schedule, tokens, options.tokens_per_second),
     ]
     return Plan(
         parameters=parameters,
@@ -108,7 +114,7 @@ def plan(config: RunConfig, options: PlanOptions) -> Plan:
     )
 
 
-def _muon_lines(config: RunConfig, row_flops: int, processes: int) -> list[tuple[str, str]]:
+def _muon_lines(config: RunConfig, row_flops: float, processes: int) -> list[tuple[str, str]]:
     """What Muon adds to a process's arithmetic."""
     if config.optimizer.type != "muon":
         return []
@@ -120,10 +126,39 @@ def _muon_lines(config: RunConfig, row_flops: int, processes: int) -> list[tuple
     return [("Muon's FLOPs per step", f"{flops:.4g} in each process, {100 * share:.1f}% of those of its rows")]
 
 
-def _time_line(tokens: int, tokens_per_second: float | None) -> tuple[str, str]:
+def _mean_flops(layout: Layout, model: ModelConfig, rows: Mapping[RowShape, int]) -> float:
+    """Training FLOPs of a row, in the mean over so many rows of each shape."""
+    return sum(count * training_flops(layout, model, shape) for shape, count in rows.items()) / sum(rows.values())
+
+
+def _mask_lines(model: ModelConfig, schedule: RowSchedule) -> list[tuple[str, str]]:
+    """What rows look like from which step on, where that changes."""
+    pieces = schedule.mask_pieces()
+    if len(pieces) == 1:
+        return []
+    layout = parse_layout(model.layout)
+    return [
+        (
+            f"from step {step:,} on",
+            f"{shape.masked_per_row} masked ({100 * shape.masked_per_row / shape.seq_length:.1f}%), "
+            f"{training_flops(layout, model, shape):.4g} training FLOPs per row, "
+            f"{predicted_speedup(model, shape):.2f}x",
+        )
+        for step, shape in pieces
+    ]
+
+
+def _time_line(
+    model: ModelConfig, schedule: RowSchedule, tokens: int, tokens_per_second: float | None
+) -> tuple[str, str]:
+    """Hours of the run; where rows change, steps take time as they take FLOPs."""
     if not tokens_per_second:
         return "time", "add --tokens_per_second RATE to estimate it"
-    return f"time at {tokens_per_second:,.0f} tokens/s", f"{tokens / tokens_per_second / 3600:,.2f} hours"
+    layout, first = parse_layout(model.layout), schedule.shape(0)
+    share = _mean_flops(layout, model, schedule.rows_by_shape()) / training_flops(layout, model, first)
+    of_what = "" if len(schedule.shapes()) == 1 else f" with {first.masked_per_row} masked"
+    hours = tokens / tokens_per_second / 3600 * share
+    return f"time at {tokens_per_second:,.0f} tokens/s{of_what}", f"{hours:,.2f} hours"
 
 
 def _epochs(rows: int, shards: Mixture) -> str:

@@ -10,8 +10,9 @@ from typing import Any
 
 from data_prep.contract.command_line import UserError
 from data_prep.contract.redaction import redact
-from pipeline.config import ModelConfig
-from pipeline.model.arithmetic import RowShape, predicted_speedup
+from pipeline.config import ModelConfig, TrainingConfig
+from pipeline.data.row_schedule import RowSchedule
+from pipeline.model.arithmetic import RowShape, predicted_speedup_of_rows
 from pipeline.runs.directory import flatten, read_run_config, read_run_record
 from pipeline.runs.records import Event, Point, read_events, read_points
 
@@ -31,7 +32,7 @@ class RunHistory:
     tokens_per_step: int
     """Over all processes."""
     limit: float
-    """Speed-up over its own control that the arithmetic allows."""
+    """Speed-up over its own control that the arithmetic allows, over all its steps."""
     points: list[Point]
     """The spool, in order of steps."""
     events: list[Event]
@@ -91,11 +92,11 @@ def read_history(run_dir: Path) -> RunHistory:
     config = redact(read_run_config(run_dir))
     data = read_run_record(run_dir)["data"]
     try:
-        model, training = ModelConfig(**config["model"]), config["training"]
+        model, training = ModelConfig(**config["model"]), TrainingConfig(**config["training"])
         shape = RowShape(
             seq_length=data["seq_length"], masked_per_row=data["masked_per_row"], vocab_size=data["vocab_size"]
         )
-        tokens_per_step = training["global_batch_size"] * shape.seq_length
+        rows = RowSchedule(training, shape).rows_by_shape()
     except (KeyError, TypeError) as error:
         raise UserError(f"{run_dir} was written by another version of narrowbert: {error}") from error
     return RunHistory(
@@ -103,8 +104,8 @@ def read_history(run_dir: Path) -> RunHistory:
         layout=model.layout,
         config=flatten(config),
         finished=(run_dir / "DONE").exists(),
-        tokens_per_step=tokens_per_step,
-        limit=predicted_speedup(model, shape),
+        tokens_per_step=training.global_batch_size * shape.seq_length,
+        limit=predicted_speedup_of_rows(model, rows),
         points=sorted(read_points(run_dir), key=lambda point: point.step),
         events=read_events(run_dir),
     )

@@ -19,6 +19,7 @@ from data_prep.contract.files import create_once, flush_to_disk, write_atomicall
 from pipeline.config import RunConfig
 from pipeline.data.mixture import Mixture
 from pipeline.data.order import ORDER_VERSION
+from pipeline.data.row_schedule import eval_masked_per_row
 from pipeline.runs.ancestry import Parent
 from pipeline.runs.directory import ATTEMPTS, data_facts, stored_record
 from pipeline.runs.records import read_points
@@ -36,6 +37,8 @@ class Attempt:
     """Which start this is; the first is 1."""
     order_version: int
     """Of the order of the rows: the one that the run was started with."""
+    eval_masked_per_row: int
+    """Masked positions of a row in evaluations: as many as when the run was started."""
     parent: Parent | None
     """The checkpoint of another run that the run began at."""
     may_differ_until: dict[str, int]
@@ -81,8 +84,11 @@ def register_attempt(
             f"{run_dir} was started by a newer version, with order {order_version} of the rows: resume it with that "
             "version"
         )
-    number, lineage_id = _claim(run_dir, stored, order_version)
-    record: dict[str, Any] = {**settings, **stored, "lineage_id": lineage_id, "order_version": order_version}
+    # A run that began before evaluations had a rate of their own goes on as it did.
+    masked = shards.masked_per_row if stored else eval_masked_per_row(training, shards.row_shape)
+    pinned = {"order_version": order_version, "eval_masked_per_row": stored.get("eval_masked_per_row", masked)}
+    number, lineage_id = _claim(run_dir, stored, pinned)
+    record: dict[str, Any] = {**settings, **stored, "lineage_id": lineage_id, **pinned}
     if parent is not None:
         record["parent"] = parent
     changed = {name for name, value in settings.items() if stored and stored.get(name) != value}
@@ -100,9 +106,9 @@ def register_attempt(
     return Attempt(
         lineage_id=lineage_id,
         number=number,
-        order_version=order_version,
         parent=record.get("parent"),
         may_differ_until=may_differ_until,
+        **pinned,
     )
 
 
@@ -128,8 +134,11 @@ def taken_over(run_dir: Path, number: int) -> UserError:
     return UserError(f"a newer start of this run has taken over: start {number} of {run_dir} ends")
 
 
-def _claim(run_dir: Path, stored: dict[str, Any], order_version: int) -> tuple[int, str]:
-    """A number that no other start has, and the run's lineage id, which is that of the first start."""
+def _claim(run_dir: Path, stored: dict[str, Any], pinned: dict[str, int]) -> tuple[int, str]:
+    """A number that no other start has, and the run's lineage id, which is that of the first start.
+
+    The claim keeps ``pinned``, which all starts of a run share.
+    """
     lineage_id = stored.get("lineage_id")
     claims = run_dir / ATTEMPTS
     try:
@@ -137,9 +146,7 @@ def _claim(run_dir: Path, stored: dict[str, Any], order_version: int) -> tuple[i
         flush_to_disk(run_dir)
         number = 1 + max([stored.get("attempt", 0), *_claimed(run_dir)])
         own_id = lineage_id or uuid.uuid4().hex
-        content = {
-            "lineage_id": own_id, "order_version": order_version, "host": socket.gethostname(), "pid": os.getpid(),
-        }  # fmt: skip
+        content = {"lineage_id": own_id, **pinned, "host": socket.gethostname(), "pid": os.getpid()}
         while not create_once(claims / str(number), json.dumps(content) + "\n"):
             number += 1
     except OSError as error:

@@ -20,6 +20,7 @@ from data_prep.contract.remote import retried
 from pipeline.config import RESUMABLE_CHANGES, SCHEDULE_CHANGES, RunConfig
 from pipeline.config_checks import check_config
 from pipeline.data.mixture import Mixture, open_mixture
+from pipeline.data.row_schedule import RowSchedule
 from pipeline.runs.ancestry import Averaged, Parent
 from pipeline.runs.schedule_change import changes_of_schedule, check_schedule_change
 
@@ -69,6 +70,8 @@ class RunRecord(TypedDict):
     """Settings of the newest start that change the rounding of every figure."""
     order_version: NotRequired[int]
     """Of the order of the rows; 1 where it is missing."""
+    eval_masked_per_row: NotRequired[int]
+    """Masked positions of a row in evaluations; as many as the shards hold where it is missing."""
     eval_rows: NotRequired[int]
     """Validation rows of the newest start."""
     parent: NotRequired[Parent]
@@ -117,6 +120,7 @@ def check_run(config: RunConfig, world_size: int) -> Mixture:
             f"the rows of {' and '.join(shards.names)} have {shards.seq_length} tokens: "
             f"give model.max_position_embeddings of at least that (it is {config.model.max_position_embeddings})"
         )
+    RowSchedule(config.training, shards.row_shape)  # refuses masks that the shards do not hold
     _check_run_dir(config, shards)
     return shards
 
@@ -164,7 +168,7 @@ def _check_run_dir(config: RunConfig, shards: Mixture) -> None:
         if stored.get(key) != current.get(key) and key not in RESUMABLE_CHANGES
     ]
     if changed and SCHEDULE_CHANGES.issuperset(changed):
-        check_schedule_change(run_dir, stored, config)
+        check_schedule_change(run_dir, stored, config, shards.row_shape)
         changed = []
     different = [f"{key} {stored.get(key)} there, {current.get(key)} here" for key in changed]
     data = stored_record(run_dir).get("data")
@@ -236,8 +240,8 @@ def read_run_record(run_dir: Path) -> RunRecord:
 def stored_record(run_dir: Path) -> dict[str, Any]:
     """What ``run.json`` holds. Where it is missing, empty or torn: what the newest checkpoint and start say of the run.
 
-    That is its lineage, an attempt, the order of the rows, the root hash of the data and the parent, as far as it is
-    known. Empty before the first start.
+    That is its lineage, an attempt, the order of the rows, the masked positions of evaluations, the root hash of the
+    data and the parent, as far as it is known. Empty before the first start.
 
     Raises:
         UserError: the file is there and cannot be read.
@@ -247,7 +251,7 @@ def stored_record(run_dir: Path) -> dict[str, Any]:
     if record is not None:
         return record
     state, claim = _newest_trainer_state(run_dir), _newest_claim(run_dir)
-    found = {key: claim[key] for key in ("lineage_id", "order_version") if key in claim}
+    found = {key: claim[key] for key in ("lineage_id", "order_version", "eval_masked_per_row") if key in claim}
     if state:
         found |= {"lineage_id": state["lineage_id"], "attempt": state["attempt"]}
         found["data"] = {"root_hash": state["data_root_hash"]}

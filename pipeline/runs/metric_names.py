@@ -15,6 +15,8 @@ METRICS = {
     "train/straggler_ratio": "slowest rank's own time per step over the median rank's",
     "train/tokens": "consumed so far",
     "train/rows": "consumed so far",
+    "train/masked_positions": "slots for masked tokens consumed so far: rows times masked positions of a row",
+    "train/mask_rate": "those of a row in this step, as a share of its tokens",
     "train/epoch": "passes over the training rows so far: rows consumed by the rows of all folders of data.path",
     "train/source_epoch/N": "passes over the training rows of folder N of data.path, from 0; where there are several",
     "objective/NAME": "a sum of your own objective (pipeline.training.objective), divided by the step's weight",

@@ -6,19 +6,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data_prep.contract.command_line import UserError
+from data_prep.contract.command_line import UserError, config_as_dict
 from pipeline.config import SCHEDULE_CHANGES, OptimizerConfig, RunConfig
+from pipeline.data.row_schedule import RowSchedule, first_other_shape
+from pipeline.model.arithmetic import RowShape
 from pipeline.runs.records import read_points
 from pipeline.schedule import decay_begin, first_other_rate, warmup_steps
 
 
-def check_schedule_change(run_dir: Path, stored: Mapping[str, Any], config: RunConfig) -> None:
-    """Refuse another schedule where a step that is done would have had another rate.
+def check_schedule_change(run_dir: Path, stored: Mapping[str, Any], config: RunConfig, shape: RowShape) -> None:
+    """Refuse another schedule where a step that is done would have had another rate or other rows.
 
     Args:
         run_dir: of the run.
         stored: its configuration so far, with dotted keys.
         config: the one that it is to go on with.
+        shape: of the rows in its shards.
 
     Raises:
         UserError: naming the first such step.
@@ -27,6 +30,7 @@ def check_schedule_change(run_dir: Path, stored: Mapping[str, Any], config: RunC
     what = ", ".join(changes_of_schedule(stored, config))
     if config.training.train_steps < steps_done:
         raise UserError(f"run_dir {run_dir} has done {steps_done} steps ({what}): give at least as many train_steps")
+    _check_rows(run_dir, what, steps_done, _rows_there(stored, config, shape), RowSchedule(config.training, shape))
     names = {field.name for field in dataclasses.fields(OptimizerConfig)}
     settings = {name: stored[f"optimizer.{name}"] for name in names}
     there = (stored["training.train_steps"], OptimizerConfig(**settings))
@@ -38,6 +42,23 @@ def check_schedule_change(run_dir: Path, stored: Mapping[str, Any], config: RunC
             f"run_dir {run_dir} holds a run of another schedule ({what}), and {steps_done} of its steps are done: step "
             f"{step + 1} had the learning rate {old:.6g} and would have {new:.6g}; only what lies ahead may change: "
             + _remedy(steps_done, there, here)
+        )
+
+
+def _rows_there(stored: Mapping[str, Any], config: RunConfig, shape: RowShape) -> RowSchedule:
+    """The schedule of rows that the run has had so far."""
+    settings = {name: stored[f"training.{name}"] for name in ("train_steps", "mask_rate")}
+    return RowSchedule(dataclasses.replace(config.training, **settings), shape)
+
+
+def _check_rows(run_dir: Path, what: str, steps_done: int, there: RowSchedule, here: RowSchedule) -> None:
+    step = first_other_shape(steps_done, there, here)
+    if step is not None:
+        old, new = there.masked_per_row(step), here.masked_per_row(step)
+        raise UserError(
+            f"run_dir {run_dir} holds a run of another schedule ({what}), and {steps_done} of its steps are done: step "
+            f"{step + 1} had {old} masked positions a row and would have {new}; only what lies ahead may change: let "
+            f"training.mask_rate begin as the run's, and differ from step {steps_done} on, or give another --run_dir"
         )
 
 
@@ -57,10 +78,11 @@ def _remedy(steps_done: int, there: tuple[int, OptimizerConfig], here: tuple[int
 
 def changes_of_schedule(stored: Mapping[str, Any], config: RunConfig) -> list[str]:
     """Each key of the schedule that differs from a run's stored configuration, with both values."""
+    sections = config_as_dict(config)
     return [
         f"{key} {stored[key]} -> {value}"
         for key in sorted(SCHEDULE_CHANGES)
-        if (value := getattr(getattr(config, key.split(".")[0]), key.split(".")[1])) != stored[key]
+        if (value := sections[key.split(".")[0]][key.split(".")[1]]) != stored[key]
     ]
 
 

@@ -1,6 +1,7 @@
 """The metrics of a log besides losses: progress, throughput, waits, and the state of the machine."""
 
 import contextlib
+import functools
 import time
 from collections.abc import Iterator
 
@@ -9,6 +10,7 @@ import torch
 
 from pipeline.config import RunConfig
 from pipeline.data.mixture import Mixture
+from pipeline.data.row_schedule import RowSchedule
 from pipeline.layout import parse_layout
 from pipeline.model.arithmetic import training_flops
 from pipeline.runs.attempts import Attempt
@@ -42,13 +44,14 @@ class Gauges:
         self, config: RunConfig, shards: Mixture, world_size: int, attempt: Attempt, device: torch.device
     ) -> None:
         self._run_dir, self._device = config.run_dir, device
-        self._rows_per_step = config.training.global_batch_size
+        self._schedule = RowSchedule(config.training, shards.row_shape)
         self._seq_length = shards.seq_length
         self._train_rows = shards.train_rows
         self._deal = shards.deal(config.data.seed, attempt.order_version)
         self._first_row = attempt.first_row
-        row_flops = training_flops(parse_layout(config.model.layout), config.model, shards.row_shape)
-        self._step_flops = row_flops * self._rows_per_step / world_size
+        layout = parse_layout(config.model.layout)
+        self._row_flops = functools.cache(lambda shape: training_flops(layout, config.model, shape))
+        self._world_size = world_size
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
         self._peak = peak_flops(name, config.training.precision)
         self._process = psutil.Process()
@@ -65,10 +68,11 @@ class Gauges:
 
     def consumed(self, step: int) -> dict[str, float]:
         """Rows, tokens and epochs after ``step`` steps: what evaluations are plotted against as well."""
-        rows = step * self._rows_per_step
+        rows = self._schedule.rows_before(step)
         found = {
             "train/tokens": float(rows * self._seq_length),
             "train/rows": float(rows),
+            "train/masked_positions": float(self._schedule.masked_before(step)),
             "train/epoch": (self._first_row + rows) / sum(self._train_rows),
         }
         if len(self._train_rows) > 1:
@@ -76,12 +80,14 @@ class Gauges:
             found |= {f"train/source_epoch/{n}": float(dealt[n] / size) for n, size in enumerate(self._train_rows)}
         return found
 
-    def read(self, step: int, step_seconds: float) -> dict[str, float]:
-        """The metrics of a log at ``step``, whose steps took ``step_seconds`` each. Takes about 0.1 ms."""
-        flops = self._step_flops / step_seconds
+    def read(self, step: int, num_steps: int, step_seconds: float) -> dict[str, float]:
+        """The metrics of a log at ``step`` of ``num_steps`` steps, ``step_seconds`` each. Takes about 0.1 ms."""
+        seconds, rows = num_steps * step_seconds, self._schedule.rows_by_shape(step - num_steps, step)
+        flops = sum(count * self._row_flops(shape) for shape, count in rows.items()) / (seconds * self._world_size)
         found = {
             **self.consumed(step),
-            "train/sequences_per_second": self._rows_per_step / step_seconds,
+            "train/mask_rate": self._schedule.masked_per_row(step - 1) / self._seq_length,
+            "train/sequences_per_second": sum(rows.values()) / seconds,
             "train/model_tflops_per_second": flops / 1e12,
             "train/data_wait_seconds": self._waited_seconds / max(self._waits, 1),
             "system/cpu_percent": psutil.cpu_percent(),

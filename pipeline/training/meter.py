@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from pipeline.config import RunConfig
 from pipeline.data.mixture import Mixture
+from pipeline.data.row_schedule import RowSchedule
 from pipeline.engine.protocol import Engine
 from pipeline.parallel.groups import data_parallel_group
 from pipeline.schedule import learning_rate
@@ -44,7 +45,8 @@ class Meter:
         self.skipped_steps = skipped_steps
         self.longest_skipped = 0
         self._skipped_in_a_row = 0
-        self._config, self._tokens_per_step = config, config.training.global_batch_size * shards.seq_length
+        self._config, self._seq_length = config, shards.seq_length
+        self._schedule = RowSchedule(config.training, shards.row_shape)
         self._steps: list[StepSums] = []
         self._seconds = 0.0
         self._started = time.perf_counter()
@@ -78,14 +80,15 @@ class Meter:
             self.skipped_steps += not math.isfinite(norm)
             self.longest_skipped = max(self.longest_skipped, self._skipped_in_a_row)
         first = step - len(steps) + 1
+        rows = self._schedule.rows_before(step) - self._schedule.rows_before(first - 1)
         points = {first + i: metrics for i, metrics in enumerate(means)}
         points[step] |= {
             "train/learning_rate": learning_rate(step - 1, self._config.training.train_steps, self._config.optimizer),
             "train/gradient_norm": norms[-1],
             "train/skipped_steps": float(self.skipped_steps),
             "train/step_seconds": seconds,
-            "train/tokens_per_second": self._tokens_per_step / seconds,
-            "train/tokens": float(step * self._tokens_per_step),
+            "train/tokens_per_second": rows * self._seq_length / (seconds * len(steps)),
+            "train/tokens": float(self._schedule.rows_before(step) * self._seq_length),
         }
         if engine.fp16_enabled():
             points[step]["train/loss_scale"] = float(engine.optimizer.loss_scale)

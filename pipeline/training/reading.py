@@ -54,7 +54,7 @@ class RowReader:
     def _ask(self, step: int, done: int) -> tuple[list[Batch], PendingAgreement]:
         self._ranks.reached("reading rows", done)
         with self._gauges.data_wait(), self._own_time.host():
-            rows, problem = try_to_read(lambda: self._data.step(step * self._config.global_batch_size))
+            rows, problem = try_to_read(lambda: self._data.step(step))
         if rows is None:
             return [], self._ranks.begin_agreement(problem)
         return rows.batches, self._ranks.begin_agreement("", rows.weight)

@@ -107,7 +107,7 @@ class Records:
             return
         self._check_newest()
         last = points[step]
-        last |= self._gauges.read(step, last["train/step_seconds"])
+        last |= self._gauges.read(step, len(points), last["train/step_seconds"])
         if len(own_seconds) > 1:
             last["train/straggler_ratio"] = self._straggler_ratio(step, own_seconds, last["train/step_seconds"])
         for point, metrics in points.items():

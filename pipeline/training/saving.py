@@ -11,6 +11,7 @@ from pipeline.checkpoints.restore import optimizer_steps
 from pipeline.checkpoints.writing import CheckpointWriter
 from pipeline.config import RunConfig
 from pipeline.data.mixture import Mixture
+from pipeline.data.row_schedule import RowSchedule
 from pipeline.engine.deepspeed_engine import loss_scaler_state
 from pipeline.engine.protocol import Engine
 from pipeline.processes.ranks import Ranks
@@ -50,6 +51,7 @@ class Saver:
         self._failed_in_a_row = 0
         self._writer, self._engine, self._ranks, self._records = writer, engine, ranks, records
         self._config, self._shards, self._attempt = config, shards, attempt
+        self._schedule = RowSchedule(config.training, shards.row_shape)
 
     def begin(self, step: int, skipped_steps: int) -> None:
         """Begin to write a checkpoint after ``step`` steps; its end is reported at a later log.
@@ -63,7 +65,7 @@ class Saver:
         self._check_failures()
         state = TrainerState(
             step=step,
-            rows_consumed=self._attempt.first_row + step * self._config.training.global_batch_size,
+            rows_consumed=self._attempt.first_row + self._schedule.rows_before(step),
             optimizer_steps=optimizer_steps(self._engine),
             skipped_steps=skipped_steps,
             loss_scaler=loss_scaler_state(self._engine),

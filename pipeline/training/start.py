@@ -27,7 +27,6 @@ from pipeline.processes.agreement import from_rank_0
 from pipeline.processes.ranks import Ranks
 from pipeline.processes.stragglers import OwnTime
 from pipeline.processes.world import World
-from pipeline.runs.ancestry import Parent
 from pipeline.runs.attempts import Attempt, is_newest_attempt, register_attempt
 from pipeline.runs.records import append_event
 from pipeline.training.gauges import Gauges
@@ -124,7 +123,7 @@ def open_run(
     data = _open_rows(config, shards, objective, ranks, attempt, device)
 
     # Weights: of the newest intact checkpoint, of another run or model, or new ones.
-    engine, step, skipped_steps = _build_or_resume(config, shards, ranks.world, device, attempt.parent)
+    engine, step, skipped_steps = _build_or_resume(config, shards, ranks.world, attempt, device)
 
     # Checkpoints: memory for their copies is taken now.
     writer = CheckpointWriter(
@@ -150,7 +149,7 @@ def open_run(
         trainer=Trainer(engine, objective, config, ranks, own_time, device, attempt.steps_before),
         meter=Meter(config, shards, skipped_steps),
         records=records,
-        validation=Validation(engine, shards, training, ranks, gauges, records, device),
+        validation=Validation(engine, shards, training, attempt.eval_masked_per_row, ranks, gauges, records, device),
         saver=Saver(writer, engine, config, shards, attempt, ranks, records, step),
     )
 
@@ -173,9 +172,8 @@ def _open_rows(
 ) -> Prefetcher:
     data = TrainingData(
         shards,
+        config.training,
         seed=config.data.seed,
-        global_batch_size=config.training.global_batch_size,
-        micro_batch_size=config.training.micro_batch_size,
         data_rank=ranks.data_rank,
         data_parallel_size=ranks.data_parallel_size,
         order_version=attempt.order_version,
@@ -191,7 +189,7 @@ def _open_rows(
 
 
 def _build_or_resume(
-    config: RunConfig, shards: Mixture, world: World, device: torch.device, parent: Parent | None
+    config: RunConfig, shards: Mixture, world: World, attempt: Attempt, device: torch.device
 ) -> tuple[Engine, int, int]:
     """Build the engine. Returns it, the steps done, and how many of them were skipped."""
     torch.manual_seed(config.training.seed)  # the same initial weights on every rank
@@ -201,13 +199,14 @@ def _build_or_resume(
     if folder is not None:
         state = read_trainer_state(folder)
         load_weights(model, folder)
-        engine = build_engine(config, model, device, shards.row_shape)
+        engine = build_engine(config, model, device, shards.row_shape, attempt.eval_masked_per_row)
         load_optimizer(engine, folder, state)
         log.info("resuming from %s (step %d of %d)", folder, state.step, config.training.train_steps)
         return engine, state.step, state.skipped_steps
+    parent = attempt.parent
     if parent is not None:
         load_parent_weights(model, config, shards, parent)
-        engine = build_engine(config, model, device, shards.row_shape)
+        engine = build_engine(config, model, device, shards.row_shape, attempt.eval_masked_per_row)
         load_parent_optimizer(engine, config, shards, parent)
         return engine, 0, 0
     if config.init.from_huggingface is not None:
@@ -216,7 +215,7 @@ def _build_or_resume(
 
         for line in load_init(model, config, shards):
             log.info(line)
-    return build_engine(config, model, device, shards.row_shape), 0, 0
+    return build_engine(config, model, device, shards.row_shape, attempt.eval_masked_per_row), 0, 0
 
 
 def _choose_checkpoint(run_dir: Path, world: World) -> Path | None:

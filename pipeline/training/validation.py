@@ -18,7 +18,7 @@ from pipeline.engine.protocol import Engine
 from pipeline.model.masked_lm import NarrowBertForPretraining
 from pipeline.parallel.groups import data_parallel_group
 from pipeline.processes.ranks import Ranks
-from pipeline.runs.directory import open_run_shards
+from pipeline.runs.directory import open_run_shards, read_run_record
 from pipeline.training.gauges import Gauges
 from pipeline.training.reading import try_to_read
 from pipeline.training.records import Records
@@ -91,6 +91,7 @@ class Validation:
         engine: whose model is evaluated.
         shards: whose validation rows are read.
         training: how many rows, and in what micro-batches.
+        masked_per_row: masked positions of a row to evaluate.
         ranks: this process among the others.
         gauges: what the figures are plotted against.
         records: where the figures go.
@@ -102,12 +103,14 @@ class Validation:
         engine: Engine,
         shards: Mixture,
         training: TrainingConfig,
+        masked_per_row: int,
         ranks: Ranks,
         gauges: Gauges,
         records: Records,
         device: torch.device,
     ) -> None:
         self._engine, self._shards, self._training, self._device = engine, shards, training, device
+        self._masked_per_row = masked_per_row
         self._ranks, self._gauges, self._records = ranks, gauges, records
 
     def catch_up(self, step: int) -> bool:
@@ -136,6 +139,7 @@ class Validation:
                     micro_batch_size=self._training.micro_batch_size,
                     data_rank=self._ranks.data_rank,
                     data_parallel_size=self._ranks.data_parallel_size,
+                    masked_per_row=self._masked_per_row,
                 )
             )
         )
@@ -164,6 +168,8 @@ class Validation:
 def evaluate_run(run_dir: Path, max_rows: int | None = None) -> tuple[int, Evaluation]:
     """Evaluate a run's newest checkpoint in fp32 on its validation split, in this process, on a GPU if there is one.
 
+    The masked positions are those of the run's own evaluations.
+
     Args:
         run_dir: the run's directory.
         max_rows: validation rows to read; all where it is None.
@@ -184,6 +190,7 @@ def evaluate_run(run_dir: Path, max_rows: int | None = None) -> tuple[int, Evalu
         micro_batch_size=state.config["training"]["micro_batch_size"],
         data_rank=0,
         data_parallel_size=1,
+        masked_per_row=read_run_record(run_dir).get("eval_masked_per_row"),
     )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     result = evaluate(model.to(device), batches, device)

@@ -85,9 +85,9 @@ def slow(fault: dict[str, Any]) -> None:
 
     original = Prefetcher.step
 
-    def step(data: Prefetcher, rows_consumed: int) -> Any:
+    def step(data: Prefetcher, number: int) -> Any:
         time.sleep(fault["seconds"])
-        return original(data, rows_consumed)
+        return original(data, number)
 
     Prefetcher.step = step
 

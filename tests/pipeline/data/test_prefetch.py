@@ -11,16 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.contract.command_line import UserError
+from pipeline.config import TrainingConfig
 from pipeline.data.batches import Batch, TrainingData
 from pipeline.data.mixture import Mixture, open_mixture
 from pipeline.data.prefetch import Prefetcher
 from tests.pipeline.data.damaged_shards import damage
 
 CPU = torch.device("cpu")
+STEPS_OF_8 = TrainingConfig(global_batch_size=8, micro_batch_size=4)
 
 
 def small_steps(shards: Mixture) -> TrainingData:
-    return TrainingData(shards, seed=5, global_batch_size=8, micro_batch_size=4)
+    return TrainingData(shards, STEPS_OF_8, seed=5)
 
 
 def weigh(batch: Batch) -> torch.Tensor:
@@ -49,13 +51,13 @@ def test_any_number_of_workers_gives_the_batches_of_the_order(
     ) as prefetcher:
         for start in starts:  # each but the first is a jump: what was read ahead is of no use
             for step in range(9):
-                assert_same(prefetcher.step(start + 8 * step).batches, small_steps(mixture).step(start + 8 * step))
+                assert_same(prefetcher.step(start + step).batches, small_steps(mixture).step(start + step))
 
 
 def test_a_resume_with_more_workers_reads_the_same_rows(mixture: Mixture) -> None:
     def read(num_workers: int, first: int, last: int) -> list[int]:
         with Prefetcher(small_steps(mixture), weigh, CPU, num_workers=num_workers, prefetch_factor=2) as prefetcher:
-            steps = [prefetcher.step(8 * step).batches for step in range(first, last)]
+            steps = [prefetcher.step(step).batches for step in range(first, last)]
         return [int(i) for batches in steps for batch in batches for i in batch.sequence_ids]
 
     assert read(2, 0, 30) + read(5, 30, 60) == read(1, 0, 60)
@@ -68,15 +70,15 @@ def test_workers_read_side_by_side_and_ahead(shards: Mixture) -> None:
     class Meeting(TrainingData):
         """Returns only when three threads are reading at once."""
 
-        def step(self, rows_consumed: int) -> list[Batch]:
-            asked.append(rows_consumed)
+        def step(self, step: int) -> list[Batch]:
+            asked.append(step)
             together.wait()
-            return super().step(rows_consumed)
+            return super().step(step)
 
-    meeting = Meeting(shards, seed=5, global_batch_size=8, micro_batch_size=4)
+    meeting = Meeting(shards, STEPS_OF_8, seed=5)
     prefetcher = Prefetcher(meeting, weigh, CPU, num_workers=3, prefetch_factor=2)
     assert_same(prefetcher.step(80).batches, small_steps(shards).step(80))
-    assert sorted(asked)[:3] == [80, 88, 96]
+    assert sorted(asked)[:3] == [80, 81, 82]
     together.abort()
     prefetcher.close()
 
@@ -95,12 +97,12 @@ def test_what_fails_in_reading_is_raised_at_the_step_that_asks(
 
     prefetcher = Prefetcher(small_steps(shards), weigh, CPU, num_workers=num_workers, prefetch_factor=3)
     for step in range(failing):
-        rows, expected = prefetcher.step(8 * step), small_steps(open_mixture(str(shard_folder), None)).step(8 * step)
+        rows, expected = prefetcher.step(step), small_steps(open_mixture(str(shard_folder), None)).step(step)
         assert_same(rows.batches, expected)
         assert rows.weight == sum(int(batch.label_mask.sum()) for batch in expected)
     for _ in range(2):  # and again, should it be asked again
         with pytest.raises(UserError, match=r"train-\d+\.tar, chunk \d+: its bytes are not those that were written"):
-            prefetcher.step(8 * failing)
+            prefetcher.step(failing)
     prefetcher.close()
 
 

@@ -8,7 +8,9 @@ from pipeline.runs.attempts import Attempt
 
 
 def start_of_run(number: int) -> Attempt:
-    return Attempt(lineage_id="a test", number=number, order_version=2, may_differ_until={})
+    return Attempt(
+        lineage_id="a test", number=number, order_version=2, eval_masked_per_row=5, parent=None, may_differ_until={}
+    )
 
 
 def beat(rank: int, ticks: int) -> Heartbeat:

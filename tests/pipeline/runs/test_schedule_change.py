@@ -13,10 +13,13 @@ from hypothesis import strategies as st
 
 from data_prep.contract.command_line import UserError, config_as_dict
 from pipeline.config import OptimizerConfig, RunConfig, TrainingConfig
+from pipeline.data.row_schedule import RowSchedule
+from pipeline.model.arithmetic import RowShape
 from pipeline.runs.directory import flatten
 from pipeline.runs.schedule_change import check_schedule_change
 from pipeline.schedule import decay_begin
 
+SHAPE = RowShape(seq_length=100, masked_per_row=30, vocab_size=50)
 Style = Literal["linear", "cosine", "sqrt", "constant"]
 
 
@@ -36,7 +39,7 @@ def runs(draw: st.DrawFn) -> RunConfig:
 def refusal(run_dir: Path, there: RunConfig, here: RunConfig) -> str:
     """What is said against the other schedule; empty where it is accepted."""
     try:
-        check_schedule_change(run_dir, flatten(config_as_dict(there)), here)
+        check_schedule_change(run_dir, flatten(config_as_dict(there)), here, SHAPE)
     except UserError as error:
         return str(error)
     return ""
@@ -67,3 +70,27 @@ def test_what_the_refusal_recommends_is_accepted(there: RunConfig, here: RunConf
             optimizer = dataclasses.replace(here.optimizer, lr_warmup_steps=int(found[1]), lr_decay_fraction=fraction)
             here = dataclasses.replace(here, optimizer=optimizer)
         assert refusal(Path(folder), there, here) == ""
+
+
+rates = st.lists(st.tuples(st.integers(1, 20), st.sampled_from([0.05, 0.15, 0.3])), max_size=4).map(
+    lambda pairs: ((0, 0.3), *sorted({step: (step, rate) for step, rate in pairs}.values()))
+)
+
+
+@settings(deadline=None, max_examples=100)
+@given(rates, rates, st.integers(0, 20))
+def test_rates_may_change_exactly_where_no_step_that_is_done_had_another(
+    there: tuple[tuple[int, float], ...], here: tuple[tuple[int, float], ...], steps_done: int
+) -> None:
+    old, new = (RunConfig(training=TrainingConfig(train_steps=20, mask_rate=pairs)) for pairs in (there, here))
+    slots = [[RowSchedule(run.training, SHAPE).masked_per_row(step) for step in range(20)] for run in (old, new)]
+    # By hand: the last pair that has begun.
+    by_hand = [[[round(100 * rate) for first, rate in pairs if first <= step][-1] for step in range(20)]
+               for pairs in (there, here)]  # fmt: skip
+    assert slots == by_hand
+    with tempfile.TemporaryDirectory() as folder:
+        point = {"step": steps_done, "timestamp_ms": 0, "metrics": {}}
+        (Path(folder) / "metrics.jsonl").write_text(json.dumps(point) + "\n")
+        message = refusal(Path(folder), old, new)
+    differ = [step for step in range(steps_done) if slots[0][step] != slots[1][step]]
+    assert (f"step {differ[0] + 1} had {slots[0][differ[0]]} masked" in message) if differ else message == ""

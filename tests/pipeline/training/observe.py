@@ -74,7 +74,7 @@ def main() -> int:
         torch.ones(2**24)
     faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
     graphs = counters["stats"]["unique_graphs"]
-    breaks = sum(counters["graph_break"].values())
+    breaks = sum(sum(counters[kind].values()) for kind in ("graph_break", "unimplemented"))
     print(json.dumps({"notes": observed.notes, "graphs": graphs, "breaks": breaks, "page_faults": faults}))
     return code
 
