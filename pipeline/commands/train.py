@@ -13,7 +13,12 @@ from pipeline.commands import COMMANDS
 from pipeline.config import RunConfig
 from pipeline.initialisation.check import check_start
 from pipeline.processes.launch import die_with_launcher, start_local_processes
-from pipeline.processes.signals import LOST_CONNECTION_EXIT_CODE, LostConnectionError, catch_stop_signals
+from pipeline.processes.signals import (
+    LOST_CONNECTION_EXIT_CODE,
+    LostConnectionError,
+    catch_stop_signals,
+    ignore_stop_signals,
+)
 from pipeline.processes.world import SINGLE_PROCESS, choose_world
 from pipeline.runs.directory import check_run, is_finished, make_run_dir, restore_run_files
 from pipeline.tracking.description import check_tracking
@@ -33,6 +38,12 @@ def run(argv: Sequence[str]) -> int:
     """Train in this process, or start the processes that do; the exit code of the run."""
     die_with_launcher()
     catch_stop_signals()
+    code = _train(argv)
+    ignore_stop_signals()
+    return code
+
+
+def _train(argv: Sequence[str]) -> int:
     arguments = read_config(TrainArguments, argv, "narrowbert train", COMMANDS["train"])
     config = part_of(RunConfig, arguments)
     joined, processes = choose_world(arguments.processes)

@@ -49,6 +49,16 @@ def catch_stop_signals(forward: Callable[[int], None] = lambda _: None) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
 
+def ignore_stop_signals() -> None:
+    """At the end of a process, when nothing is left to stop.
+
+    The interpreter's shutdown would give a caught signal its default again, and one that comes then would end a run
+    that is done as if it had failed.
+    """
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 @contextlib.contextmanager
 def stop_signals_caught() -> Iterator[None]:
     """Catch these signals inside; afterwards the caller's own handlers are back, and no stop is asked for."""
