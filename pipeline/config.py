@@ -133,6 +133,9 @@ class TrainingConfig:
     """Optimizer steps."""
     global_batch_size: int = 1728
     """Rows per step, over all processes and accumulation steps."""
+    batch_warmup: tuple[tuple[int, int], ...] = ()
+    """Rows of a step, from a step on: [[0, 432], [2000, 864], [5000, 1728]]. The last are global_batch_size. Empty:
+    all steps have global_batch_size rows."""
     micro_batch_size: int = 24
     """Rows that a process computes at once; the rest is gradient accumulation."""
     mask_rate: tuple[tuple[int, float], ...] = ()
@@ -240,6 +243,7 @@ SCHEDULE_CHANGES = {
     "optimizer.lr_decay_fraction",
     "optimizer.lr_warmup_fraction",
     "optimizer.lr_warmup_steps",
+    "training.batch_warmup",
     "training.mask_rate",
     "training.train_steps",
 }

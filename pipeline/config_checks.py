@@ -25,6 +25,7 @@ def check_config(config: RunConfig, *, world_size: int) -> None:
     _check_model(config.model, config.training.tensor_model_parallel_size)
     _check_ranges(config)
     _check_parallel(config, world_size)
+    _check_warmup(config.training)
     _check_batch(config.training, world_size // config.training.tensor_model_parallel_size)
     _check_init(config.init)
     if Path(config.run_dir).is_file():
@@ -132,6 +133,16 @@ def _check_mask_rates(training: TrainingConfig) -> None:
             raise UserError(f"training.{name} is {rate}: give a share of the tokens, above 0 and at most 1")
 
 
+def _check_warmup(training: TrainingConfig) -> None:
+    _check_pairs("batch_warmup", training.batch_warmup)
+    rows = [rows for _, rows in training.batch_warmup]
+    if rows and (min(rows) < 1 or max(rows) > training.global_batch_size or rows[-1] != training.global_batch_size):
+        raise UserError(
+            f"training.batch_warmup has steps of {rows} rows: give positive numbers up to global_batch_size "
+            f"({training.global_batch_size}), and let it be the last"
+        )
+
+
 def _check_pairs(name: str, pairs: tuple[tuple[int, float], ...]) -> None:
     """Whether the steps of a list of (step, value) begin with 0 and rise."""
     steps = [step for step, _ in pairs]
@@ -159,7 +170,7 @@ def _check_parallel(config: RunConfig, world_size: int) -> None:
     shared = math.gcd(model.num_attention_heads, model.ffn_hidden_size, world_size)
     fitting = [n for n in range(1, shared + 1) if shared % n == 0]
     rows = training.micro_batch_size * world_size
-    with_batch = [n for n in fitting if training.global_batch_size * n % rows == 0]
+    with_batch = [n for n in fitting if _common_rows(training) * n % rows == 0]
     for name, value in [
         ("model.num_attention_heads", model.num_attention_heads),
         ("model.ffn_hidden_size", model.ffn_hidden_size),
@@ -189,22 +200,35 @@ def _check_parallel(config: RunConfig, world_size: int) -> None:
         raise UserError("training.offload_optimizer needs zero_stage 1, 2 or 3: it is 0")
 
 
+def _common_rows(training: TrainingConfig) -> int:
+    """What divides the rows of every step: a step is made of whole micro-batches of all processes."""
+    return math.gcd(training.global_batch_size, *(rows for _, rows in training.batch_warmup))
+
+
 def _check_batch(training: TrainingConfig, data_parallel_size: int) -> None:
-    total, micro, size = training.global_batch_size, training.micro_batch_size, data_parallel_size
-    if total % (micro * size) == 0:
+    micro, size = training.micro_batch_size, data_parallel_size
+    common = _common_rows(training)
+    if common % (micro * size) == 0:
         return
+    sizes = {training.global_batch_size: "global_batch_size"} | dict.fromkeys(
+        (rows for _, rows in training.batch_warmup[:-1]), "batch_warmup's rows"
+    )
+    total, name = next((rows, name) for rows, name in sizes.items() if rows % (micro * size))
     processes = f"{size} processes"
     if training.tensor_model_parallel_size > 1:
         processes = f"{size} data-parallel groups of {training.tensor_model_parallel_size} processes"
-    where = f"training.global_batch_size {total} is not a multiple of micro_batch_size {micro} x {processes}"
-    sizes = [n * training.tensor_model_parallel_size for n in range(1, total + 1) if total % (micro * n) == 0]
-    elsewhere = f", or {_some(sizes, size * training.tensor_model_parallel_size)} processes" if sizes else ""
+    where = f"training.{name} {total} is not a multiple of micro_batch_size {micro} x {processes}"
+    counts = [n * training.tensor_model_parallel_size for n in range(1, common + 1) if common % (micro * n) == 0]
+    elsewhere = f", or {_some(counts, size * training.tensor_model_parallel_size)} processes" if counts else ""
     if total % size:
         rows = micro * size
         around = {max(total // rows, 1) * rows, -(-total // rows) * rows}
         fitting = " or ".join(str(n) for n in sorted(around))
-        raise UserError(f"{where}: with {processes} take a global_batch_size of {fitting}{elsewhere}")
-    divisors = [n for n in range(1, total // size + 1) if total // size % n == 0]
+        what = f"a {name}" if name == "global_batch_size" else name
+        raise UserError(f"{where}: with {processes} take {what} of {fitting}{elsewhere}")
+    divisors = [n for n in range(1, common // size + 1) if common // size % n == 0 and common % size == 0]
+    if not divisors:
+        raise UserError(f"{where}: take other rows, or a smaller micro_batch_size{elsewhere}")
     raise UserError(f"{where}: take a micro_batch_size of {_some(divisors, micro)}{elsewhere}")
 
 
@@ -216,7 +240,7 @@ def _some(numbers: list[int], near: int) -> str:
 def needs_less_memory(config: RunConfig, world_size: int, *, on_gpu: bool) -> str:
     """What to change so that a process needs less memory, and that the configuration's checks accept."""
     training = config.training
-    rows = training.global_batch_size * training.tensor_model_parallel_size // world_size
+    rows = _common_rows(training) * training.tensor_model_parallel_size // world_size
     smaller = [n for n in range(1, training.micro_batch_size) if rows % n == 0]
     ways = []
     if smaller:

@@ -1,4 +1,7 @@
-"""How many masked positions of each row a step uses: a pure function of the step. Imports no torch."""
+"""How many rows a step has, and how many of their masked positions it uses: pure functions of the step.
+
+Imports no torch.
+"""
 
 import bisect
 import dataclasses
@@ -13,7 +16,8 @@ from pipeline.model.arithmetic import RowShape
 class RowSchedule:
     """What the rows of each step of a run look like.
 
-    A rate stays until the step of the next pair of ``training.mask_rate``, so that a run has few shapes.
+    What a pair of ``training.mask_rate`` or ``training.batch_warmup`` says stays until the step of the next, so that a
+    run has few shapes.
 
     Args:
         training: of the run.
@@ -28,14 +32,16 @@ class RowSchedule:
         _check_rates(training.mask_rate, shape)
         pairs = [(step, rounded_positions(rate, shape.seq_length)) for step, rate in training.mask_rate]
         self._masked = pairs or [(0, shape.masked_per_row)]
+        self._rows = list(training.batch_warmup) or [(0, training.global_batch_size)]
 
     def rows_before(self, step: int) -> int:
         """Rows that the steps before ``step`` consume: the position of the data after ``step`` steps."""
-        return step * self._training.global_batch_size
+        ends = [*(begin for begin, _ in self._rows[1:]), step]
+        return sum(rows * max(0, min(end, step) - begin) for (begin, rows), end in zip(self._rows, ends, strict=True))
 
     def rows(self, step: int) -> int:
         """Rows of step ``step`` (the first is 0), over all processes."""
-        return self.rows_before(step + 1) - self.rows_before(step)
+        return _at(self._rows, step)
 
     def masked_per_row(self, step: int) -> int:
         """Slots for masked positions in a row of step ``step``."""
@@ -78,9 +84,12 @@ def eval_masked_per_row(training: TrainingConfig, shape: RowShape) -> int:
     return min(shape.masked_per_row, rounded_positions(training.eval_mask_rate, shape.seq_length))
 
 
-def first_other_shape(steps: int, there: RowSchedule, here: RowSchedule) -> int | None:
-    """The first of ``steps`` steps whose rows look otherwise in the other schedule; None where there is none."""
-    return next((step for step in range(steps) if there.shape(step) != here.shape(step)), None)
+def first_other_rows(steps: int, there: RowSchedule, here: RowSchedule) -> int | None:
+    """The first of ``steps`` steps that has other rows in the other schedule; None where there is none."""
+    for step in range(steps):
+        if (there.rows(step), there.shape(step)) != (here.rows(step), here.shape(step)):
+            return step
+    return None
 
 
 def _at(pairs: Sequence[tuple[int, int]], step: int) -> int:

@@ -210,6 +210,18 @@ def _without_mlflow() -> Iterator[None]:
         del modules["mlflow"]
 
 
+def begin_step(engine: Engine, micro_batches: int) -> None:
+    """Before the first micro-batch of a step: tell how many of them each rank has.
+
+    DeepSpeed finds the last one of a step by counting from the start of the run, as if all steps had as many.
+    """
+    rows = micro_batches * engine.train_micro_batch_size_per_gpu() * dist.get_world_size(data_parallel_group())
+    engine.set_train_batch_size(rows)
+    engine.micro_steps = 0
+    if engine.zero_optimization_stage() > 0:  # it keeps a number of its own, and looks there where sums are offloaded
+        engine.optimizer.gradient_accumulation_steps = micro_batches
+
+
 def update_weights(engine: Engine, clip_grad: float) -> torch.Tensor | float | None:
     """End a micro-batch; after the last of a step, update the weights.
 

@@ -47,6 +47,8 @@ class EngineOptimizer(Protocol):
     """The wrapped one; ZeRO 1, 2 and 3 only."""
     fp32_partitioned_groups_flat: list[torch.Tensor]
     """Weights that this rank updates; ZeRO 3 only."""
+    gradient_accumulation_steps: int
+    """Micro-batches of a rank in a step; ZeRO 1, 2 and 3 only."""
     loss_scale: float
     """By which the loss is multiplied; fp16 only."""
     loss_scaler: LossScaler
@@ -79,6 +81,8 @@ class Engine(ForwardPass, Protocol):
 
     global_steps: int
     """Steps done, for DeepSpeed's own account."""
+    micro_steps: int
+    """Micro-batches done since ``begin_step``."""
 
     @property
     def module(self) -> NarrowBertForPretraining:
@@ -96,6 +100,14 @@ class Engine(ForwardPass, Protocol):
 
     def step(self) -> None:
         """End a micro-batch; after the last of a step, update the weights."""
+        ...
+
+    def train_micro_batch_size_per_gpu(self) -> int:
+        """Rows of a micro-batch."""
+        ...
+
+    def set_train_batch_size(self, train_batch_size: int) -> None:
+        """Rows of a step over all ranks: whole micro-batches."""
         ...
 
     def is_gradient_accumulation_boundary(self) -> bool:

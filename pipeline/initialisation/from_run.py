@@ -203,7 +203,7 @@ def _other_order(config: RunConfig, shards: Mixture, state: TrainerState, record
         return "other shards"
     if there["data"]["seed"] != config.data.seed:
         return "another data.seed"
-    if there["training"]["global_batch_size"] != batch or state.rows_consumed % batch:
+    if there["training"]["global_batch_size"] != batch:
         return "another training.global_batch_size"
     return "" if record.get("order_version", 1) == ORDER_VERSION else "an earlier version's order of the rows"
 

@@ -97,7 +97,7 @@ def plan(config: RunConfig, options: PlanOptions) -> Plan:
         ("control's training FLOPs", f"{control:.4g}"),
         ("predicted speed-up", f"{speedup:.2f}x (control's head on masked positions too)"),
         *_muon_lines(config, flops, options.processes),
-        ("steps", f"{config.training.train_steps:,} of {config.training.global_batch_size:,} rows"),
+        ("steps", f"{config.training.train_steps:,} of {_rows_of_steps(config)}"),
         ("tokens", f"{tokens:,}" + (f" ({_epochs(rows, shards)})" if shards else "")),
         *_memory_lines(config, shape, options.processes),
         *_communication_lines(config, shape, options),
@@ -124,6 +124,11 @@ def _muon_lines(config: RunConfig, row_flops: float, processes: int) -> list[tup
     flops = orthogonalisation_flops(config.model) // (data_size if training.zero_stage else 1)
     share = flops / (row_flops * training.global_batch_size / processes)
     return [("Muon's FLOPs per step", f"{flops:.4g} in each process, {100 * share:.1f}% of those of its rows")]
+
+
+def _rows_of_steps(config: RunConfig) -> str:
+    warmup = [f"{rows:,} from step {step:,} on" for step, rows in config.training.batch_warmup]
+    return f"{config.training.global_batch_size:,} rows" + (f" ({', '.join(warmup)})" if warmup else "")
 
 
 def _mean_flops(layout: Layout, model: ModelConfig, rows: Mapping[RowShape, int]) -> float:

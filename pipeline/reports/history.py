@@ -29,8 +29,10 @@ class RunHistory:
     """The resolved configuration, flattened."""
     finished: bool
     """Whether it did its last step."""
-    tokens_per_step: int
-    """Over all processes."""
+    rows: RowSchedule
+    """Of its steps."""
+    seq_length: int
+    """Tokens of a row."""
     limit: float
     """Speed-up over its own control that the arithmetic allows, over all its steps."""
     points: list[Point]
@@ -49,6 +51,10 @@ class RunHistory:
             for point in self.points
             if key in point.metrics
         ]
+
+    def tokens(self, step: int) -> int:
+        """Tokens that the first ``step`` steps read, over all processes."""
+        return self.rows.rows_before(step) * self.seq_length
 
     def starts(self) -> list[Event]:
         """The start of each attempt."""
@@ -96,7 +102,7 @@ def read_history(run_dir: Path) -> RunHistory:
         shape = RowShape(
             seq_length=data["seq_length"], masked_per_row=data["masked_per_row"], vocab_size=data["vocab_size"]
         )
-        rows = RowSchedule(training, shape).rows_by_shape()
+        rows = RowSchedule(training, shape)
     except (KeyError, TypeError) as error:
         raise UserError(f"{run_dir} was written by another version of narrowbert: {error}") from error
     return RunHistory(
@@ -104,8 +110,9 @@ def read_history(run_dir: Path) -> RunHistory:
         layout=model.layout,
         config=flatten(config),
         finished=(run_dir / "DONE").exists(),
-        tokens_per_step=training.global_batch_size * shape.seq_length,
-        limit=predicted_speedup_of_rows(model, rows),
+        rows=rows,
+        seq_length=shape.seq_length,
+        limit=predicted_speedup_of_rows(model, rows.rows_by_shape()),
         points=sorted(read_points(run_dir), key=lambda point: point.step),
         events=read_events(run_dir),
     )

@@ -129,7 +129,7 @@ def _figures(run: RunHistory) -> list[str]:
         f"{steps:,}",
         f"{losses[0][1]:.3f} &rarr; {losses[-1][1]:.3f}" if losses else "-",
         f"{accuracies[-1][1]:.3f}" if accuracies else "-",
-        number(steps * run.tokens_per_step),
+        number(run.tokens(steps)),
         duration(run.training_seconds(newest)),
         f"{rate:,.0f}" if rate else "-",
     ]
@@ -198,8 +198,7 @@ def _charts(
 def _points(run: RunHistory, metric: str, axis: str, unit_seconds: float) -> list[tuple[float, float]]:
     if axis == "training time":
         return sorted((seconds / unit_seconds, value) for seconds, value in run.by_training_time(metric))
-    scale = run.tokens_per_step if axis == "tokens" else 1
-    return [(step * scale, value) for step, value in run.series(metric)]
+    return [(run.tokens(step) if axis == "tokens" else step, value) for step, value in run.series(metric)]
 
 
 def _speed_up_bars(runs: Sequence[RunHistory], names: Sequence[str], styles: Sequence[str]) -> str:

@@ -15,6 +15,7 @@ METRICS = {
     "train/straggler_ratio": "slowest rank's own time per step over the median rank's",
     "train/tokens": "consumed so far",
     "train/rows": "consumed so far",
+    "train/batch_rows": "rows of the step, over all processes",
     "train/masked_positions": "slots for masked tokens consumed so far: rows times masked positions of a row",
     "train/mask_rate": "those of a row in this step, as a share of its tokens",
     "train/epoch": "passes over the training rows so far: rows consumed by the rows of all folders of data.path",

@@ -8,7 +8,7 @@ from typing import Any
 
 from data_prep.contract.command_line import UserError, config_as_dict
 from pipeline.config import SCHEDULE_CHANGES, OptimizerConfig, RunConfig
-from pipeline.data.row_schedule import RowSchedule, first_other_shape
+from pipeline.data.row_schedule import RowSchedule, first_other_rows
 from pipeline.model.arithmetic import RowShape
 from pipeline.runs.records import read_points
 from pipeline.schedule import decay_begin, first_other_rate, warmup_steps
@@ -47,18 +47,18 @@ def check_schedule_change(run_dir: Path, stored: Mapping[str, Any], config: RunC
 
 def _rows_there(stored: Mapping[str, Any], config: RunConfig, shape: RowShape) -> RowSchedule:
     """The schedule of rows that the run has had so far."""
-    settings = {name: stored[f"training.{name}"] for name in ("train_steps", "mask_rate")}
+    settings = {name: stored[f"training.{name}"] for name in ("train_steps", "mask_rate", "batch_warmup")}
     return RowSchedule(dataclasses.replace(config.training, **settings), shape)
 
 
 def _check_rows(run_dir: Path, what: str, steps_done: int, there: RowSchedule, here: RowSchedule) -> None:
-    step = first_other_shape(steps_done, there, here)
+    step = first_other_rows(steps_done, there, here)
     if step is not None:
-        old, new = there.masked_per_row(step), here.masked_per_row(step)
+        old, new = (f"{one.rows(step)} rows of {one.masked_per_row(step)} masked positions" for one in (there, here))
         raise UserError(
             f"run_dir {run_dir} holds a run of another schedule ({what}), and {steps_done} of its steps are done: step "
-            f"{step + 1} had {old} masked positions a row and would have {new}; only what lies ahead may change: let "
-            f"training.mask_rate begin as the run's, and differ from step {steps_done} on, or give another --run_dir"
+            f"{step + 1} had {old} and would have {new}; only what lies ahead may change: let training.mask_rate and "
+            f"batch_warmup begin as the run's, and differ from step {steps_done} on, or give another --run_dir"
         )
 
 

@@ -86,6 +86,7 @@ class Gauges:
         flops = sum(count * self._row_flops(shape) for shape, count in rows.items()) / (seconds * self._world_size)
         found = {
             **self.consumed(step),
+            "train/batch_rows": float(self._schedule.rows(step - 1)),
             "train/mask_rate": self._schedule.masked_per_row(step - 1) / self._seq_length,
             "train/sequences_per_second": sum(rows.values()) / seconds,
             "train/model_tflops_per_second": flops / 1e12,

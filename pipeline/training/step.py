@@ -7,7 +7,7 @@ import torch
 
 from pipeline.config import RunConfig
 from pipeline.data.batches import Batch
-from pipeline.engine.deepspeed_engine import update_weights
+from pipeline.engine.deepspeed_engine import begin_step, update_weights
 from pipeline.engine.protocol import Engine
 from pipeline.parallel.dropout_seeds import seed_dropout
 from pipeline.processes.ranks import Ranks
@@ -62,6 +62,7 @@ class Trainer:
         scale = float(np.float32(terms / weight)) if weight else math.inf  # a step without terms is skipped
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate(step, training.train_steps, self._config.optimizer)
+        begin_step(self.engine, len(batches))
         seed_dropout(training.seed, self._steps_before + step, self.ranks.data_rank)
         sums = {LOSS: torch.zeros((), device=self._device)}
         gradient_norm = None

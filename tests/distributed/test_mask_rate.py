@@ -62,7 +62,9 @@ def test_a_falling_rate_resumes_to_the_bit_and_is_counted(tmp_path: Path, folder
     # What lies ahead may change, and what is done may not.
     go_back(run_dir, 6)
     refused = user_error("pipeline", *argv(run_dir, folder, rates="[[0, 0.3], [5, 0.06]]"))
-    assert "6 of its steps are done: step 5 had 5 masked positions a row and would have 10" in refused
+    assert (
+        "6 of its steps are done: step 5 had 16 rows of 5 masked positions and would have 16 rows of 10 mask" in refused
+    )
     run_command("pipeline", *argv(run_dir, folder, "--processes", "2", rates="[[0, 0.3], [4, 0.16], [8, 0.1]]"))
     changed = losses(run_dir)
     assert changed[7] == whole[7]

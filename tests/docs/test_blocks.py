@@ -47,6 +47,7 @@ SUBSTITUTIONS = {
     "--output shards/long --seq_length 512": "--output shards/long --seq_length 144",
     ", https://host/news.jsonl.gz": "",
     "'[2, 1, 0.5]'": "'[2, 1]'",
+    "'[[0, 24], [60, 48]]'": "'[[0, 8], [60, 16]]'",
     "sat on the mat": "reads a row of tokens",
 }
 # What does not run in a test, and why. Commands of the project among them must still parse.

@@ -1,7 +1,9 @@
 """What the tests of faults have in common: a small run on two ranks, and the rows it has consumed."""
 
+import itertools
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +54,14 @@ def consumed(record: Path) -> dict[int, list[int]]:
     return found
 
 
-def expected_rows(shard_folder: Path, steps: int, seed: int = 1234) -> dict[int, list[int]]:
+def expected_rows(
+    shard_folder: Path, steps: int, seed: int = 1234, rows_of_steps: Sequence[int] | None = None
+) -> dict[int, list[int]]:
     """The rows of every step by the definition of the order, without the trainer."""
     shards = open_mixture(str(shard_folder), None)
     split = shards.split("train")
-    _, _, chunks, rows = shards.order(seed, BATCH).locate(np.arange(steps * BATCH))
+    counts = rows_of_steps or [BATCH] * steps
+    _, _, chunks, rows = shards.order(seed, counts[-1]).locate(np.arange(sum(counts)))
     ids = [int(split.chunk(int(chunk))["sequence_ids"][row]) for chunk, row in zip(chunks, rows, strict=True)]
-    return {step: ids[step * BATCH : (step + 1) * BATCH] for step in range(steps)}
+    ends = list(itertools.accumulate(counts))
+    return {step: ids[end - count : end] for step, (count, end) in enumerate(zip(counts, ends, strict=True))}
