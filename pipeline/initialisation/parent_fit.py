@@ -96,7 +96,10 @@ def _reread(
     from pipeline.initialisation.match import origins_of
 
     as_long = dataclasses.replace(there, max_position_embeddings=here.max_position_embeddings)
-    exported = to_transformers(tensors, _export_config(as_long, shards))
+    # Muon's matrices have no second moments, and none are read here.
+    table = model_parameters(as_long, shards.vocab_size)
+    missing = {entry.name: torch.zeros(entry.shape) for entry in table if entry.name not in tensors}
+    exported = to_transformers({**tensors, **missing}, _export_config(as_long, shards))
     ours = _export_config(here, shards)
     origins = origins_of(parse_layout(there.layout), ours)
     return from_transformers({name: exported[origin] for name, origin in origins.items()}, ours)

@@ -23,7 +23,7 @@ def report(run_dirs: list[Path]) -> str:
             [
                 run.name,
                 run.layout,
-                str(losses[-1][0]),
+                f"{run.steps_before} + {losses[-1][0]}" if run.steps_before else str(losses[-1][0]),
                 f"{losses[0][1]:.3f} -> {losses[-1][1]:.3f}",
                 f"{accuracies[-1][1]:.3f}",
                 f"{run.median_rate():,.0f}",

@@ -3,7 +3,6 @@
 import bisect
 import dataclasses
 import functools
-import itertools
 import statistics
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from data_prep.contract.redaction import redact
 from pipeline.config import ModelConfig, TrainingConfig
 from pipeline.data.row_schedule import RowSchedule
 from pipeline.model.arithmetic import RowShape, predicted_speedup_of_rows
+from pipeline.runs.ancestry import Averaged, Parent
 from pipeline.runs.directory import flatten, read_run_config, read_run_record
 from pipeline.runs.records import Event, Point, read_events, read_points
 
@@ -23,6 +23,14 @@ class RunHistory:
 
     name: str
     """The run directory's last part."""
+    lineage_id: str
+    """The run, over all its starts."""
+    origin: Averaged | Parent | None
+    """The checkpoint that it began at; of averaged weights, the last that went in."""
+    steps_before: int
+    """Steps of the runs that it grew out of."""
+    tokens_before: int
+    """Tokens of theirs."""
     layout: str
     """Of the encoder."""
     config: dict[str, Any]
@@ -43,14 +51,6 @@ class RunHistory:
     def series(self, key: str) -> list[tuple[int, float]]:
         """(step, value) of a metric."""
         return [(point.step, point.metrics[key]) for point in self.points if key in point.metrics]
-
-    def by_training_time(self, key: str) -> list[tuple[float, float]]:
-        """(seconds of training, value) of a metric; see ``training_seconds``."""
-        return [
-            (self.training_seconds(point.timestamp_ms), point.metrics[key])
-            for point in self.points
-            if key in point.metrics
-        ]
 
     def tokens(self, step: int) -> int:
         """Tokens that the first ``step`` steps read, over all processes."""
@@ -80,14 +80,6 @@ class RunHistory:
         rates = [value for _, value in self.series("train/tokens_per_second")]
         return statistics.median(rates) if rates else None
 
-    def seconds_to_loss(self, loss: float) -> float | None:
-        """Training time at which the validation loss first was at most ``loss``, on the line between evaluations."""
-        for before, after in itertools.pairwise(self.by_training_time("validation/loss")):
-            if after[1] <= loss:
-                share = 1.0 if before[1] <= loss else (before[1] - loss) / (before[1] - after[1])
-                return before[0] + share * (after[0] - before[0])
-        return None
-
 
 def read_history(run_dir: Path) -> RunHistory:
     """Read a run.
@@ -96,7 +88,8 @@ def read_history(run_dir: Path) -> RunHistory:
         UserError: the folder is no run, or a file of it is damaged.
     """
     config = redact(read_run_config(run_dir))
-    data = read_run_record(run_dir)["data"]
+    record = read_run_record(run_dir)
+    data, parent, averaged = record["data"], record.get("parent"), record.get("averaged_from")
     try:
         model, training = ModelConfig(**config["model"]), TrainingConfig(**config["training"])
         shape = RowShape(
@@ -107,6 +100,10 @@ def read_history(run_dir: Path) -> RunHistory:
         raise UserError(f"{run_dir} was written by another version of narrowbert: {error}") from error
     return RunHistory(
         name=run_dir.resolve().name,
+        lineage_id=record["lineage_id"],
+        origin=averaged[-1] if averaged else parent,
+        steps_before=parent["steps"] if parent else 0,
+        tokens_before=parent["tokens"] if parent else 0,
         layout=model.layout,
         config=flatten(config),
         finished=(run_dir / "DONE").exists(),

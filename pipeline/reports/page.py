@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 
 from data_prep.contract.html_page import duration, escaped, html_page, html_table, number
+from pipeline.reports.curves import Curve, curve_of, drawn
 from pipeline.reports.history import RunHistory
 from pipeline.reports.svg_chart import Line, line_chart
 
@@ -55,22 +56,23 @@ for (const svg of document.querySelectorAll("figure svg")) {
 def render_page(runs: Sequence[RunHistory]) -> str:
     """The whole page. With several runs the last one is the control that the others are measured against."""
     names = _unique_names(runs)
-    styles = [f"c{index % 6}" for index in range(len(runs))]
-    if len(runs) > 1:
-        styles[-1] = "control"
+    curves = [curve_of(run, name, runs) for run, name in zip(runs, names, strict=True)]
+    lines = _lines(curves)
+    styles = [next(style for curve, style in lines if curve.has(run)) for run in runs]
     title = " and ".join(names) if len(names) <= 3 else f"{len(names)} runs"
     body = [
         f"<h1>{escaped(title)}</h1>",
-        _summary(runs, names, styles),
+        _summary(runs, names, styles, curves),
         "<h2>Loss</h2>",
         "<p>The same validation loss against steps, tokens and training time. Training time leaves out the gaps "
-        "between the starts of a run. The distance between two curves along the last axis is what a layout saves.</p>",
-        _charts(runs, names, styles, _LOSS_CHARTS),
+        "between the starts of a run. The distance between two curves along the last axis is what a layout saves. "
+        "A run that began at a checkpoint of another run continues that run's curve.</p>",
+        _charts(lines, _LOSS_CHARTS),
         "<h2>Speed</h2>",
         _speed_up_bars(runs, names, styles) if len(runs) > 1 else "",
-        _charts(runs, names, styles, _SPEED_CHARTS),
+        _charts(lines, _SPEED_CHARTS),
         "<h2>Optimization</h2>",
-        _charts(runs, names, styles, _OPTIMIZATION_CHARTS),
+        _charts(lines, _OPTIMIZATION_CHARTS),
         "<h2>Starts and faults</h2>",
         _time_line(runs, names, styles),
         _event_table(runs, names),
@@ -95,22 +97,32 @@ def _unique_names(runs: Sequence[RunHistory]) -> list[str]:
     return [name if names.count(name) == 1 else f"{name} ({index})" for index, name in enumerate(names, start=1)]
 
 
-def _summary(runs: Sequence[RunHistory], names: Sequence[str], styles: Sequence[str]) -> str:
+def _lines(curves: Sequence[Curve]) -> list[tuple[Curve, str]]:
+    """The curves that are drawn, and the style of each: the last run has the control's, unless it is part of one."""
+    found = drawn(curves)
+    styles = [f"c{index % 6}" for index in range(len(found))]
+    if len(found) > 1 and found[-1] is curves[-1]:
+        styles[-1] = "control"
+    return list(zip(found, styles, strict=True))
+
+
+def _summary(runs: Sequence[RunHistory], names: Sequence[str], styles: Sequence[str], curves: Sequence[Curve]) -> str:
     compared = len(runs) > 1
     header = ["run", "layout", "state", "steps", "validation loss", "masked accuracy", "tokens", "training time"]
     header += ["tokens/s"]
     if compared:
         header += ["speed-up", "limit by arithmetic", "time to the control's last loss"]
     rows = []
-    for run, name, style in zip(runs, names, styles, strict=True):
+    for run, name, style, curve in zip(runs, names, styles, curves, strict=True):
+        origin = f" (from step {run.origin['step']:,} of {run.origin['run']})" if run.origin else ""
         cells = [
-            f'<span class="key {style}"></span>{escaped(name)}',
+            f'<span class="key {style}"></span>{escaped(name + origin)}',
             escaped(run.layout),
             _state(run),
             *_figures(run),
         ]
         if compared:
-            cells += _against(run, runs[-1])
+            cells += _against(run, curve, runs[-1], curves[-1])
         rows.append(cells)
     note = "<p>The last run is the control. Tokens/s are medians over a run's logs.</p>" if compared else ""
     return html_table(header, rows, align_numbers=False) + note
@@ -135,7 +147,7 @@ def _figures(run: RunHistory) -> list[str]:
     ]
 
 
-def _against(run: RunHistory, control: RunHistory) -> list[str]:
+def _against(run: RunHistory, curve: Curve, control: RunHistory, control_curve: Curve) -> list[str]:
     rate, control_rate = run.median_rate(), control.median_rate()
     limit = f"{run.limit / control.limit:.2f}x"
     speed_up = f"{rate / control_rate:.2f}x" if rate and control_rate else "-"
@@ -143,7 +155,7 @@ def _against(run: RunHistory, control: RunHistory) -> list[str]:
     if not losses:
         return [speed_up, limit, "-"]
     target = losses[-1][1]
-    mine, theirs = run.seconds_to_loss(target), control.seconds_to_loss(target)
+    mine, theirs = curve.seconds_to_loss(target), control_curve.seconds_to_loss(target)
     if mine is None:
         return [speed_up, limit, f"{target:.3f} not reached"]
     share = f" ({theirs / mine:.2f}x)" if theirs and mine else ""
@@ -175,16 +187,13 @@ _OPTIMIZATION_CHARTS = [
 ]
 
 
-def _charts(
-    runs: Sequence[RunHistory], names: Sequence[str], styles: Sequence[str], charts: list[tuple[str, str, str]]
-) -> str:
+def _charts(curves: Sequence[tuple[Curve, str]], charts: Sequence[tuple[str, str, str]]) -> str:
     figures = []
-    longest = max(run.training_seconds(run.attempts[-1][1]) for run in runs)
+    longest = max(curve.seconds() for curve, _ in curves)
     unit, seconds = next(((u, s) for u, s in (("hours", 3600), ("minutes", 60)) if longest >= 2 * s), ("seconds", 1))
     for heading, metric, axis in charts:
         lines = [
-            Line(name=name, style=style, points=_points(run, metric, axis, seconds))
-            for run, name, style in zip(runs, names, styles, strict=True)
+            Line(name=curve.name, style=style, points=_points(curve, metric, axis, seconds)) for curve, style in curves
         ]
         x_label = f"training time, {unit}" if axis == "training time" else axis
         chart = line_chart(lines, x_label=x_label, y_label=heading)
@@ -195,10 +204,9 @@ def _charts(
     return f'<div class="charts">{"".join(figures)}</div>'
 
 
-def _points(run: RunHistory, metric: str, axis: str, unit_seconds: float) -> list[tuple[float, float]]:
-    if axis == "training time":
-        return sorted((seconds / unit_seconds, value) for seconds, value in run.by_training_time(metric))
-    return [(run.tokens(step) if axis == "tokens" else step, value) for step, value in run.series(metric)]
+def _points(curve: Curve, metric: str, axis: str, unit_seconds: float) -> list[tuple[float, float]]:
+    unit = unit_seconds if axis == "training time" else 1
+    return [(place / unit, value) for place, value in curve.series(metric, axis)]
 
 
 def _speed_up_bars(runs: Sequence[RunHistory], names: Sequence[str], styles: Sequence[str]) -> str:

@@ -9,6 +9,7 @@ from data_prep.contract.command_line import UserError, config_as_dict
 from data_prep.contract.html_page import number
 from pipeline.config import ModelConfig, RunConfig, TrainingConfig
 from pipeline.reports.comparison import report, write_report
+from pipeline.reports.curves import curve_of, drawn
 from pipeline.reports.history import read_history
 from pipeline.reports.svg_chart import Line, line_chart, ticks
 from tests.processes import TINY_RUN, run_command
@@ -38,10 +39,11 @@ def test_training_time_leaves_out_the_gaps_between_starts(tmp_path: Path) -> Non
     losses = [(10, 0, 9.0), (30, 10, 8.0), (1010, 20, 7.0), (1030, 30, 6.0)]
     run = read_history(write_run(tmp_path / "a", "2sf:10sf", starts=[0, 1000], losses=losses))
     assert run.attempts == [(0, 30_000), (1_000_000, 1_030_000)]
-    assert [seconds for seconds, _ in run.by_training_time("validation/loss")] == [10.0, 30.0, 40.0, 60.0]
-    assert run.seconds_to_loss(7.5) == pytest.approx(35.0)
-    assert run.seconds_to_loss(6.0) == pytest.approx(60.0)
-    assert run.seconds_to_loss(5.9) is None
+    curve = curve_of(run, "a")
+    assert [seconds for seconds, _ in curve.series("validation/loss", "training time")] == [10.0, 30.0, 40.0, 60.0]
+    assert curve.seconds_to_loss(7.5) == pytest.approx(35.0)
+    assert curve.seconds_to_loss(6.0) == pytest.approx(60.0)
+    assert curve.seconds_to_loss(5.9) is None
 
 
 def test_page_and_table_compare_with_the_last_run(tmp_path: Path) -> None:
@@ -62,6 +64,57 @@ def test_page_and_table_compare_with_the_last_run(tmp_path: Path) -> None:
     assert "model.hidden_size" not in page  # the same in both
     for outside in ("http://", "https://", "src=", "@import"):
         assert outside not in page
+
+
+def phase(folder: Path, parent: Path, step: int, steps: int, *, losses: list[tuple[int, int, float]]) -> Path:
+    """A run that began at ``step`` of ``parent``, with so many steps before it."""
+    write_run(folder, "2sf:10sf", starts=[losses[0][0]], losses=losses)
+    of_parent = json.loads((parent / "run.json").read_text())
+    record = json.loads((folder / "run.json").read_text()) | {
+        "lineage_id": folder.name,
+        "parent": {
+            "lineage_id": of_parent["lineage_id"], "run": parent.name, "path": str(parent), "step": step,
+            "sha256": "x", "moments": True, "first_row": 0, "steps": steps, "rows": 0, "tokens": steps * 100,
+        },
+    }  # fmt: skip
+    (folder / "run.json").write_text(json.dumps(record))
+    return folder
+
+
+def test_phases_of_one_ancestry_are_one_curve(tmp_path: Path) -> None:
+    trunk = write_run(
+        tmp_path / "trunk", "2sf:10sf", starts=[0], losses=[(0, 0, 9.0), (10, 10, 6.0), (20, 20, 5.5), (30, 30, 5.4)]
+    )
+    # It began at step 20, and what the trunk did after that is not its own.
+    longer = phase(tmp_path / "long", trunk, 20, 20, losses=[(100, 0, 5.6), (140, 5, 5.0)])
+    decay = phase(tmp_path / "decay", longer, 5, 25, losses=[(200, 0, 5.0), (240, 4, 4.0)])
+    control = write_run(tmp_path / "control", "12sf", starts=[0], losses=[(0, 0, 9.0), (90, 20, 4.5)])
+    (control / "run.json").write_text((control / "run.json").read_text().replace('"a"', '"c"'))
+    histories = [read_history(folder) for folder in (trunk, longer, decay, control)]
+    curve = curve_of(histories[2], "decay", histories)
+    assert curve.name == "trunk > long > decay"
+    steps = curve.series("validation/loss", "steps")
+    assert steps == [(0, 9.0), (10, 6.0), (20, 5.5), (20, 5.6), (25, 5.0), (25, 5.0), (29, 4.0)]
+    tokens = histories[2].tokens(4)
+    assert [place for place, _ in curve.series("validation/loss", "tokens")][-2:] == [2500, 2500 + tokens]
+    times = [place for place, _ in curve.series("validation/loss", "training time")]
+    assert times == [0, 10, 20, 20, 60, 60, 100]
+    assert curve.seconds() == 100
+    assert curve.seconds_to_loss(4.5) == pytest.approx(80.0)
+    shown = drawn([curve_of(run, run.name, histories) for run in histories])
+    assert [found.name for found in shown] == ["trunk > long > decay", "control"]
+
+    # Named alone, it finds the runs before it where they were; the control stays the control.
+    write_report([decay, control], tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert page.count('data-name="trunk &gt; long &gt; decay"') == page.count('data-name="control"') > 3
+    assert "1.33 min to 4.500 (1.12x)" in page
+    assert "decay (from step 5 of long)" in page
+    assert "25 + 4" in report([decay, control])
+    # Without them its curve begins where it began.
+    trunk.rename(tmp_path / "elsewhere")
+    alone = curve_of(read_history(decay), "decay")
+    assert alone.series("validation/loss", "steps")[:2] == [(20, 5.6), (25, 5.0)]
 
 
 def test_a_run_without_evaluation_still_has_a_page(tmp_path: Path) -> None:
