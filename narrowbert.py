@@ -26,6 +26,7 @@ from pipeline.data.mixture import Mixture
 from pipeline.data.mixture import open_mixture as _open_mixture
 from pipeline.data.plain_webdataset import as_webdataset
 from pipeline.export import AUTO_CLASSES as _AUTO_CLASSES
+from pipeline.export.folder import pooling_of as _pooling_of
 from pipeline.export.model_folder import open_config as _open_config
 from pipeline.export.model_folder import open_model as _open_model
 from pipeline.finetune.config import FinetuneConfig, check_finetune
@@ -284,7 +285,7 @@ def encode(
         raise UserError(f"pooling is {pooling}: give {' or '.join(POOLINGS)}")
     config = _open_config(Path(model))
     # Without pooling a fine-tuned model would answer with predictions.
-    chosen = pooling or ("cls" if config.default_positions == "cls" else "mean")
+    chosen = pooling or _pooling_of(Path(model)) or "mean"
     options = EncodeOptions(model=Path(model), pooling=chosen, max_length=max_length)
     windows = answer_texts(options, ((text,) for text in texts))
     vectors = [answer["embedding"] for answers, _ in windows for answer in answers]

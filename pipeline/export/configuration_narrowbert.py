@@ -32,9 +32,6 @@ class NarrowBertConfig(PreTrainedConfig):
         bias: Whether linear layers and layer norms have a bias. The decoder has one in any case.
         narrow_kv: Which narrow attention sublayers share keys and values: none (``"per_layer"``), all
             (``"shared"``) or each N in a row (``"grouped:N"``).
-        default_positions: What the base model computes without narrow positions: ``"all"``, or the first
-            position that is no padding (``"cls"``), for embeddings of texts by it. Models with heads know
-            theirs.
         mask_token_id: Positions that hold this id are what the masked-LM model predicts when it is
             given neither labels nor narrow positions.
 
@@ -74,7 +71,6 @@ class NarrowBertConfig(PreTrainedConfig):
         mask_token_id: int | None = 103,
         tie_word_embeddings: bool = True,
         classifier_dropout: float | None = None,
-        default_positions: str = "all",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -102,7 +98,6 @@ class NarrowBertConfig(PreTrainedConfig):
         self.mask_token_id = mask_token_id
         self.tie_word_embeddings = tie_word_embeddings
         self.classifier_dropout = classifier_dropout
-        self.default_positions = default_positions
         self._check()
 
     def _check(self) -> None:
@@ -115,7 +110,6 @@ class NarrowBertConfig(PreTrainedConfig):
         for name, choices in (
             ("normalization", ("post", "pre")),
             ("norm", ("layernorm", "rmsnorm")),
-            ("default_positions", ("all", "cls")),
             ("position_embedding_type", ("absolute", "rope", "alibi")),
         ):
             if getattr(self, name) not in choices:

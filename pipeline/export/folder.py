@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
-from transformers import AutoModelForMaskedLM
+from transformers import AutoModelForMaskedLM, PreTrainedConfig
 
 from data_prep.contract.command_line import UserError
 from data_prep.contract.files import check_writable, is_empty_working_folder, process_name, safetensors_written_to
@@ -24,8 +24,8 @@ from data_prep.contract.tokenizer import tokenizer_content
 from pipeline.export import configuration_narrowbert, modeling_narrowbert
 from pipeline.export.configuration_narrowbert import NarrowBertConfig
 from pipeline.export.model_card import model_card
-from pipeline.export.model_folder import quiet_transformers
-from pipeline.export.modeling_narrowbert import NarrowBertForMaskedLM
+from pipeline.export.model_folder import quiet_transformers, read_json
+from pipeline.export.modeling_narrowbert import NarrowBertForMaskedLM, NarrowBertModel
 from pipeline.export.names import CONFIG_NAMES, TIED, TRAINING_ONLY, State, to_transformers
 
 AUTO_MAP = {
@@ -73,7 +73,6 @@ def write_export(
     check_output(output)
     output = Path(output).resolve()
     config = export_config(model_config, special_ids)
-    config.default_positions = "cls" if pooling == "cls" else "all"
     tokenizer = tokenizer_content(tokenizer_path)
     tokenizer_config = _tokenizer_config(tokenizer, tokenizer_path, config, special_ids)
     weights = to_transformers(state, config)
@@ -164,33 +163,54 @@ def _tokenizer_config(
     }
 
 
-def write_pooling(folder: Path, config: NarrowBertConfig, pooling: str) -> None:
+def write_pooling(folder: Path, config: PreTrainedConfig, pooling: str) -> None:
     """What sentence-transformers reads beside a model: ``SentenceTransformer(folder)`` pools by ``cls`` or ``mean``.
 
-    With ``cls``, ``config.default_positions`` is to be ``"cls"`` too, so that no other row is computed.
+    By ``cls`` a NarrowBERT makes the embedding itself, as it computes no other state. There is no module that pools
+    then: one that a user adds finds no states of tokens, instead of taking the mean of one.
     """
-    modules = [
-        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
-        {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
-    ]
-    modes = {"pooling_mode_cls_token": pooling == "cls", "pooling_mode_mean_tokens": pooling == "mean"}
-    files = {
-        "modules.json": modules,
-        "sentence_bert_config.json": {"max_seq_length": config.max_position_embeddings, "do_lower_case": False},
-        "1_Pooling/config.json": {"word_embedding_dimension": config.hidden_size, **modes},
-    }
-    (folder / "1_Pooling").mkdir(exist_ok=True)
-    for name, content in files.items():
-        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    settings: dict[str, Any] = {"max_seq_length": config.max_position_embeddings, "do_lower_case": False}
+    modules = [("", "sentence_transformers.models.Transformer")]
+    if pooling == "cls" and isinstance(config, NarrowBertConfig):
+        how = {"method": NarrowBertModel.cls_states.__name__, "method_output_name": None}
+        settings |= {"modality_config": {"text": how}, "module_output_name": _EMBEDDING}
+    else:
+        modules.append(("1_Pooling", "sentence_transformers.models.Pooling"))
+        modes = {"pooling_mode_cls_token": pooling == "cls", "pooling_mode_mean_tokens": pooling == "mean"}
+        (folder / "1_Pooling").mkdir(exist_ok=True)
+        _write_json(folder / "1_Pooling/config.json", {"word_embedding_dimension": config.hidden_size, **modes})
+    _write_json(folder / "sentence_bert_config.json", settings)
+    _write_json(
+        folder / "modules.json",
+        [{"idx": n, "name": str(n), "path": path, "type": kind} for n, (path, kind) in enumerate(modules)],
+    )
+
+
+_EMBEDDING = "sentence_embedding"
+"""sentence-transformers' name of the vector of a text."""
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def pooling_of(folder: Path) -> str | None:
-    """``cls`` or ``mean``, as an export says that texts become embeddings; None where it does not."""
-    path = folder / "1_Pooling/config.json"
-    if not path.exists():
+    """``cls`` or ``mean``, as an export says that texts become embeddings; None where it does not.
+
+    Read as this and earlier versions wrote it, and as sentence-transformers writes it again.
+
+    Raises:
+        UserError: a file that is damaged.
+    """
+    settings, modes = (
+        read_json(path) if path.exists() else {}
+        for path in (folder / "sentence_bert_config.json", folder / "1_Pooling/config.json")
+    )
+    if settings.get("module_output_name") == _EMBEDDING:
+        return "cls"
+    if not modes:
         return None
-    modes = json.loads(path.read_text(encoding="utf-8"))
-    return "mean" if modes.get("pooling_mode_mean_tokens") else "cls"
+    return "mean" if modes.get("pooling_mode_mean_tokens") or modes.get("pooling_mode") == "mean" else "cls"
 
 
 def _load_back(folder: Path, weights: State) -> None:

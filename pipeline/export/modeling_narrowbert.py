@@ -623,11 +623,8 @@ class NarrowBertModel(NarrowBertPreTrainedModel):
     unpad = True
     _keys_to_ignore_on_load_unexpected = [r"^(bert\.)?pooler\.", r"^cls\."]  # noqa: RUF012
 
-    def __init__(
-        self, config: NarrowBertConfig, add_pooling_layer: bool = False, default_positions: str | None = None
-    ) -> None:
+    def __init__(self, config: NarrowBertConfig, add_pooling_layer: bool = False) -> None:
         super().__init__(config)
-        self.default_positions = default_positions or config.default_positions
         self.embeddings = NarrowBertEmbeddings(config)
         self.encoder = NarrowBertEncoder(config, config.full_layers, range(len(config.full_layers)))
         self.encoder_narrow = NarrowBertEncoder(config, config.narrow_layers, config.narrow_kv_owners)
@@ -675,7 +672,7 @@ class NarrowBertModel(NarrowBertPreTrainedModel):
             attention_mask: [B, S], 1 for real tokens, 0 for padding.
             narrow_positions: [B, P], the positions to compute, in any order. Rows with fewer than P
                 are filled up with any valid position, whose result is then to be ignored. Default:
-                every position, P = S, or ``config.default_positions``.
+                every position, P = S.
 
         Returns:
             ``last_hidden_state`` [B, P, H]; what it holds at padding has no meaning. ``pooler_output``
@@ -699,8 +696,6 @@ class NarrowBertModel(NarrowBertPreTrainedModel):
             )
         if position_ids is None:
             position_ids = torch.arange(hidden_BSH.shape[1], device=hidden_BSH.device).unsqueeze(0)
-        if narrow_positions is None and self.default_positions == "cls":
-            narrow_positions = cls_positions(hidden_BSH, attention_mask)
         packing = None
         if attention_mask is not None and not is_captured and self._can_pack(hidden_BSH):
             packing = pack(attention_mask)
@@ -715,6 +710,30 @@ class NarrowBertModel(NarrowBertPreTrainedModel):
         return BaseModelOutputWithPooling(
             last_hidden_state=narrow_BPH, pooler_output=None if self.pooler is None else self.pooler(narrow_BPH[:, 0])
         )
+
+    def cls_states(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Embeddings of texts by [CLS], [B, H]: its last hidden state. Right of ``:`` nothing else is computed.
+
+        [CLS] is the first position that is no padding. Arguments are those of ``forward``. An export with ``--pooling
+        cls`` tells sentence-transformers to call this.
+
+        Raises:
+            ValueError: what ``forward`` refuses.
+        """
+        inputs = input_ids if inputs_embeds is None else inputs_embeds
+        narrow_positions = None if inputs is None else cls_positions(inputs, attention_mask)
+        outputs = self(
+            input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids, position_ids=position_ids,
+            inputs_embeds=inputs_embeds, narrow_positions=narrow_positions, return_dict=True,
+        )  # fmt: skip
+        return outputs.last_hidden_state[:, 0]
 
     def _check_options(self, kwargs: OutputOptions) -> bool:
         """Refuse what cannot be given; is any layer's output asked for?"""
@@ -885,7 +904,7 @@ class NarrowBertForMaskedLM(NarrowBertTokenModel):
 
     def __init__(self, config: NarrowBertConfig) -> None:
         super().__init__(config)
-        self.bert = NarrowBertModel(config, default_positions="all")
+        self.bert = NarrowBertModel(config)
         self.cls = NarrowBertHead(config)
         self.post_init()
 
@@ -962,7 +981,7 @@ class NarrowBertForTokenClassification(NarrowBertTokenModel):
     def __init__(self, config: NarrowBertConfig) -> None:
         super().__init__(config)
         self.num_labels: int = config.num_labels or 0
-        self.bert = NarrowBertModel(config, default_positions="all")
+        self.bert = NarrowBertModel(config)
         self.dropout = nn.Dropout(config.head_dropout)
         self.classifier = nn.Linear(config.hidden_size, self.num_labels)
         self.post_init()
@@ -1017,7 +1036,7 @@ class NarrowBertForSequenceClassification(NarrowBertPreTrainedModel):
     def __init__(self, config: NarrowBertConfig) -> None:
         super().__init__(config)
         self.num_labels: int = config.num_labels or 0
-        self.bert = NarrowBertModel(config, add_pooling_layer=True, default_positions="all")
+        self.bert = NarrowBertModel(config, add_pooling_layer=True)
         self.dropout = nn.Dropout(config.head_dropout)
         self.classifier = nn.Linear(config.hidden_size, self.num_labels)
         self.post_init()
@@ -1084,7 +1103,7 @@ class NarrowBertForQuestionAnswering(NarrowBertPreTrainedModel):
 
     def __init__(self, config: NarrowBertConfig) -> None:
         super().__init__(config)
-        self.bert = NarrowBertModel(config, default_positions="all")
+        self.bert = NarrowBertModel(config)
         self.qa_outputs = nn.Linear(config.hidden_size, 2)
         self.post_init()
 

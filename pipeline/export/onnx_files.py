@@ -22,6 +22,7 @@ from data_prep.contract.files import process_name
 from pipeline.export.configuration_narrowbert import NarrowBertConfig
 from pipeline.export.folder import pooling_of
 from pipeline.export.model_folder import open_config, open_model
+from pipeline.export.modeling_narrowbert import NarrowBertModel
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 TOLERANCE = 1e-4
@@ -68,12 +69,13 @@ class _Graph(nn.Module):
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
         if self.network.has_positions:
             return self.model(**inputs, narrow_positions=narrow_positions).logits
+        if self.network is ENCODER and not self.takes_mean:
+            assert isinstance(self.model, NarrowBertModel)
+            return self.model.cls_states(**inputs)
         outputs = self.model(**inputs)
         if self.network.output == "logits":
             return outputs.logits
         hidden_BSH = outputs.last_hidden_state
-        if not self.takes_mean:
-            return hidden_BSH[:, 0]
         weights_BS1 = attention_mask.unsqueeze(-1).to(hidden_BSH.dtype)
         return (hidden_BSH * weights_BS1).sum(1) / weights_BS1.sum(1)
 
@@ -126,8 +128,6 @@ def _write_networks(
         # Whether folding pays would depend on shapes that the file leaves open.
         encoder.encoder_narrow.fold = not network.has_positions
         takes_mean = network is ENCODER and pooling_of(folder) == "mean"
-        if network is ENCODER:
-            model.default_positions = "all" if takes_mean else "cls"
         graph = _Graph(model, network, takes_mean=takes_mean).eval()
         path = partial / f"{network.name}.onnx"
         _export(graph, path, config)

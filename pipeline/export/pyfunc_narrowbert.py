@@ -3,6 +3,8 @@
 ``model.predict(["the [MASK] sat"])`` fills masks; ``params={"task": "embeddings"}`` gives one vector a text.
 """
 
+import json
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +24,9 @@ class NarrowBertPyfunc(PythonModel):
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)  # else it asks
         self.model = AutoModelForMaskedLM.from_pretrained(folder, trust_remote_code=True).eval().to(self.device)
+        pooling = Path(folder, "sentence_bert_config.json")  # of --pooling
+        settings = json.loads(pooling.read_text(encoding="utf-8")) if pooling.is_file() else {}
+        self.takes_cls = settings.get("module_output_name") == "sentence_embedding"
 
     @torch.no_grad()
     def predict(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -55,9 +60,9 @@ class NarrowBertPyfunc(PythonModel):
         ids = encoded["input_ids"].to(self.device)
         mask = encoded["attention_mask"].to(self.device)
         if task == "embeddings":
+            if self.takes_cls:
+                return self.model.bert.cls_states(ids, mask).float().tolist()
             hidden = self.model.bert(input_ids=ids, attention_mask=mask).last_hidden_state
-            if self.model.config.default_positions == "cls":
-                return hidden[range(len(texts)), mask.argmax(1)].float().tolist()
             weights = mask.unsqueeze(-1).to(hidden.dtype)
             return ((hidden * weights).sum(1) / weights.sum(1)).float().tolist()
         logits = self.model(input_ids=ids, attention_mask=mask).logits

@@ -2,9 +2,13 @@
 
 import importlib.metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from data_prep.contract.command_line import UserError
 from pipeline.tracking.mlflow_client import connect_to_run, mlflow_for_users
+
+if TYPE_CHECKING:
+    from mlflow.models import ModelSignature
 
 _PACKAGES = ("mlflow", "torch", "transformers", "tokenizers", "safetensors")
 _EXAMPLE = "the [MASK] of this sentence is hidden ."
@@ -30,13 +34,8 @@ def register_export(run_dir: Path, export_dir: Path, name: str) -> str:
     """
     store, run_id = connect_to_run(run_dir)
     import mlflow
-    from mlflow.models import Model, ModelSignature
-    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+    from mlflow.models import Model
 
-    signature = ModelSignature(
-        inputs=Schema([ColSpec(DataType.string)]),
-        params=ParamSchema([ParamSpec("task", DataType.string, "fill-mask"), ParamSpec("top_k", DataType.integer, 5)]),
-    )
     with mlflow_for_users():
         mlflow.set_tracking_uri(store)
         mlflow.set_registry_uri(store)
@@ -48,11 +47,22 @@ def register_export(run_dir: Path, export_dir: Path, name: str) -> str:
             registered_model_name=name,
             python_model=str(Path(__file__).with_name("pyfunc_narrowbert.py")),
             artifacts={"model": str(export_dir.resolve())},
-            signature=signature,
+            signature=pyfunc_signature(),
             input_example=[_EXAMPLE],
             pip_requirements=[f"{package}=={_public_version(package)}" for package in _PACKAGES],
         )
     return f"models:/{name}/{info.registered_model_version}"
+
+
+def pyfunc_signature() -> "ModelSignature":
+    """What `pyfunc_narrowbert.py` takes: texts, and the parameters ``task`` and ``top_k``."""
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+
+    return ModelSignature(
+        inputs=Schema([ColSpec(DataType.string)]),
+        params=ParamSchema([ParamSpec("task", DataType.string, "fill-mask"), ParamSpec("top_k", DataType.integer, 5)]),
+    )
 
 
 def _public_version(package: str) -> str:

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from data_prep.contract.command_line import UserError
 from pipeline.engine.bf16_products import ensure_bf16_products
 from pipeline.export import NarrowBertConfig, NarrowBertModel
+from pipeline.export.folder import pooling_of
 from pipeline.export.model_folder import open_config, open_model, open_tokenizer
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -149,7 +150,7 @@ def _open_encoder(options: EncodeOptions) -> _Encoder:
     model = model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
     if options.precision == "bf16":
         ensure_bf16_products(model.device)
-    pooling = options.pooling or ("cls" if config.default_positions == "cls" else "mean")
+    pooling = options.pooling or pooling_of(options.model) or "mean"
     limit = options.max_length or config.max_position_embeddings
 
     def tokenize(texts: list[Texts]) -> list[Encoding]:
@@ -194,9 +195,8 @@ def pad_batch(encodings: list[Encoding], pad_id: int, device: torch.device) -> d
 def _embed(model: NarrowBertModel, encodings: list[Encoding], pooling: str) -> list[Answer]:
     assert model.config.pad_token_id is not None
     inputs = pad_batch(encodings, model.config.pad_token_id, model.device)
-    model.default_positions = "cls" if pooling == "cls" else "all"
     if pooling == "cls":
-        vectors_BH = model(**inputs).last_hidden_state[:, 0]
+        vectors_BH = model.cls_states(**inputs)
     else:
         hidden_BSH = model(**inputs).last_hidden_state.float()
         real_BS1 = inputs["attention_mask"].unsqueeze(-1)

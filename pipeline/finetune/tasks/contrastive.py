@@ -6,7 +6,6 @@ of them (Mirror-BERT: Liu et al. 2021, arXiv 2104.08027).
 Shapes: B texts of a batch, S longest of them in tokens, H hidden.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,9 @@ from torch import nn
 from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
 
 from data_prep.contract.command_line import UserError
+from pipeline.export import NarrowBertModel
 from pipeline.export.folder import write_pooling
+from pipeline.export.model_folder import open_config
 from pipeline.finetune.config import FinetuneConfig
 from pipeline.finetune.rows import split_name
 from pipeline.finetune.tasks.base import Feature, Splits, Task, check_scores, inputs_of, read_numbers
@@ -36,9 +37,10 @@ class EmbeddingModel(nn.Module):
         self, input_ids: torch.Tensor, token_type_ids: torch.Tensor, attention_mask: torch.Tensor
     ) -> torch.Tensor:
         """[B, H]."""
-        hidden = self.encoder(
-            input_ids=input_ids, token_type_ids=token_type_ids, attention_mask=attention_mask
-        ).last_hidden_state
+        inputs = {"input_ids": input_ids, "token_type_ids": token_type_ids, "attention_mask": attention_mask}
+        if self.pooling == "cls" and isinstance(self.encoder, NarrowBertModel):
+            return self.encoder.cls_states(**inputs)
+        hidden = self.encoder(**inputs).last_hidden_state
         if self.pooling == "cls":
             return hidden[:, 0]
         real_BS1 = attention_mask.unsqueeze(-1)
@@ -80,7 +82,7 @@ class ContrastiveTask(Task):
         self.options = config.contrastive
         self.mask_id: Any = tokenizer.mask_token_id
         self.pad = DataCollatorWithPadding(tokenizer)
-        self.model_options = {"default_positions": "cls" if self.options.pooling == "cls" else "all"}
+        self.model_options: dict[str, Any] = {}
         self.scores, self.encodings = {}, {}
         for split, rows in splits.items():
             fields = [config.data.text] if split == "train" else [config.data.text, config.data.second_text]
@@ -104,10 +106,7 @@ class ContrastiveTask(Task):
 
     def finish(self, folder: Path) -> None:
         """Leave what sentence-transformers reads."""
-        from pipeline.export import NarrowBertConfig
-
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        write_pooling(folder, NarrowBertConfig(**config), self.options.pooling)
+        write_pooling(folder, open_config(folder, also=("bert",)), self.options.pooling)
 
     def features(self, split: str) -> list[Feature]:
         def feature(encoding: Encoding) -> Feature:

@@ -26,7 +26,7 @@ from data_prep.contract.command_line import UserError
 from pipeline.config import ModelConfig
 from pipeline.export import NarrowBertConfig, NarrowBertForMaskedLM, NarrowBertModel
 from pipeline.export.configuration_narrowbert import group_sublayers, parse_layout
-from pipeline.export.folder import export_config, write_export
+from pipeline.export.folder import export_config, pooling_of, write_export
 from pipeline.export.from_run import export_run
 from pipeline.export.modeling_narrowbert import pad_positions
 from pipeline.export.names import CONFIG_NAMES, TIED, from_transformers, to_transformers
@@ -631,14 +631,28 @@ def test_the_folder_holds_what_it_should(exported: Path, tokenizer_path: Path) -
 
 
 def test_an_export_for_embeddings_says_how_they_are_pooled(tmp_path: Path, tokenizer_path: Path) -> None:
-    for pooling, positions in (("cls", "cls"), ("mean", "all")):
-        folder = export(tmp_path / pooling, tokenizer_path, "1sf:1sf", pooling=pooling)
-        assert json.loads((folder / "config.json").read_text())["default_positions"] == positions
-        modes = json.loads((folder / "1_Pooling" / "config.json").read_text())
-        assert [name for name, chosen in modes.items() if chosen is True] == [
-            {"cls": "pooling_mode_cls_token", "mean": "pooling_mode_mean_tokens"}[pooling]
-        ]
-        assert len(json.loads((folder / "modules.json").read_text())) == 2
+    for pooling in ("cls", "mean"):
+        assert pooling_of(export(tmp_path / pooling, tokenizer_path, "1sf:1sf", pooling=pooling)) == pooling
+    assert pooling_of(export(tmp_path / "none", tokenizer_path, "1sf:1sf")) is None
+    path = tmp_path / "cls/sentence_bert_config.json"
+    path.write_text(path.read_text()[:-9])
+    with pytest.raises(UserError, match=r"sentence_bert_config.json is damaged, it is no JSON"):
+        pooling_of(tmp_path / "cls")
+
+
+@pytest.mark.parametrize(
+    ("modes", "pooling"),
+    [
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, "cls"),  # of this and earlier versions
+        ({"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}, "mean"),
+        ({"pooling_mode": "cls"}, "cls"),  # of sentence-transformers 6
+        ({"pooling_mode": "mean"}, "mean"),
+    ],
+)
+def test_pooling_is_read_in_every_form(tmp_path: Path, modes: dict[str, Any], pooling: str) -> None:
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "1_Pooling/config.json").write_text(json.dumps({"word_embedding_dimension": 8, **modes}))
+    assert pooling_of(tmp_path) == pooling
 
 
 def test_auto_classes_load_it_with_every_key(exported: Path) -> None:

@@ -181,15 +181,22 @@ def test_answers_are_sought_at_all_positions() -> None:
     assert (scores[mask == 0] == torch.finfo(scores.dtype).min).all()
 
 
-def test_the_base_model_computes_cls_alone_where_its_configuration_says_so() -> None:
-    model, plain = (build(NarrowBertModel, default_positions=positions) for positions in ("cls", "all"))
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_cls_states_are_those_of_cls_alone(layout: str) -> None:
+    model = build(NarrowBertModel, layout)
     ids, mask = batch(12, 7)
+    rows = []
+    model.encoder_narrow.register_forward_hook(lambda module, inputs, output: rows.append(output.numel() // HIDDEN))
     with torch.no_grad():
-        found = model(ids, attention_mask=mask).last_hidden_state
-        assert found.shape == (2, 1, HIDDEN)
-        assert_close(found[:, 0], plain(ids, attention_mask=mask).last_hidden_state[:, 0])
-        answers = build(NarrowBertForQuestionAnswering, default_positions="cls")(ids, attention_mask=mask)
-    assert answers.start_logits.shape == (2, LENGTH)
+        found = model.cls_states(ids, mask)
+        assert_close(found, model(ids, attention_mask=mask).last_hidden_state[:, 0])
+        assert_close(model.cls_states(inputs_embeds=model.get_input_embeddings()(ids), attention_mask=mask), found)
+        left = model.cls_states(ids.flip(1), mask.flip(1))  # padded on the left: the last token comes first
+    last = model(ids, attention_mask=mask, position_ids=torch.arange(LENGTH).flip(0).unsqueeze(0))
+    assert_close(left, torch.stack([last.last_hidden_state[0, 11], last.last_hidden_state[1, 6]]))
+    assert rows[0] == len(ids)
+    with pytest.raises(ValueError, match="exactly one of"):
+        model.cls_states()
 
 
 # --- checkpoints -----------------------------------------------------------------------------------

@@ -260,7 +260,6 @@ def test_embeddings_from_plain_text(model: Path, tmp_path: Path, pooling: Any, s
     with torch.no_grad():
         hidden = transformers.AutoModel.from_pretrained(folder)(**tokens).last_hidden_state[0]
     assert np.allclose(found[0], (hidden[0] if pooling == "cls" else hidden.mean(0)).numpy(), atol=1e-5)
-    assert len(hidden) == (1 if pooling == "cls" else 5)
 
 
 @pytest.mark.slow

@@ -1,18 +1,13 @@
 """What other libraries make of an export: what is right, or plainly an error."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
-from types import SimpleNamespace
 
-import pandas
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForMaskedLM
 from transformers.trainer_pt_utils import LabelSmoother
 
-from pipeline.export import NarrowBertForMaskedLM, pyfunc_narrowbert
+from pipeline.export import NarrowBertForMaskedLM
 from tests.tiny_exports import MASK, batch, shaken, tiny_config, write_folder
 
 
@@ -51,43 +46,3 @@ def test_a_number_of_layers_that_the_layout_does_not_have_is_one_line(tmp_path: 
     ):
         AutoModelForMaskedLM.from_pretrained(folder, num_hidden_layers=3)
     assert AutoConfig.from_pretrained(folder, num_hidden_layers=4).num_hidden_layers == 4
-
-
-@pytest.mark.parametrize("positions", ["cls", "all"])
-def test_a_registered_model_pools_as_its_export_says(tmp_path: Path, positions: str) -> None:
-    folder = write_folder(tmp_path / "tiny", NarrowBertForMaskedLM, "2sf:2sf", default_positions=positions)
-    served = pyfunc_narrowbert.NarrowBertPyfunc()
-    served.load_context(SimpleNamespace(artifacts={"model": str(folder)}))
-    (found,) = served.predict(None, pandas.DataFrame({"text": ["the cat sat"]}), {"task": "embeddings"})
-    encoded = served.tokenizer("the cat sat", return_tensors="pt")
-    with torch.no_grad():
-        hidden = served.model.bert(**encoded).last_hidden_state[0]
-    torch.testing.assert_close(torch.tensor(found), hidden[0] if positions == "cls" else hidden.mean(0))
-
-
-LOAD = """
-import importlib.util, sys, types
-spec = importlib.util.spec_from_file_location("served", sys.argv[1])
-module = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(module)
-served = module.NarrowBertPyfunc()
-served.load_context(types.SimpleNamespace(artifacts={"model": sys.argv[2]}))
-assert "pipeline" not in sys.modules
-print(type(served.model).__name__)
-"""
-
-
-@pytest.mark.slow
-def test_a_registered_model_is_loaded_without_a_question(tmp_path: Path) -> None:
-    folder = write_folder(tmp_path / "tiny", NarrowBertForMaskedLM, "2sf:2sf")
-    started = subprocess.Popen(
-        [sys.executable, "-P", "-c", LOAD, pyfunc_narrowbert.__file__, str(folder)],
-        cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        env={**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "PYTHONPATH": ""},
-    )  # fmt: skip
-    try:
-        assert started.wait(timeout=120) == 0  # its standard input stays open
-    finally:
-        started.kill()
-        printed, _ = started.communicate()
-    assert printed.splitlines()[-1] == "NarrowBertForMaskedLM"
