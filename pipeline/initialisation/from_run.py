@@ -200,16 +200,16 @@ def _other_order(config: RunConfig, shards: Mixture, state: TrainerState, record
     """
     there, batch = state.config, config.training.global_batch_size
     if state.data_root_hash != shards.root_hash:
-        return "other shards"
+        return "other shards than there"
     if there["data"]["seed"] != config.data.seed:
-        return "another data.seed"
+        return "another data.seed than there"
     if there["training"]["global_batch_size"] != batch:
-        return "another training.global_batch_size"
-    return "" if record.get("order_version", 1) == ORDER_VERSION else "an earlier version's order of the rows"
+        return "another training.global_batch_size than there"
+    return "" if record.get("order_version", 1) == ORDER_VERSION else "the parent has an earlier version's order"
 
 
 def _row_order_text(config: RunConfig, shards: Mixture, state: TrainerState, parent: Parent) -> str:
     other = _other_order(config, shards, state, read_run_record(Path(parent["path"])))
     if other:
-        return f"{other} than there: the order begins at row 0"
+        return f"{other}: the order begins at row 0"
     return f"the order goes on at row {parent['first_row']:,}, where the parent had come to"

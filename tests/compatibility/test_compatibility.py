@@ -75,6 +75,16 @@ def test_run_resumes_with_the_same_losses_and_exports_the_same_weights(tmp_path:
             torch.testing.assert_close(now[name], weight, rtol=0.0, atol=2e-5, msg=name)
 
 
+@pytest.mark.slow
+def test_a_run_of_that_commit_can_be_started_from(tmp_path: Path) -> None:
+    going_on = ["--init.from_run", str(ARTIFACTS / "run"), "--init.moments", "true", "--training.train_steps", "2"]
+    data = ["--data.path", str(ARTIFACTS / "shards"), "--run_dir", str(tmp_path / "child")]
+    said = run("pipeline", "train", *TRAINING, *data, *going_on)
+    assert f"starting from weights and moments of step {SAVED_STEP}" in said
+    assert "rows: the parent has an earlier version's order: the order begins at row 0" in said
+    assert losses(tmp_path / "child")["1"] < EXPECTED[1] - 0.3
+
+
 @pytest.mark.parametrize("register", ["", "import pipeline.export"], ids=["own code", "registered classes"])
 def test_export_loads(register: str) -> None:
     torch.testing.assert_close(
