@@ -153,7 +153,11 @@ class TrainingConfig:
     offload_optimizer: bool = False
     """Keep master weights and optimizer states in the host's memory and update them there (ZeRO 1 to 3)."""
     max_skipped_steps: int = 10
-    """End the run after this many steps in a row whose gradients are not finite; such a step changes no weight."""
+    """End the run after this many steps in a row whose gradients are not finite, or that are spikes; such a step
+    changes no weight."""
+    spike_sigma: float = 0.0
+    """Skip a step, as one whose gradients are not finite, if its loss or gradient norm is so many standard deviations
+    above the mean of the last 128 steps; typically 6. Not with offload_optimizer. 0: none is skipped for that."""
     max_failed_saves: int = 10
     """End the run after this many checkpoints in a row that could not be written."""
     seed: int = 42
@@ -210,7 +214,8 @@ class RunConfig:
 
 
 # What may differ between a run's stored configuration and the command that resumes it: nothing
-# here changes a loss (beyond rounding, for the batch split and the ZeRO stage).
+# here changes a loss (beyond rounding, for the batch split and the ZeRO stage; a run that went
+# astray may begin to skip spikes).
 RESUMABLE_CHANGES = {
     "run_dir",
     "data.path",
@@ -222,6 +227,7 @@ RESUMABLE_CHANGES = {
     "training.zero_stage",
     "training.offload_optimizer",
     "training.max_skipped_steps",
+    "training.spike_sigma",
     "training.max_failed_saves",
     "training.log_interval",
     "training.eval_interval",

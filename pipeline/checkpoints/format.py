@@ -52,7 +52,7 @@ class TrainerState:
     optimizer_steps: int
     """Updates that Adam has counted (skipped steps do not count)."""
     skipped_steps: int
-    """Steps whose gradients were not finite."""
+    """Steps whose gradients were not finite, or that were spikes."""
     lineage_id: str
     """The run, over all its restarts."""
     attempt: int
@@ -65,6 +65,8 @@ class TrainerState:
     """The resolved configuration."""
     loss_scaler: dict[str, float] | None = None
     """State of fp16's dynamic loss scaling."""
+    spikes: dict[str, Any] | None = None
+    """What steps are compared with where spikes are skipped; see ``pipeline.engine.spikes``."""
     parent: Parent | None = None
     """The checkpoint of another run that the run began at."""
 

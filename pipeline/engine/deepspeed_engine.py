@@ -4,11 +4,12 @@ import contextlib
 import dataclasses
 import gc
 import logging
+import math
 import os
 import socket
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 from typing import cast
 
@@ -25,6 +26,7 @@ from pipeline.engine.deepspeed_config import deepspeed_config
 from pipeline.engine.muon import MOMENTS, moments_of_group
 from pipeline.engine.optimizer import build_optimizer, clip_gradients
 from pipeline.engine.protocol import Engine, FragmentMapping
+from pipeline.engine.spikes import ask_before_update
 from pipeline.model.arithmetic import RowShape
 from pipeline.model.masked_lm import NarrowBertForPretraining
 from pipeline.parallel.groups import (
@@ -222,19 +224,31 @@ def begin_step(engine: Engine, micro_batches: int) -> None:
         engine.optimizer.gradient_accumulation_steps = micro_batches
 
 
-def update_weights(engine: Engine, clip_grad: float) -> torch.Tensor | float | None:
+def update_weights(
+    engine: Engine, clip_grad: float, refuses: Callable[[float], bool] | None = None
+) -> torch.Tensor | float | None:
     """End a micro-batch; after the last of a step, update the weights.
+
+    Args:
+        engine: after the backward pass.
+        clip_grad: norm above which gradients are scaled down; 0: never.
+        refuses: asked with a finite gradient norm before the update, on every rank; after a yes it is skipped. It makes
+            the host wait for the device.
 
     Returns:
         The gradient norm of all ranks before clipping (a number or a tensor on the device). It is not
         finite where the update was skipped. Undefined before the step's last micro-batch.
     """
+    is_last = engine.is_gradient_accumulation_boundary()
     if engine.zero_optimization_stage() > 0:
-        engine.step()
+        with ask_before_update(engine, refuses if is_last else None):
+            engine.step()
         return engine.get_global_grad_norm()
     norm = None
-    if engine.is_gradient_accumulation_boundary():
+    if is_last:
         norm = clip_gradients(engine.module.parameters(), clip_grad)
+        if refuses is not None and refuses(float(norm)):
+            norm = torch.full_like(norm, math.inf)
         # The fused AdamW reads this on the device, and leaves weights and state alone where it is 1.
         engine.optimizer.found_inf = (~norm.isfinite()).float()
     engine.step()

@@ -5,7 +5,7 @@ METRICS = {
     "train/learning_rate": "of the step",
     "train/gradient_norm": "over all parameters, before clipping",
     "train/loss_scale": "fp16 only",
-    "train/skipped_steps": "steps so far whose gradients were not finite",
+    "train/skipped_steps": "steps so far whose gradients were not finite, or that were spikes",
     "train/step_seconds": "mean since the log before, without evaluations and checkpoints",
     "train/tokens_per_second": "over all processes",
     "train/sequences_per_second": "rows, over all processes",

@@ -40,6 +40,9 @@ def train_to_end(run: Run, profiler: Profiler) -> int:
             break
         run.meter.add(run.trainer.step(batches, agreed.weight, run.step))
         run.step += 1
+        if run.trainer.spikes.found:
+            log.warning("step %d  skipped as a spike: %s", run.step, run.trainer.spikes.found)
+            run.records.event("spike", run.step, run.trainer.spikes.found)
         profiler.step(run.step)
         run.records.progress.advance()
         to_save = run.is_due(training.save_interval)
@@ -50,7 +53,7 @@ def train_to_end(run: Run, profiler: Profiler) -> int:
             if run.is_due(training.eval_interval):
                 stop = run.validation.run(run.step)
             if to_save:
-                run.saver.begin(run.step, run.meter.skipped_steps)
+                run.saver.begin(run.step, run.meter.skipped_steps, run.trainer.spikes.history)
     run.rows.end()
     run.records.progress.close()
     return _end(run)
@@ -123,7 +126,8 @@ def _log(run: Run) -> None:
     run.records.log(run.step, points)
     skipped = run.meter.longest_skipped
     if skipped >= run.config.training.max_skipped_steps:
-        what = f"{skipped} steps in a row up to step {run.step} were skipped, their gradients are not finite"
+        why = " or they are spikes" if run.trainer.spikes.is_on else ""
+        what = f"{skipped} steps in a row up to step {run.step} were skipped, their gradients are not finite{why}"
         run.records.event("diverged", run.step, what)
         raise UserError(
             f"{what}: continue from the last checkpoint with a larger training.max_skipped_steps, or start again "
@@ -137,7 +141,7 @@ def _end(run: Run) -> int:
     if run.step > run.saver.saved_step:  # a stop between two saves, or the last one failed
         if run.meter.has_steps:
             _log(run)
-        run.saver.begin(run.step, run.meter.skipped_steps)
+        run.saver.begin(run.step, run.meter.skipped_steps, run.trainer.spikes.history)
         problem = run.saver.wait(run.step)
         if problem:
             raise UserError(f"step {run.step} could not be saved ({problem}): fix that, then run the same again")

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from data_prep.contract.command_line import UserError, config_as_dict
 from data_prep.contract.redaction import redact
@@ -53,8 +53,13 @@ class Saver:
         self._config, self._shards, self._attempt = config, shards, attempt
         self._schedule = RowSchedule(config.training, shards.row_shape)
 
-    def begin(self, step: int, skipped_steps: int) -> None:
+    def begin(self, step: int, skipped_steps: int, spikes: dict[str, Any] | None) -> None:
         """Begin to write a checkpoint after ``step`` steps; its end is reported at a later log.
+
+        Args:
+            step: steps done.
+            skipped_steps: of those.
+            spikes: what later steps are compared with.
 
         Raises:
             UserError: too many saves in a row have failed; on every rank.
@@ -69,6 +74,7 @@ class Saver:
             optimizer_steps=optimizer_steps(self._engine),
             skipped_steps=skipped_steps,
             loss_scaler=loss_scaler_state(self._engine),
+            spikes=spikes,
             lineage_id=self._attempt.lineage_id,
             attempt=self._attempt.number,
             data_root_hash=self._shards.root_hash,

@@ -2,7 +2,9 @@
 
 import dataclasses
 import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,6 +22,7 @@ from pipeline.engine.attention_kernel import attention_kernel
 from pipeline.engine.bf16_products import has_bf16_products
 from pipeline.engine.deepspeed_engine import build_engine
 from pipeline.engine.protocol import Engine
+from pipeline.engine.spikes import Spikes
 from pipeline.initialisation.from_run import choose_parent, load_parent_optimizer, load_parent_weights
 from pipeline.model.masked_lm import NarrowBertForPretraining
 from pipeline.model.parameters import padded_vocab_size
@@ -123,7 +126,7 @@ def open_run(
     data = _open_rows(config, shards, objective, ranks, attempt, device)
 
     # Weights: of the newest intact checkpoint, of another run or model, or new ones.
-    engine, step, skipped_steps = _build_or_resume(config, shards, ranks.world, attempt, device)
+    engine, step, skipped_steps, history = _build_or_resume(config, shards, ranks.world, attempt, device)
 
     # Checkpoints: memory for their copies is taken now.
     writer = CheckpointWriter(
@@ -146,7 +149,16 @@ def open_run(
         ranks=ranks,
         engine=engine,
         rows=RowReader(data, training, ranks, gauges, own_time),
-        trainer=Trainer(engine, objective, config, ranks, own_time, device, attempt.steps_before),
+        trainer=Trainer(
+            engine,
+            objective,
+            config,
+            ranks,
+            own_time,
+            device,
+            attempt.steps_before,
+            Spikes(training.spike_sigma, history),
+        ),
         meter=Meter(config, shards, skipped_steps),
         records=records,
         validation=Validation(engine, shards, training, attempt.eval_masked_per_row, ranks, gauges, records, device),
@@ -190,8 +202,8 @@ def _open_rows(
 
 def _build_or_resume(
     config: RunConfig, shards: Mixture, world: World, attempt: Attempt, device: torch.device
-) -> tuple[Engine, int, int]:
-    """Build the engine. Returns it, the steps done, and how many of them were skipped."""
+) -> tuple[Engine, int, int, Mapping[str, Any] | None]:
+    """Build the engine. Returns it, the steps done, how many of them were skipped, and what spikes are judged by."""
     torch.manual_seed(config.training.seed)  # the same initial weights on every rank
     padded_size = padded_vocab_size(shards.vocab_size, config.training.tensor_model_parallel_size)
     model = NarrowBertForPretraining(config.model, shards.vocab_size, padded_size)
@@ -202,20 +214,20 @@ def _build_or_resume(
         engine = build_engine(config, model, device, shards.row_shape, attempt.eval_masked_per_row)
         load_optimizer(engine, folder, state)
         log.info("resuming from %s (step %d of %d)", folder, state.step, config.training.train_steps)
-        return engine, state.step, state.skipped_steps
+        return engine, state.step, state.skipped_steps, state.spikes
     parent = attempt.parent
     if parent is not None:
         load_parent_weights(model, config, shards, parent)
         engine = build_engine(config, model, device, shards.row_shape, attempt.eval_masked_per_row)
         load_parent_optimizer(engine, config, shards, parent)
-        return engine, 0, 0
+        return engine, 0, 0, None
     if config.init.from_huggingface is not None:
         # Imports transformers, which no other start needs.
         from pipeline.initialisation.load import load_init
 
         for line in load_init(model, config, shards):
             log.info(line)
-    return build_engine(config, model, device, shards.row_shape, attempt.eval_masked_per_row), 0, 0
+    return build_engine(config, model, device, shards.row_shape, attempt.eval_masked_per_row), 0, 0, None
 
 
 def _choose_checkpoint(run_dir: Path, world: World) -> Path | None:

@@ -9,6 +9,7 @@ from pipeline.config import RunConfig
 from pipeline.data.batches import Batch
 from pipeline.engine.deepspeed_engine import begin_step, update_weights
 from pipeline.engine.protocol import Engine
+from pipeline.engine.spikes import Spikes
 from pipeline.parallel.dropout_seeds import seed_dropout
 from pipeline.processes.ranks import Ranks
 from pipeline.processes.stragglers import OwnTime
@@ -28,6 +29,7 @@ class Trainer:
         own_time: told how long the forward passes take.
         device: of this process.
         steps_before: of earlier runs that this one continues; their dropout is not drawn again.
+        spikes: which steps are skipped for standing out.
     """
 
     def __init__(
@@ -39,13 +41,15 @@ class Trainer:
         own_time: OwnTime,
         device: torch.device,
         steps_before: int,
+        spikes: Spikes,
     ) -> None:
+        self.spikes = spikes
         self._steps_before = steps_before
         self.engine, self.ranks = engine, ranks
         self._objective, self._config, self._own_time, self._device = objective, config, own_time, device
 
     def step(self, batches: list[Batch], weight: float, step: int) -> StepSums:
-        """Do the step that follows ``step`` steps. A step whose gradients are not finite updates nothing.
+        """Do the step that follows ``step`` steps. One whose gradients are not finite, or a spike, updates nothing.
 
         It still consumes its rows and its place in the learning-rate schedule, so that both follow from
         the number of the step alone.
@@ -66,14 +70,22 @@ class Trainer:
         seed_dropout(training.seed, self._steps_before + step, self.ranks.data_rank)
         sums = {LOSS: torch.zeros((), device=self._device)}
         gradient_norm = None
+        rows, masked_per_row = batches[0].masked_positions.shape
+        self.spikes.begin([rows * terms, masked_per_row])
+
+        def refuses(norm: float) -> bool:
+            return self.spikes.refuses(sums[LOSS], weight, norm)
+
         for batch in batches:
             self.ranks.reached("in the forward pass", step)
             with self._own_time.forward():
                 computed = self._objective(self.engine, batch)
             self.ranks.reached("in the backward pass", step)
             self.engine.backward(computed.loss_sum * scale)
-            gradient_norm = update_weights(self.engine, self._config.optimizer.clip_grad)
             sums[LOSS] += computed.loss_sum.detach()
+            gradient_norm = update_weights(
+                self.engine, self._config.optimizer.clip_grad, refuses if self.spikes.is_on else None
+            )
             for name, value in computed.extra_sums.items():
                 metric = f"objective/{name}"
                 sums[metric] = sums.get(metric, 0.0) + value.detach()

@@ -120,7 +120,9 @@ def build(config: RunConfig) -> Any:
     return engine.build_engine(config, NarrowBertForPretraining(config.model, VOCAB, padded), torch.device("cpu"))
 
 
-def train_steps(built: Any, config: RunConfig, first: int, last: int) -> Curve:
+def train_steps(
+    built: Any, config: RunConfig, first: int, last: int, refuses: Callable[[float], bool] | None = None
+) -> Curve:
     """What the trainer's step does, on our rows."""
     group = data_parallel_group()
     rank, size, micro = dist.get_rank(group), dist.get_world_size(group), config.training.micro_batch_size
@@ -137,7 +139,7 @@ def train_steps(built: Any, config: RunConfig, first: int, last: int) -> Curve:
         for start in starts:
             output = built(**{name: tensor[start : start + micro] for name, tensor in mine.items()})
             built.backward(output.loss_sum * (size * len(starts) / count))
-            norm = engine.update_weights(built, config.optimizer.clip_grad)
+            norm = engine.update_weights(built, config.optimizer.clip_grad, refuses)
             loss_sum += output.loss_sum.detach()
         dist.all_reduce(loss_sum, group=group)
         curve.append((loss_sum.item() / count.item(), float(norm)))  # type: ignore[arg-type]
@@ -266,6 +268,32 @@ def sums(world_size: int, folder: Path) -> dict[str, float]:
             wanted = _summed_gradients(built, plain, world_size)
             found[f"{precision} zero{stage}{' offload' * offload}"] = _distance(built, wanted)
             built.destroy()
+    return found
+
+
+def refused(world_size: int, folder: Path) -> dict[str, Any]:
+    """Two steps in every precision and stage, from the start and after a step whose update is refused."""
+    del world_size, folder
+    get_accelerator().is_fp16_supported = lambda: True
+    found = {}
+    for precision, stage in [
+        ("fp32", 0), ("fp32", 1), ("fp32", 3), ("bf16", 1), ("bf16", 2),
+        ("bf16", 3), ("fp16", 1), ("fp16", 2), ("fp16", 3),
+    ]:  # fmt: skip
+        config = configuration(precision=precision, zero_stage=stage)
+        asked: list[float] = []
+        curves, scales, updates = [], [], []
+        for refuse in (False, True):
+            with groups_of(1):
+                built = build(config)
+                engine.set_loss_scaler_state(built, {"cur_scale": 1024.0} if precision == "fp16" else None)
+                if refuse:
+                    train_steps(built, config, 0, 1, lambda norm, asked=asked: asked.append(norm) is None)
+                scales.append(engine.loss_scaler_state(built))
+                updates.append(optimizer_steps(built))
+                curves.append(train_steps(built, config, 0, 2, lambda _: False))
+                built.destroy()
+        found[f"{precision} zero{stage}"] = {"curves": curves, "asked": asked, "scales": scales, "updates": updates}
     return found
 
 

@@ -66,6 +66,19 @@ def test_micro_batches_are_added_up_in_fp32(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_an_update_that_is_refused_leaves_nothing(tmp_path: Path) -> None:
+    found = run_group("refused", 2, tmp_path)
+    assert len(found) == 9
+    for name, seen in found.items():
+        begun, after = seen["curves"]
+        assert after == begun, name
+        assert begun[1] != begun[0], name
+        assert seen["asked"] == pytest.approx([begun[0][1]]), name
+        assert seen["scales"][0] == seen["scales"][1], name
+        assert seen["updates"] == [0, 0], name
+
+
+@pytest.mark.slow
 def test_checkpoints_move_between_topologies(tmp_path: Path) -> None:
     found = run_group("checkpoints", 4, tmp_path)
     assert found["wrong"] == []

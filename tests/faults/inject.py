@@ -11,6 +11,7 @@ FAULTS is JSON: a list of {"do": ..., "rank": which one or null for all, and the
 - ``{"do": "allocate", "place": P, "step": N, "bytes": B}``: ask for so much memory there;
 - ``{"do": "slow", "seconds": T}``: take so much longer to read each step's rows;
 - ``{"do": "poison", "steps": [N, ...]}``: every gradient of these steps is NaN;
+- ``{"do": "amplify", "steps": [N, ...]}``: loss and gradients of these steps are 100 times as large;
 - ``{"do": "collective_limit", "seconds": T}``: how long every group waits for a rank;
 - ``{"do": "stall_write", "step": N, "seconds": T}``: the disk stands still so long in the checkpoint of step N;
 - ``{"do": "torch_timeout", "seconds": T}``: what torch gives groups that nobody has set a limit for;
@@ -109,6 +110,17 @@ def poison(fault: dict[str, Any]) -> None:
     Trainer.step = poison_and_step
 
 
+def amplify(fault: dict[str, Any]) -> None:
+    from pipeline.training.step import Trainer
+
+    original = Trainer.step
+
+    def amplify_and_step(trainer: Trainer, batches: "list[Batch]", weight: float, step: int) -> "StepSums":
+        return original(trainer, batches, weight / 100 if step in fault["steps"] else weight, step)
+
+    Trainer.step = amplify_and_step
+
+
 def torch_timeout(fault: dict[str, Any]) -> None:
     from torch.distributed import distributed_c10d
 
@@ -164,6 +176,7 @@ def main() -> None:
             "allocate": allocate,
             "slow": slow,
             "poison": poison,
+            "amplify": amplify,
             "torch_timeout": torch_timeout,
             "collective_limit": collective_limit,
             "agree_in_rounds": agree_in_rounds,
