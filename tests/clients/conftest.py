@@ -16,7 +16,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     written: dict[Any, Path] = {}
 
     def write(kind: str, model_class: Any, **options: Any) -> Path:
-        key = (kind, model_class, *sorted(options.items()))
+        key = (kind, model_class, repr(sorted(options.items())))
         if key not in written:
             layout, own = LAYOUTS[kind]
             written[key] = write_folder(
