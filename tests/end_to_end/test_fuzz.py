@@ -45,6 +45,20 @@ COMMANDS: dict[str, list[str]] = {
     "plan": ["pipeline", "plan", *RUN, "--data.path", "shards"],
     "train": ["pipeline", "train", *RUN, "--data.path", "shards", "--run_dir", "new"],
     "resume": ["pipeline", "train", *RUN, "--data.path", "shards", "--run_dir", "run"],
+    "phase": [
+        "pipeline",
+        "train",
+        *RUN,
+        "--data.path",
+        "shards",
+        "--run_dir",
+        "new",
+        "--init.from_run",
+        "run@4",
+        "--training.mask_rate",
+        "[[0, 0.15], [2, 0.05]]",
+    ],
+    "average": ["pipeline", "average", "run", "--last", "1", "--output", "new"],
     "evaluate": ["pipeline", "evaluate", "run"],
     "report": ["pipeline", "report", "run", "--output", "new"],
     "export": ["pipeline", "export", "run", "--output", "new"],
@@ -54,7 +68,7 @@ COMMANDS: dict[str, list[str]] = {
     "checkpoints": ["pipeline", "checkpoints", "run"],
     "submit": ["cluster", "train", *RUN, "--data.path", "shards", "--run_dir", "new", "--dry_run"],
 }
-WHOLE = ("export", "convert", "finetune")
+WHOLE = ("average", "export", "convert", "finetune")
 """Commands that leave ``new`` whole or not at all."""
 
 VALUES = [
