@@ -165,12 +165,14 @@ def train(config: RunConfig, objective: Objective | None = None) -> int:
     from pipeline.processes.signals import stop_signals_caught
     from pipeline.processes.world import SINGLE_PROCESS, world_from_environment
     from pipeline.runs.directory import check_run, is_finished, make_run_dir
+    from pipeline.runs.time_budget import as_recorded
     from pipeline.tracking.description import check_tracking
     from pipeline.training import loop
     from pipeline.training.objective import MASKED_LANGUAGE_MODELLING
 
     world = world_from_environment() or SINGLE_PROCESS
     check_tracking(config.tracking)
+    config = as_recorded(config)
     shards = check_run(config, world.size)
     if is_finished(config):
         return 0

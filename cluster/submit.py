@@ -20,6 +20,7 @@ from pipeline.model.parameters import count_parameters
 from pipeline.runs.ancestry import split_source
 from pipeline.runs.directory import check_run, flatten, is_finished
 from pipeline.runs.records import read_metrics
+from pipeline.runs.time_budget import as_recorded
 from pipeline.tracking.description import check_tracking
 
 _ASSUMED_BYTES_PER_SECOND = 100e6
@@ -41,8 +42,9 @@ def submit_train(config: RunConfig, cluster: ClusterConfig, *, dry_run: bool) ->
     run_dir = Path(config.run_dir).absolute()
     check_no_secrets("the configuration", config)
     check_no_secrets("the cluster file", cluster)
-    shards = check_run(config, cluster.world_size)
-    if is_finished(config):
+    recorded = as_recorded(config)
+    shards = check_run(recorded, cluster.world_size)
+    if is_finished(recorded):
         return f"{config.run_dir} is finished: nothing to do"
     check_writable("run_dir", run_dir)
     local = [folder.path for folder in shards.folders if not folder.remote]

@@ -131,6 +131,9 @@ class TrainingConfig:
 
     train_steps: int = 70_000
     """Optimizer steps."""
+    time_budget_hours: float | None = None
+    """Hours in which the run should be done, over all its starts: the decay begins in time for that, and train_steps is
+    the most that it does. Needs a stable phase: an lr_decay_fraction below 1."""
     global_batch_size: int = 1728
     """Rows per step, over all processes and accumulation steps."""
     batch_warmup: tuple[tuple[int, int], ...] = ()
@@ -222,6 +225,7 @@ RESUMABLE_CHANGES = {
     "data.num_workers",
     "data.prefetch_factor",
     "model.recompute",
+    "training.time_budget_hours",
     "training.micro_batch_size",
     "training.tensor_model_parallel_size",
     "training.zero_stage",

@@ -105,6 +105,7 @@ def _check_ranges(config: RunConfig) -> None:
             "rise to the end; give at most optimizer.lr"
         )
     _check_schedule(config.optimizer, config.training.train_steps)
+    _check_time_budget(config.optimizer, config.training.time_budget_hours)
     _check_mask_rates(config.training)
     for name, value in [("data.seed", config.data.seed), ("training.seed", config.training.seed)]:
         if not 0 <= value < 2**63:
@@ -123,6 +124,19 @@ def _check_schedule(optimizer: OptimizerConfig, train_steps: int) -> None:
     for name, value in [("min_lr", optimizer.min_lr), ("lr_decay_fraction", 1 - optimizer.lr_decay_fraction)]:
         if optimizer.lr_decay_style == "constant" and value:
             raise UserError(f"optimizer.{name} does nothing with lr_decay_style constant: leave it out")
+
+
+def _check_time_budget(optimizer: OptimizerConfig, hours: float | None) -> None:
+    if hours is None:
+        return
+    if not 0 < hours < math.inf:
+        raise UserError(f"training.time_budget_hours is {hours}: give a number above 0")
+    if optimizer.lr_decay_style == "constant" or not 0 < optimizer.lr_decay_fraction < 1:
+        raise UserError(
+            "training.time_budget_hours says when the decay begins, which a stable phase must come before: give "
+            "optimizer.lr_decay_style linear, cosine or sqrt and an optimizer.lr_decay_fraction between 0 and 1, such "
+            "as 0.2"
+        )
 
 
 def _check_mask_rates(training: TrainingConfig) -> None:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from pipeline.runs.ancestry import Parent
+from pipeline.runs.time_budget import FixedEnd
 
 KINDS = ("weights", "exp_avg", "exp_avg_sq")
 FORMAT_VERSION = 1
@@ -69,6 +70,10 @@ class TrainerState:
     """What steps are compared with where spikes are skipped; see ``pipeline.engine.spikes``."""
     parent: Parent | None = None
     """The checkpoint of another run that the run began at."""
+    training_seconds: float = 0.0
+    """That the run has taken so far, over all its starts."""
+    fixed_end: FixedEnd | None = None
+    """How its time budget has ended its stable phase."""
 
     @property
     def rows_trained(self) -> int:

@@ -21,6 +21,7 @@ from pipeline.processes.signals import (
 )
 from pipeline.processes.world import SINGLE_PROCESS, choose_world
 from pipeline.runs.directory import check_run, is_finished, make_run_dir, restore_run_files
+from pipeline.runs.time_budget import as_recorded
 from pipeline.tracking.description import check_tracking
 
 
@@ -45,7 +46,7 @@ def run(argv: Sequence[str]) -> int:
 
 def _train(argv: Sequence[str]) -> int:
     arguments = read_config(TrainArguments, argv, "narrowbert train", COMMANDS["train"])
-    config = part_of(RunConfig, arguments)
+    config = as_recorded(part_of(RunConfig, arguments))
     joined, processes = choose_world(arguments.processes)
     # Here, before anything heavy is imported or started: a mistake is one quick line.
     check_tracking(config.tracking)

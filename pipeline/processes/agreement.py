@@ -41,6 +41,8 @@ class Agreed:
     """Of the first rank that has one; empty if none has."""
     stop: bool
     """Whether any rank was asked to stop."""
+    decay: bool
+    """Whether any rank wants the decay of the learning rate to begin."""
     weight: float
     """The sum of all ranks'."""
 
@@ -57,14 +59,13 @@ class PendingAgreement:
         Raises:
             LostConnectionError: the ranks cannot talk to each other any more.
         """
-        problems, stops, weight = result_of(self._sums).tolist()
+        problems, stops, decays, weight = result_of(self._sums).tolist()
         problem = self._problem
         if problems:
             problem = next(text for text in self._agreement.gather(problem) if text)
         # Alone, this process also knows of a signal that has come since.
-        return Agreed(
-            problem=problem, stop=bool(stops) or (self._agreement.is_alone and stop_requested()), weight=weight
-        )
+        stop = bool(stops) or (self._agreement.is_alone and stop_requested())
+        return Agreed(problem=problem, stop=stop, decay=bool(decays), weight=weight)
 
 
 class Agreement:
@@ -77,15 +78,17 @@ class Agreement:
         self.is_alone = self._sum is None
         """Whether there is no other rank."""
 
-    def begin(self, problem: str, weight: float = 0.0) -> PendingAgreement:
+    def begin(self, problem: str, weight: float = 0.0, *, decay: bool = False) -> PendingAgreement:
         """Tell the others without waiting for them; every rank calls this at the same point of a step.
 
         Args:
             problem: what went wrong on this rank; empty if nothing did.
             weight: a number to add to those of the other ranks, in fp64.
+            decay: whether this rank wants the decay of the learning rate to begin.
         """
         # One sum for all of it: what it costs is the way to the other ranks.
-        return PendingAgreement(self, problem, self._begin_sum([float(bool(problem)), float(stop_requested()), weight]))
+        numbers = [float(bool(problem)), float(stop_requested()), float(decay), weight]
+        return PendingAgreement(self, problem, self._begin_sum(numbers))
 
     def gather(self, value: T) -> list[T]:
         """Every rank's value, by rank. Rare: it goes round all ranks."""

@@ -49,13 +49,18 @@ class Ranks:
         """
         return self.agreed(self.begin_agreement(problem), step).stop
 
-    def begin_agreement(self, problem: str, weight: float = 0.0) -> PendingAgreement:
+    def begin_agreement(self, problem: str, weight: float = 0.0, *, decay: bool = False) -> PendingAgreement:
         """Tell all ranks of a problem, if there is one, and add up the weights of those that read other rows.
 
         Nothing is waited for. Every rank calls this at the same point of a step.
+
+        Args:
+            problem: of this rank; empty if there is none.
+            weight: of its rows.
+            decay: whether this rank wants the decay of the learning rate to begin.
         """
         reads_alone = tensor_parallel_group().rank() == 0  # the others of the group have the same rows
-        return self._agreement.begin(problem, weight if reads_alone else 0.0)
+        return self._agreement.begin(problem, weight if reads_alone else 0.0, decay=decay)
 
     def agreed(self, pending: PendingAgreement, step: int) -> Agreed:
         """Wait until all ranks have begun an agreement.

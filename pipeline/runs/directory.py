@@ -255,8 +255,7 @@ def stored_record(run_dir: Path) -> dict[str, Any]:
     if state:
         found |= {"lineage_id": state["lineage_id"], "attempt": state["attempt"]}
         found["data"] = {"root_hash": state["data_root_hash"]}
-        if state.get("parent"):
-            found["parent"] = state["parent"]
+        found |= {key: state[key] for key in ("parent", "fixed_end") if state.get(key)}
     return found
 
 
@@ -278,9 +277,18 @@ def write_configuration(config: RunConfig, shards: Mixture) -> None:
     Raises:
         OSError: they cannot be written.
     """
-    run_dir, content = Path(config.run_dir), redact(config_as_dict(config))
-    write_atomically(run_dir / "config.yaml", yaml.safe_dump(content, sort_keys=False), durable=True)
-    write_atomically(run_dir / "tokenizer.json", shards.tokenizer_path.read_bytes(), durable=True)
+    write_config_yaml(config)
+    write_atomically(Path(config.run_dir) / "tokenizer.json", shards.tokenizer_path.read_bytes(), durable=True)
+
+
+def write_config_yaml(config: RunConfig) -> None:
+    """Write ``config.yaml``.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    text = yaml.safe_dump(redact(config_as_dict(config)), sort_keys=False)
+    write_atomically(Path(config.run_dir) / "config.yaml", text, durable=True)
 
 
 def data_facts(shards: Mixture) -> DataFacts:

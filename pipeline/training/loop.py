@@ -38,6 +38,8 @@ def train_to_end(run: Run, profiler: Profiler) -> int:
         batches, agreed = run.rows.read(run.step)
         if agreed.stop:
             break
+        if agreed.decay and run.budget.fixed_end is None:  # what was asked ahead comes once more
+            run.begin_decay()
         run.meter.add(run.trainer.step(batches, agreed.weight, run.step))
         run.step += 1
         if run.trainer.spikes.found:

@@ -45,7 +45,7 @@ class Meter:
         self.skipped_steps = skipped_steps
         self.longest_skipped = 0
         self._skipped_in_a_row = 0
-        self._config, self._seq_length = config, shards.seq_length
+        self.config, self._seq_length = config, shards.seq_length
         self._schedule = RowSchedule(config.training, shards.row_shape)
         self._steps: list[StepSums] = []
         self._seconds = 0.0
@@ -83,7 +83,7 @@ class Meter:
         rows = self._schedule.rows_before(step) - self._schedule.rows_before(first - 1)
         points = {first + i: metrics for i, metrics in enumerate(means)}
         points[step] |= {
-            "train/learning_rate": learning_rate(step - 1, self._config.training.train_steps, self._config.optimizer),
+            "train/learning_rate": learning_rate(step - 1, self.config.training.train_steps, self.config.optimizer),
             "train/gradient_norm": norms[-1],
             "train/skipped_steps": float(self.skipped_steps),
             "train/step_seconds": seconds,

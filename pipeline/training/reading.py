@@ -24,12 +24,20 @@ class RowReader:
         ranks: this process among the others.
         gauges: told how long each step waits for its rows.
         own_time: told the same.
+        is_due: whether the run's decay should begin after so many steps; asked on rank 0.
     """
 
     def __init__(
-        self, data: Prefetcher, config: TrainingConfig, ranks: Ranks, gauges: Gauges, own_time: OwnTime
+        self,
+        data: Prefetcher,
+        config: TrainingConfig,
+        ranks: Ranks,
+        gauges: Gauges,
+        own_time: OwnTime,
+        is_due: Callable[[int], bool],
     ) -> None:
-        self._data, self._config = data, config
+        self.config = config
+        self._data, self._is_due = data, is_due
         self._ranks, self._gauges, self._own_time = ranks, gauges, own_time
         self._asked: tuple[list[Batch], PendingAgreement] | None = None
 
@@ -47,7 +55,7 @@ class RowReader:
         batches, pending = self._asked or self._ask(step, step)
         self._asked = None
         agreed = self._ranks.agreed(pending, step)
-        if not agreed.stop and step + 1 < self._config.train_steps:
+        if not agreed.stop and step + 1 < self.config.train_steps:
             self._asked = self._ask(step + 1, step)
         return batches, agreed
 
@@ -57,7 +65,8 @@ class RowReader:
             rows, problem = try_to_read(lambda: self._data.step(step))
         if rows is None:
             return [], self._ranks.begin_agreement(problem)
-        return rows.batches, self._ranks.begin_agreement("", rows.weight)
+        is_due = self._ranks.is_main and self._is_due(step)
+        return rows.batches, self._ranks.begin_agreement("", rows.weight, decay=is_due)
 
     def end(self) -> None:
         """Wait for the agreement that is under way, if the steps end before it is asked for; every rank calls this."""

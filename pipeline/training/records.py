@@ -76,6 +76,12 @@ class Records:
                 self._shipper = Shipper(self.run_dir).start()
         self.progress = Progress(self._config.training.train_steps, step, is_main=self._ranks.is_main)
 
+    def follow(self, config: RunConfig, step: int) -> None:
+        """Go on under another configuration, of which only the end of the run differs."""
+        self._config = config
+        self.progress.close()
+        self.progress = Progress(config.training.train_steps, step, is_main=self._ranks.is_main)
+
     def event(self, kind: str, step: int, text: str) -> None:
         """Record that something happened to the run; what the disk does not take is written at a later log."""
         if self._ranks.is_main:

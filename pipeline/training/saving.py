@@ -17,6 +17,7 @@ from pipeline.engine.protocol import Engine
 from pipeline.processes.ranks import Ranks
 from pipeline.processes.signals import LostConnectionError
 from pipeline.runs.attempts import Attempt
+from pipeline.runs.time_budget import TimeBudget
 from pipeline.training.records import Records
 
 log = logging.getLogger("narrowbert")
@@ -33,6 +34,7 @@ class Saver:
         attempt: which start of the run this is.
         ranks: this process among the others.
         records: told how each save went.
+        budget: knows how long the run has taken.
         step: of the checkpoint that this start has resumed from; 0 if there was none.
     """
 
@@ -45,12 +47,14 @@ class Saver:
         attempt: Attempt,
         ranks: Ranks,
         records: Records,
+        budget: TimeBudget,
         step: int,
     ) -> None:
         self.saved_step = step
         self._failed_in_a_row = 0
         self._writer, self._engine, self._ranks, self._records = writer, engine, ranks, records
-        self._config, self._shards, self._attempt = config, shards, attempt
+        self._budget = budget
+        self.config, self._shards, self._attempt = config, shards, attempt
         self._schedule = RowSchedule(config.training, shards.row_shape)
 
     def begin(self, step: int, skipped_steps: int, spikes: dict[str, Any] | None) -> None:
@@ -79,8 +83,10 @@ class Saver:
             attempt=self._attempt.number,
             data_root_hash=self._shards.root_hash,
             vocab_size=self._shards.vocab_size,
-            config=redact(config_as_dict(self._config)),
+            config=redact(config_as_dict(self.config)),
             parent=self._attempt.parent,
+            training_seconds=self._budget.seconds,
+            fixed_end=self._budget.fixed_end,
         )
         self._ranks.reached("saving", step)
         self._records.sync()  # a resume from here does not compute those losses again
@@ -115,7 +121,7 @@ class Saver:
         raise LostConnectionError(f"{text}: run the same command again to resume from the last checkpoint")
 
     def _check_failures(self) -> None:
-        limit = self._config.training.max_failed_saves
+        limit = self.config.training.max_failed_saves
         if self._failed_in_a_row >= limit:
             raise UserError(
                 f"{self._failed_in_a_row} checkpoints in a row could not be written (training.max_failed_saves is "

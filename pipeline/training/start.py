@@ -2,15 +2,13 @@
 
 import dataclasses
 import logging
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from data_prep.contract.command_line import UserError
 from pipeline.checkpoints.choosing import choose_intact
-from pipeline.checkpoints.format import remove_unfinished
+from pipeline.checkpoints.format import TrainerState, remove_unfinished
 from pipeline.checkpoints.reading import checkpoint_folders, load_weights, read_trainer_state
 from pipeline.checkpoints.restore import load_optimizer
 from pipeline.checkpoints.writing import CheckpointWriter
@@ -32,6 +30,7 @@ from pipeline.processes.stragglers import OwnTime
 from pipeline.processes.world import World
 from pipeline.runs.attempts import Attempt, is_newest_attempt, register_attempt
 from pipeline.runs.records import append_event
+from pipeline.runs.time_budget import TimeBudget, end_of, record_end, with_end
 from pipeline.training.gauges import Gauges
 from pipeline.training.meter import Meter
 from pipeline.training.objective import Objective
@@ -69,6 +68,8 @@ class Run:
     """Evaluates on the validation split."""
     saver: Saver
     """Writes checkpoints."""
+    budget: TimeBudget
+    """Knows when the run must come to its end."""
 
     @property
     def train_steps(self) -> int:
@@ -78,6 +79,18 @@ class Run:
     def is_due(self, interval: int) -> bool:
         """Whether something that is done every ``interval`` steps, and after the last, is due now."""
         return self.step % interval == 0 or self.step == self.train_steps
+
+    def begin_decay(self) -> None:
+        """Let the decay begin with the next step, and write down that it did; every rank calls this."""
+        end = self.budget.fixed_end = end_of(self.config, self.step)
+        config = with_end(self.config, end)
+        from_rank_0(lambda: record_end(config, end))  # before a step has such a rate: a resume goes by the record
+        self.config = self.trainer.config = self.meter.config = self.saver.config = self.budget.config = config
+        self.rows.config = config.training
+        self.records.follow(config, self.step)
+        text = f"the decay begins after step {end['decay_begins']}, and the run ends with step {end['train_steps']}"
+        self.records.event("time budget", self.step, text)
+        log.info("training.time_budget_hours: %s", text)
 
     def close(self, error: BaseException | None = None) -> None:
         """End the reader, the writer and the records.
@@ -126,7 +139,9 @@ def open_run(
     data = _open_rows(config, shards, objective, ranks, attempt, device)
 
     # Weights: of the newest intact checkpoint, of another run or model, or new ones.
-    engine, step, skipped_steps, history = _build_or_resume(config, shards, ranks.world, attempt, device)
+    engine, state = _build_or_resume(config, shards, ranks.world, attempt, device)
+    step = state.step if state else 0
+    budget = TimeBudget(config, state.training_seconds if state else 0.0)
 
     # Checkpoints: memory for their copies is taken now.
     writer = CheckpointWriter(
@@ -148,7 +163,7 @@ def open_run(
         step=step,
         ranks=ranks,
         engine=engine,
-        rows=RowReader(data, training, ranks, gauges, own_time),
+        rows=RowReader(data, training, ranks, gauges, own_time, budget.is_due),
         trainer=Trainer(
             engine,
             objective,
@@ -157,12 +172,13 @@ def open_run(
             own_time,
             device,
             attempt.steps_before,
-            Spikes(training.spike_sigma, history),
+            Spikes(training.spike_sigma, state.spikes if state else None),
         ),
-        meter=Meter(config, shards, skipped_steps),
+        meter=Meter(config, shards, state.skipped_steps if state else 0),
         records=records,
         validation=Validation(engine, shards, training, attempt.eval_masked_per_row, ranks, gauges, records, device),
-        saver=Saver(writer, engine, config, shards, attempt, ranks, records, step),
+        saver=Saver(writer, engine, config, shards, attempt, ranks, records, budget, step),
+        budget=budget,
     )
 
 
@@ -202,8 +218,8 @@ def _open_rows(
 
 def _build_or_resume(
     config: RunConfig, shards: Mixture, world: World, attempt: Attempt, device: torch.device
-) -> tuple[Engine, int, int, Mapping[str, Any] | None]:
-    """Build the engine. Returns it, the steps done, how many of them were skipped, and what spikes are judged by."""
+) -> tuple[Engine, TrainerState | None]:
+    """Build the engine. Returns it, and what the run goes on from, if it has saved anything."""
     torch.manual_seed(config.training.seed)  # the same initial weights on every rank
     padded_size = padded_vocab_size(shards.vocab_size, config.training.tensor_model_parallel_size)
     model = NarrowBertForPretraining(config.model, shards.vocab_size, padded_size)
@@ -214,20 +230,20 @@ def _build_or_resume(
         engine = build_engine(config, model, device, shards.row_shape, attempt.eval_masked_per_row)
         load_optimizer(engine, folder, state)
         log.info("resuming from %s (step %d of %d)", folder, state.step, config.training.train_steps)
-        return engine, state.step, state.skipped_steps, state.spikes
+        return engine, state
     parent = attempt.parent
     if parent is not None:
         load_parent_weights(model, config, shards, parent)
         engine = build_engine(config, model, device, shards.row_shape, attempt.eval_masked_per_row)
         load_parent_optimizer(engine, config, shards, parent)
-        return engine, 0, 0, None
+        return engine, None
     if config.init.from_huggingface is not None:
         # Imports transformers, which no other start needs.
         from pipeline.initialisation.load import load_init
 
         for line in load_init(model, config, shards):
             log.info(line)
-    return build_engine(config, model, device, shards.row_shape, attempt.eval_masked_per_row), 0, 0, None
+    return build_engine(config, model, device, shards.row_shape, attempt.eval_masked_per_row), None
 
 
 def _choose_checkpoint(run_dir: Path, world: World) -> Path | None:

@@ -46,7 +46,8 @@ class Trainer:
         self.spikes = spikes
         self._steps_before = steps_before
         self.engine, self.ranks = engine, ranks
-        self._objective, self._config, self._own_time, self._device = objective, config, own_time, device
+        self.config = config
+        self._objective, self._own_time, self._device = objective, own_time, device
 
     def step(self, batches: list[Batch], weight: float, step: int) -> StepSums:
         """Do the step that follows ``step`` steps. One whose gradients are not finite, or a spike, updates nothing.
@@ -59,13 +60,13 @@ class Trainer:
             weight: terms of the loss of all ranks.
             step: steps done.
         """
-        training = self._config.training
+        training = self.config.training
         # DeepSpeed averages over ranks and accumulation steps; the loss is a sum over the global
         # count of masked tokens, so the average is undone here.
         terms = self.ranks.data_parallel_size * len(batches)
         scale = float(np.float32(terms / weight)) if weight else math.inf  # a step without terms is skipped
         for group in self.engine.optimizer.param_groups:
-            group["lr"] = learning_rate(step, training.train_steps, self._config.optimizer)
+            group["lr"] = learning_rate(step, training.train_steps, self.config.optimizer)
         begin_step(self.engine, len(batches))
         seed_dropout(training.seed, self._steps_before + step, self.ranks.data_rank)
         sums = {LOSS: torch.zeros((), device=self._device)}
@@ -84,7 +85,7 @@ class Trainer:
             self.engine.backward(computed.loss_sum * scale)
             sums[LOSS] += computed.loss_sum.detach()
             gradient_norm = update_weights(
-                self.engine, self._config.optimizer.clip_grad, refuses if self.spikes.is_on else None
+                self.engine, self.config.optimizer.clip_grad, refuses if self.spikes.is_on else None
             )
             for name, value in computed.extra_sums.items():
                 metric = f"objective/{name}"
