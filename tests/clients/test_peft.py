@@ -1,5 +1,10 @@
 """peft: an adapter that is saved and put on the export again gives the outputs of the trained model."""
 
+import json
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +20,7 @@ from pipeline.export import (
     NarrowBertForTokenClassification,
     NarrowBertModel,
 )
+from pipeline.export.folder import AUTO_MAP
 from tests.clients.layouts import LAYOUTS, first_output, masked_inputs
 from tests.tiny_exports import assert_close
 
@@ -117,3 +123,34 @@ def test_a_pooler_of_the_checkpoint_is_loaded(exported: Callable[..., Path]) -> 
     model = NarrowBertForSequenceClassification.from_pretrained(folder)
     new = NarrowBertForSequenceClassification(model.config)
     assert not model.bert.pooler.dense.bias.equal(new.bert.pooler.dense.bias)  # the tiny export's biases are not 0
+
+
+LOAD = """
+import json, sys, torch
+from transformers import AutoModelForSequenceClassification
+torch.manual_seed(int(sys.argv[2]))
+model = AutoModelForSequenceClassification.from_pretrained(sys.argv[1], trust_remote_code=True)
+assert "pipeline" not in sys.modules
+print(json.dumps(model.bert.pooler.dense.weight.tolist()))
+"""
+
+
+@pytest.mark.slow
+def test_a_new_pooler_of_the_exports_own_code_does_not_depend_on_the_seed(
+    exported: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "export"
+    shutil.copytree(exported("sparse_queries", NarrowBertForMaskedLM), folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"auto_map": AUTO_MAP}))
+    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "PYTHONPATH": ""}
+    poolers = [
+        subprocess.run(
+            [sys.executable, "-P", "-c", LOAD, str(folder), seed], cwd=tmp_path, env=environment, check=True,
+            capture_output=True, text=True, timeout=300,
+        ).stdout.splitlines()[-1]
+        for seed in ("1", "2")
+    ]  # fmt: skip
+    assert poolers[0] == poolers[1]
+    here = load(NarrowBertForSequenceClassification, exported("sparse_queries", NarrowBertForMaskedLM), 3)
+    assert json.loads(poolers[0]) == here.bert.pooler.dense.weight.tolist()
