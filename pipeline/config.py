@@ -160,7 +160,7 @@ class TrainingConfig:
     changes no weight."""
     spike_sigma: float = 0.0
     """Skip a step, as one whose gradients are not finite, if its loss or gradient norm is so many standard deviations
-    above the mean of the last 128 steps; typically 6. Not with offload_optimizer. 0: none is skipped for that."""
+    above the mean of the last 128 steps; typically 6. 0: none is skipped for that."""
     max_failed_saves: int = 10
     """End the run after this many checkpoints in a row that could not be written."""
     seed: int = 42

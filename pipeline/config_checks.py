@@ -161,11 +161,6 @@ def _check_warmup(training: TrainingConfig) -> None:
 def _check_spikes(training: TrainingConfig) -> None:
     if not training.spike_sigma >= 0:
         raise UserError(f"training.spike_sigma is {training.spike_sigma}: give a number of at least 0")
-    if training.spike_sigma and training.offload_optimizer:
-        raise UserError(
-            "training.spike_sigma cannot be used with offload_optimizer: DeepSpeed would add the gradients of a "
-            "step that is skipped to those of the next; leave one of them out"
-        )
 
 
 def _check_pairs(name: str, pairs: tuple[tuple[int, float], ...]) -> None:
@@ -275,8 +270,7 @@ def needs_less_memory(config: RunConfig, world_size: int, *, on_gpu: bool) -> st
     last_stage = 2 if config.optimizer.type == "muon" else 3
     if training.zero_stage < last_stage and world_size > training.tensor_model_parallel_size:
         ways.append(f"--training.zero_stage {training.zero_stage + 1}")
-    may_offload = last_stage == 3 and not training.spike_sigma and not training.offload_optimizer
-    if on_gpu and training.zero_stage and may_offload:
+    if on_gpu and training.zero_stage and last_stage == 3 and not training.offload_optimizer:
         ways.append("--training.offload_optimizer true")
     if not ways:
         return "take a machine with more memory, or a smaller model"

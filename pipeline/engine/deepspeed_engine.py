@@ -243,6 +243,8 @@ def update_weights(
     if engine.zero_optimization_stage() > 0:
         with ask_before_update(engine, refuses if is_last else None):
             engine.step()
+        if is_last and engine.zero_optimization_stage() < 3 and engine.optimizer.overflow:
+            _forget_gradients(engine)
         return engine.get_global_grad_norm()
     norm = None
     if is_last:
@@ -253,6 +255,12 @@ def update_weights(
         engine.optimizer.found_inf = (~norm.isfinite()).float()
     engine.step()
     return norm
+
+
+def _forget_gradients(engine: Engine) -> None:
+    """Drop what a skipped step has added up: DeepSpeed keeps it with offloading, and would add the next step to it."""
+    for sums in (engine.optimizer.averaged_gradients, engine.optimizer.all_grad_tensors):
+        sums.update(dict.fromkeys(sums))
 
 
 def inner_optimizer(engine: Engine) -> torch.optim.AdamW:

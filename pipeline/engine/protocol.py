@@ -49,6 +49,12 @@ class EngineOptimizer(Protocol):
     """Weights that this rank updates; ZeRO 3 only."""
     gradient_accumulation_steps: int
     """Micro-batches of a rank in a step; ZeRO 1, 2 and 3 only."""
+    overflow: bool
+    """Whether the newest update was skipped; ZeRO 1, 2 and 3 only."""
+    averaged_gradients: dict[int, list[torch.Tensor] | None]
+    """Gradients of this rank's part of each parameter group; ZeRO 1 and 2 only."""
+    all_grad_tensors: dict[int, list[torch.Tensor] | None]
+    """Their sums over micro-batches; ZeRO 1 and 2 only."""
     loss_scale: float
     """By which the loss is multiplied; fp16 only."""
     loss_scaler: LossScaler

@@ -276,11 +276,11 @@ def refused(world_size: int, folder: Path) -> dict[str, Any]:
     del world_size, folder
     get_accelerator().is_fp16_supported = lambda: True
     found = {}
-    for precision, stage in [
-        ("fp32", 0), ("fp32", 1), ("fp32", 3), ("bf16", 1), ("bf16", 2),
-        ("bf16", 3), ("fp16", 1), ("fp16", 2), ("fp16", 3),
+    for precision, stage, *offload in [
+        ("fp32", 0), ("fp32", 1), ("fp32", 3), ("bf16", 1), ("bf16", 2), ("bf16", 3), ("fp16", 1), ("fp16", 2),
+        ("fp16", 3), ("fp32", 1, "offload"), ("bf16", 1, "offload"), ("bf16", 2, "offload"), ("bf16", 3, "offload"),
     ]:  # fmt: skip
-        config = configuration(precision=precision, zero_stage=stage)
+        config = configuration(precision=precision, zero_stage=stage, offload_optimizer=bool(offload))
         asked: list[float] = []
         curves, scales, updates = [], [], []
         for refuse in (False, True):
@@ -293,7 +293,8 @@ def refused(world_size: int, folder: Path) -> dict[str, Any]:
                 updates.append(optimizer_steps(built))
                 curves.append(train_steps(built, config, 0, 2, lambda _: False))
                 built.destroy()
-        found[f"{precision} zero{stage}"] = {"curves": curves, "asked": asked, "scales": scales, "updates": updates}
+        name = " ".join([precision, f"zero{stage}", *offload])
+        found[name] = {"curves": curves, "asked": asked, "scales": scales, "updates": updates}
     return found
 
 

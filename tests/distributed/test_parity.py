@@ -68,7 +68,7 @@ def test_micro_batches_are_added_up_in_fp32(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_an_update_that_is_refused_leaves_nothing(tmp_path: Path) -> None:
     found = run_group("refused", 2, tmp_path)
-    assert len(found) == 9
+    assert len(found) == 13
     for name, seen in found.items():
         begun, after = seen["curves"]
         assert after == begun, name

@@ -42,7 +42,6 @@ def muon(**values: Any) -> RunConfig:
         (muon(offload_optimizer=True), 1, "take offload_optimizer false, or optimizer.type adamw"),
         (muon(zero_stage=3, offload_optimizer=True), 1, "take zero_stage 1 or 2 and offload_optimizer false, or"),
         (training(zero_stage=0, precision="fp32", offload_optimizer=True), 1, "offload_optimizer needs zero_stage 1"),
-        (training(spike_sigma=6.0, offload_optimizer=True), 1, "spike_sigma cannot be used with offload_optimizer"),
         (training(spike_sigma=-1.0), 1, "spike_sigma is -1.0: give a number of at least 0"),
         (training(tensor_model_parallel_size=5), 5, "heads, ffn and processes is 1"),
         (training(tensor_model_parallel_size=8), 8, "heads, ffn and processes, and suits the batch, is 1, 2, 4"),
