@@ -129,7 +129,7 @@ def is_finished(config: RunConfig) -> bool:
     """Whether the run has done its last step and saved it. A finished run that is given more steps is not."""
     try:
         steps = (Path(config.run_dir) / DONE).read_text(encoding="utf-8").partition(" ")[0]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     except (OSError, ValueError):
         return True
