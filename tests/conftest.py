@@ -1,5 +1,6 @@
 """What every test shares: a small corpus, its shards, and quiet, offline, single-threaded processes."""
 
+import json
 import os
 import shutil
 from collections.abc import Generator, Mapping
@@ -55,6 +56,15 @@ TEXT = (
     "the model reads a row of tokens and predicts every masked word from what stands around it while "
     "narrow layers compute only few positions so training takes less time on small machines than before"
 )
+
+
+def swap_ids_of_two_tokens(tokenizer_json: Path) -> None:
+    """Make another tokenizer of one, which differs in nothing else."""
+    content = json.loads(tokenizer_json.read_text())
+    vocabulary = content["model"]["vocab"]
+    first, second = list(vocabulary)[-2:]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    tokenizer_json.write_text(json.dumps(content))
 
 
 def write_corpus(path: Path, num_documents: int = 120, first: int = 0) -> None:

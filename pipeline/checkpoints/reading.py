@@ -21,6 +21,7 @@ from pipeline.checkpoints.format import (
 from pipeline.config import ModelConfig
 from pipeline.model.masked_lm import NarrowBertForPretraining
 from pipeline.parallel.whole_tensors import full_shape, shard_of
+from pipeline.runs.ancestry import Averaged
 
 Fit = Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
 """Full tensors of a checkpoint by parameter name -> those of the model that reads them."""
@@ -87,6 +88,18 @@ def manifest_hash(folder: Path) -> str:
 def read_trainer_state(folder: Path) -> TrainerState:
     """Read ``trainer.json`` of a verified checkpoint."""
     return TrainerState(**json.loads((folder / "trainer.json").read_text(encoding="utf-8")))
+
+
+def describe_checkpoint(folder: Path) -> Averaged:
+    """What is recorded of a verified checkpoint where its weights are taken."""
+    run_dir, state = folder.parent.parent.resolve(), read_trainer_state(folder)
+    return {
+        "lineage_id": state.lineage_id,
+        "run": run_dir.name,
+        "path": str(run_dir),
+        "step": state.step,
+        "sha256": manifest_hash(folder),
+    }
 
 
 def read_tensors(folder: Path, kind: str) -> dict[str, torch.Tensor]:

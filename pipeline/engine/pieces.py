@@ -19,6 +19,10 @@ class Pieces:
         self._starts = [sum(sizes[:index]) for index in range(len(sizes))]
         self._rank, self._ranks = dist.get_rank(group), range(dist.get_world_size(group))
         self._owned = _spread(costs, len(self._ranks))
+        # Worked out once: every step sends the same pieces.
+        self._places = [self._place(index) for index in range(len(sizes))]
+        self._of_mine = [[self._length(rank, index) for index in self.mine] for rank in self._ranks]
+        self._of_owners = [[self._length(self._rank, index) for index in owned] for owned in self._owned]
 
     @property
     def mine(self) -> list[int]:
@@ -31,9 +35,8 @@ class Pieces:
         Args:
             held: this rank's slice.
         """
-        outgoing = [[held[self._place(index)] for index in self._owned[owner]] for owner in self._ranks]
-        lengths = [[self._length(rank, index) for index in self.mine] for rank in self._ranks]
-        pieces = self._exchange(outgoing, lengths, like=held)
+        outgoing = [[held[self._places[index]] for index in owned] for owned in self._owned]
+        pieces = self._exchange(outgoing, self._of_mine, like=held)
         return [torch.cat([pieces[rank][number] for rank in self._ranks]) for number in range(len(self.mine))]
 
     def give_back(self, whole: list[torch.Tensor], held: torch.Tensor) -> torch.Tensor:
@@ -43,12 +46,12 @@ class Pieces:
             whole: the tensors of ``mine``, flat.
             held: written to and returned; padding stays as it is.
         """
-        cut = [t.split([self._length(r, i) for r in self._ranks]) for i, t in zip(self.mine, whole, strict=True)]
-        lengths = [[self._length(self._rank, index) for index in self._owned[owner]] for owner in self._ranks]
-        incoming = self._exchange([[pieces[rank] for pieces in cut] for rank in self._ranks], lengths, like=held)
-        for owner in self._ranks:
-            for index, piece in zip(self._owned[owner], incoming[owner], strict=True):
-                held[self._place(index)] = piece
+        cut = [tensor.split([of_rank[n] for of_rank in self._of_mine]) for n, tensor in enumerate(whole)]
+        outgoing = [[pieces[rank] for pieces in cut] for rank in self._ranks]
+        incoming = self._exchange(outgoing, self._of_owners, like=held)
+        for owned, pieces in zip(self._owned, incoming, strict=True):
+            for index, piece in zip(owned, pieces, strict=True):
+                held[self._places[index]] = piece
         return held
 
     def _length(self, rank: int, index: int) -> int:

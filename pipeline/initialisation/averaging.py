@@ -19,7 +19,7 @@ from pipeline.checkpoints.commit import commit
 from pipeline.checkpoints.format import CheckpointError, SizeAndHash, TrainerState
 from pipeline.checkpoints.reading import (
     checkpoint_folders,
-    manifest_hash,
+    describe_checkpoint,
     read_tensors,
     read_trainer_state,
     verify_checkpoint,
@@ -29,7 +29,7 @@ from pipeline.config import ModelConfig
 from pipeline.export.folder import check_output
 from pipeline.initialisation.tokenizer import different_tokenizer
 from pipeline.model.parameters import COMPUTING_OPTIONS, model_parameters
-from pipeline.runs.ancestry import Averaged, split_source
+from pipeline.runs.ancestry import split_source
 from pipeline.runs.directory import read_run_config, read_run_record
 
 
@@ -133,7 +133,7 @@ def _write(partial: Path, folders: Sequence[Path], state: TrainerState) -> None:
     lineage_id = uuid.uuid4().hex
     for key in ("computed_otherwise", "averaged_from"):
         record.pop(key, None)
-    averaged = [_describe(folder) for folder in folders]
+    averaged = [describe_checkpoint(folder) for folder in folders]
     record |= {"lineage_id": lineage_id, "attempt": 1, "arithmetic": [], "averaged_from": averaged}
     read_run_config(run_dir)  # refuses a damaged one
     temporary = partial / "checkpoints" / ".tmp-average"
@@ -144,17 +144,6 @@ def _write(partial: Path, folders: Sequence[Path], state: TrainerState) -> None:
     for name in ("config.yaml", "tokenizer.json"):
         write_atomically(partial / name, (run_dir / name).read_bytes(), durable=True)
     write_atomically(partial / "run.json", json.dumps(record, indent=1) + "\n", durable=True)
-
-
-def _describe(folder: Path) -> Averaged:
-    run_dir, state = _run_of(folder).resolve(), read_trainer_state(folder)
-    return {
-        "lineage_id": state.lineage_id,
-        "run": run_dir.name,
-        "path": str(run_dir),
-        "step": state.step,
-        "sha256": manifest_hash(folder),
-    }
 
 
 def _write_mean(temporary: Path, folders: Sequence[Path]) -> dict[str, SizeAndHash]:

@@ -14,6 +14,7 @@ from pipeline.checkpoints.choosing import choose_intact
 from pipeline.checkpoints.format import KINDS, CheckpointError, TrainerState
 from pipeline.checkpoints.reading import (
     checkpoint_folders,
+    describe_checkpoint,
     load_weights,
     manifest_hash,
     read_trainer_state,
@@ -175,16 +176,11 @@ def _check_fit(config: RunConfig, shards: Mixture, folder: Path) -> None:
 
 def _describe(config: RunConfig, shards: Mixture, folder: Path) -> Parent:
     """What the run records of the checkpoint that it begins at."""
-    run_dir = folder.parent.parent.resolve()
-    record, state = read_run_record(run_dir), read_trainer_state(folder)
+    record, state = read_run_record(folder.parent.parent), read_trainer_state(folder)
     before = state.parent or {"steps": 0, "rows": 0, "tokens": 0}
     goes_on = not _other_order(config, shards, state, record)
     return {
-        "lineage_id": state.lineage_id,
-        "run": run_dir.name,
-        "path": str(run_dir),
-        "step": state.step,
-        "sha256": manifest_hash(folder),
+        **describe_checkpoint(folder),
         "moments": config.init.moments,
         "first_row": state.rows_consumed if goes_on else 0,
         "steps": before["steps"] + state.step,

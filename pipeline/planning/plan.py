@@ -191,7 +191,8 @@ def _memory_lines(config: RunConfig, shape: RowShape, processes: int) -> list[tu
 
     lines = []
     chosen = predict_memory(config, shape, processes)
-    for stage in (0, 1, 2, 3) if config.training.precision == "fp32" else (1, 2, 3):
+    first, last = 0 if config.training.precision == "fp32" else 1, 2 if config.optimizer.type == "muon" else 3
+    for stage in range(first, last + 1):
         total = sum(state_bytes(config, shape, processes, stage)) + chosen.activations
         mark = " <- configured" if stage == config.training.zero_stage else ""
         lines.append((f"memory per process, ZeRO {stage}", f"{total / 2**30:.3f} GiB{mark}"))

@@ -7,33 +7,8 @@ STEP_FOLDER = "step-"
 """How the name of a checkpoint begins."""
 
 
-class Parent(TypedDict):
-    """What a run records of the checkpoint of another run that it began at."""
-
-    lineage_id: str
-    """That run, over all its starts."""
-    run: str
-    """Its directory's last part."""
-    path: str
-    """Its directory, absolute, when this run began."""
-    step: int
-    """Steps that it had done."""
-    sha256: str
-    """Of the checkpoint's manifest, which holds size and hash of every file."""
-    moments: bool
-    """Whether the optimizer's moments were taken as well."""
-    first_row: int
-    """Place in the order of the rows at which this run begins: the parent's where the order is the same, or 0."""
-    steps: int
-    """Steps of all runs before this one, up to that checkpoint."""
-    rows: int
-    """Rows that they trained on."""
-    tokens: int
-    """Tokens of those rows."""
-
-
 class Averaged(TypedDict):
-    """What a folder of averaged weights records of each checkpoint that went in."""
+    """What is recorded of a checkpoint that weights come from: one of those that an average is of."""
 
     lineage_id: str
     """Its run, over all its starts."""
@@ -44,7 +19,22 @@ class Averaged(TypedDict):
     step: int
     """Steps that it had done."""
     sha256: str
-    """Of the checkpoint's manifest."""
+    """Of the checkpoint's manifest, which holds size and hash of every file."""
+
+
+class Parent(Averaged):
+    """What a run records of the checkpoint of another run that it began at."""
+
+    moments: bool
+    """Whether the optimizer's moments were taken as well."""
+    first_row: int
+    """Place in the order of the rows at which this run begins: the parent's where the order is the same, or 0."""
+    steps: int
+    """Steps of all runs before this one, up to that checkpoint."""
+    rows: int
+    """Rows that they trained on."""
+    tokens: int
+    """Tokens of those rows."""
 
 
 def split_source(source: str) -> tuple[Path, int | None]:

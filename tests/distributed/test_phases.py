@@ -13,6 +13,7 @@ from pipeline.checkpoints.reading import read_tensors
 from pipeline.config import RunConfig
 from pipeline.initialisation.check import check_start
 from pipeline.runs.directory import check_run
+from tests.conftest import swap_ids_of_two_tokens
 from tests.processes import TINY_RUN, kill_group, losses, run_command, start_command, user_error, wait_until
 
 CONSTANT = ["--optimizer.lr_decay_style", "constant", "--optimizer.lr_warmup_steps"]
@@ -266,11 +267,7 @@ def test_what_does_not_fit_is_named_before_anything_is_written(
     # Another vocabulary, and a damaged checkpoint, which is passed over in favour of the one before it.
     copy = tmp_path / "copy"
     shutil.copytree(parent, copy)
-    tokenizer = json.loads((copy / "tokenizer.json").read_text())
-    vocabulary = tokenizer["model"]["vocab"]
-    first, second = list(vocabulary)[-2:]
-    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
-    (copy / "tokenizer.json").write_text(json.dumps(tokenizer))
+    swap_ids_of_two_tokens(copy / "tokenizer.json")
     assert "tokenizer with other ids for 2 of its" in refusal("--init.from_run", str(copy))
     shutil.copy(parent / "tokenizer.json", copy)
     damaged = next((copy / "checkpoints/step-00000010").glob("weights-*"))

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from data_prep.contract.command_line import UserError
 from pipeline.checkpoints.reading import load_run_model, read_tensors
 from pipeline.initialisation.averaging import average_runs
+from tests.conftest import swap_ids_of_two_tokens
 from tests.processes import TINY_RUN, losses, run_command, user_error
 
 pytestmark = pytest.mark.slow
@@ -102,11 +103,7 @@ def test_what_has_no_average_is_refused_and_leaves_nothing(tmp_path: Path, shard
 
     copy = tmp_path / "copy"
     shutil.copytree(run_dir, copy)
-    tokenizer = json.loads((copy / "tokenizer.json").read_text())
-    vocabulary = tokenizer["model"]["vocab"]
-    first, second = list(vocabulary)[-2:]
-    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
-    (copy / "tokenizer.json").write_text(json.dumps(tokenizer))
+    swap_ids_of_two_tokens(copy / "tokenizer.json")
     assert "tokenizer with other ids for 2 of its" in refusal(run_dir, copy)
     damaged = next((copy / "checkpoints/step-00000010").glob("weights-*"))
     damaged.write_bytes(damaged.read_bytes()[:-1])

@@ -6,7 +6,7 @@ from typing import Literal
 import pytest
 
 from data_prep.contract.command_line import UserError
-from pipeline.config import RunConfig, TrainingConfig
+from pipeline.config import OptimizerConfig, RunConfig, TrainingConfig
 from pipeline.engine.deepspeed_config import deepspeed_config
 from pipeline.planning.plan import Plan, PlanOptions, plan
 
@@ -78,3 +78,11 @@ def test_plan_follows_the_mask_rate() -> None:
     assert hours == pytest.approx(all_hours * falling.training_flops / full.training_flops, abs=0.01)
     with pytest.raises(UserError, match=r"mask_rate 0.4 from step 7 on is 205 of 512 tokens, and the shards hold 154"):
         planned((0, 0.3), (7, 0.4))
+
+
+def test_plan_with_muon_offers_no_stage_that_is_refused() -> None:
+    config = RunConfig(optimizer=OptimizerConfig(type="muon"), training=TrainingConfig(micro_batch_size=27))
+    shown = str(plan(config, PlanOptions(processes=16, seq_length=512, vocab_size=30522)))
+    assert "Muon's FLOPs per step" in shown
+    assert "ZeRO 2" in shown
+    assert "ZeRO 3" not in shown
