@@ -57,7 +57,8 @@ class DuplicatesConfig:
     """Evaluation sets, in any format of corpus.paths: documents that share an n-gram of words with them are
     dropped."""
     evaluation_ngram: int = 13
-    """Words of such an n-gram."""
+    """Words of such an n-gram; two Chinese or Japanese characters count as one word, and so do three letters of
+    Thai, Lao, Khmer or Burmese."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from data_prep.corpus.documents import CorpusFile, Document
 from data_prep.corpus.files import find_corpus_files
 from data_prep.corpus.reading import read_texts
 from data_prep.filters.document_filter import DocumentFilter
-from data_prep.filters.word_ngrams import ngram_hashes, words_of
+from data_prep.filters.word_ngrams import as_text, weighted_ngram_hashes, words_of
 
 TABLE_BITS = (16, 26)
 """Fewest and most bits of a hash that the table of first bits looks at."""
@@ -38,11 +38,11 @@ class EvaluationNgrams(DocumentFilter):
 
     @classmethod
     def of(cls, texts: Iterable[str], n: int) -> Self:
-        """The n-grams of lower-cased words (``\\w+``) of all texts."""
+        """The n-grams of lower-cased words of all texts, which ``word_ngrams`` defines."""
         too_short = 0
         hashes = [np.empty(0, dtype=np.uint64)]
         for text in texts:
-            found = ngram_hashes(words_of(text), n)
+            found, _ = weighted_ngram_hashes(words_of(text), n)
             too_short += not len(found)
             hashes.append(np.unique(found))
         return cls(np.unique(np.concatenate(hashes)), n, too_short)
@@ -76,11 +76,11 @@ class EvaluationNgrams(DocumentFilter):
         if not len(self._hashes):
             return None
         words = words_of(text)
-        hashes = ngram_hashes(words, self.n)
+        hashes, ends = weighted_ngram_hashes(words, self.n)
         near = np.flatnonzero(self._table[hashes >> self._shift])
         places = np.searchsorted(self._hashes, hashes[near])
         hits = near[self._hashes[np.minimum(places, len(self._hashes) - 1)] == hashes[near]]
-        return " ".join(words[hits[0] : hits[0] + self.n]) if len(hits) else None
+        return as_text(words[hits[0] : ends[hits[0]]]) if len(hits) else None
 
 
 def evaluation_files(config: PrepConfig) -> list[CorpusFile]:

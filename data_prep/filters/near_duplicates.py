@@ -42,7 +42,8 @@ LSH_RECALL = 0.99
 def near_signature(text: str) -> np.ndarray:
     """[128] u32, the MinHash of the text's shingles of 5 lower-cased words (Broder 1997).
 
-    A text of fewer words is one shingle, and so is one without any word.
+    A text of fewer words is one shingle, and so is one without any word. An ideograph is a word here, and so is a
+    letter of South East Asia with its marks.
 
     Raises:
         UserError: the library datasketch is not installed.

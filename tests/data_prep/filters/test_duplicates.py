@@ -4,6 +4,7 @@ import random
 import re
 import subprocess
 import sys
+import unicodedata
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.contract.command_line import UserError
+from data_prep.contract.text.scripts import JOINERS, is_complex_context, is_ideograph
 from data_prep.filters import near_duplicates, word_ngrams
 from data_prep.filters.evaluation_ngrams import EvaluationNgrams
 from data_prep.filters.exact_duplicates import equal_keys, key_table, text_key
@@ -22,6 +24,7 @@ from data_prep.filters.near_duplicates import (
     near_signature,
     near_survivors,
 )
+from data_prep.filters.word_ngrams import as_text, ngram_hashes, weighted_ngram_hashes, words_of
 from data_prep.stages.duplicates import _by_part
 
 WORDS = [f"word{number}" for number in range(400)]
@@ -70,11 +73,47 @@ def test_the_first_of_equal_keys_survives(keys, cuts, limits):
     assert [found.get(row, -1) for row in range(len(keys))] == first_occurrences(keys)
 
 
+def plain_words(text):
+    """The plain meaning of words_of, one character after the other."""
+    words, before = [], None
+    for character in text.lower():
+        if character in JOINERS or unicodedata.category(character)[0] == "M":
+            if before is None:
+                words.append("")
+                before = "joined"
+            words[-1] += character
+        elif not re.match(r"\w", character):
+            before = None
+        elif is_ideograph(character) or is_complex_context(character):
+            words.append(character)
+            before = "alone"
+        else:
+            if before != "joined":
+                words.append("")
+            words[-1] += character
+            before = "joined"
+    return [word for word in (re.sub(f"[{JOINERS}]", "", word) for word in words) if word]
+
+
+@settings(deadline=None)
+@given(text=st.text(alphabet="ab 1é_人カー\u3099กที\u0301\u093fक\u200c\u200d-。İ\ud800𠀀", max_size=30))
+def test_words_are_those_of_the_plain_definition(text):
+    assert words_of(text) == plain_words(text)
+
+
+def test_words_of_other_scripts():
+    assert words_of("किताब कुतुब हिन्दी") == ["किताब", "कुतुब", "हिन्दी"]
+    assert words_of("我们 go去") == ["我", "们", "go", "去"]
+    assert words_of("ที่นี่ มีน้ำ") == ["ที่", "นี่", "มี", "น้", "ำ"]
+    assert words_of("می\u200cخواهم") == ["میخواهم"]
+    assert as_text(words_of("去 Beijing 北京, now here")) == "去 beijing 北京 now here"
+
+
 def plain_shared(evaluation, text, n):
-    """The plain meaning of EvaluationNgrams."""
+    """The plain meaning of EvaluationNgrams, for words that all weigh the same."""
 
     def ngrams(text):
-        words = re.findall(r"\w+", text.lower())
+        words = plain_words(text)
         return [" ".join(words[i : i + n]) for i in range(len(words) - n + 1)]
 
     known = {ngram for text in evaluation for ngram in ngrams(text)}
@@ -82,7 +121,7 @@ def plain_shared(evaluation, text, n):
 
 
 texts = st.lists(
-    st.sampled_from(["the", "The", "cat", "sat", "on", "mat,", "-", "Ünï", "İ", "猫", "x" * 100]), max_size=30
+    st.sampled_from(["the", "The", "cat", "sat", "on", "mat,", "-", "Ünï", "İ", "हिन्दी", "x" * 100]), max_size=30
 ).map(" ".join)
 
 
@@ -91,7 +130,73 @@ texts = st.lists(
 def test_shared_ngrams_are_those_of_the_plain_definition(evaluation, text, n):
     ngrams = EvaluationNgrams.of(iter(evaluation), n)
     assert ngrams.shared(text) == plain_shared(evaluation, text, n)
-    assert ngrams.too_short == sum(len(re.findall(r"\w+", text.lower())) < n for text in evaluation)
+    assert ngrams.too_short == sum(len(plain_words(text)) < n for text in evaluation)
+
+
+@given(words=st.lists(st.sampled_from(["a", "bc", "人", "的", "น้", "1"]), max_size=40), n=st.integers(2, 6))
+def test_runs_weigh_as_much_as_n_words(words, n):
+    """Two ideographs are a word, and so are three Thai letters; a run is told by its words alone."""
+    hashes, ends = weighted_ngram_hashes(words, n)
+    weights = [{"人": 3, "的": 3, "น้": 2}.get(word, 6) for word in words]
+    expected = []
+    for begin in range(len(words)):
+        end = next((e for e in range(begin, len(words) + 1) if sum(weights[begin:e]) >= 6 * n), None)
+        expected += [] if end is None else [end]
+    assert ends.tolist() == expected
+    runs = [tuple(words[begin:end]) for begin, end in enumerate(expected)]
+    assert len(set(hashes.tolist())) == len(set(runs))
+    plain = [ngram_hashes(run, len(run))[0] for run in runs]
+    assert hashes.tolist() == plain
+
+
+LETTERS = {
+    "English": ("bcdfglmnprstvw", "aeiou", " ", ". "),
+    "Chinese": ("".join(map(chr, range(0x4E00, 0x5600))), "", "", "。"),
+    "Thai": ("กขคงจชตทนบปพมยรลวสห", ["\u0e31", "\u0e34", "\u0e35", "\u0e37", "\u0e38", "\u0e48", "\u0e32"], "", " "),
+    "Hindi": ("कखगचजटडतदनपबमयरलवसह", ["\u093e", "\u093f", "\u0940", "\u0941", "\u0947", "\u094b", "\u094d"], " ", "। "),
+}
+"""Consonants, vowels, and what stands between words and sentences."""
+
+
+def sentences(script, count, seed):
+    """Different sentences of 12 words, in a script's own way of writing."""
+    consonants, vowels, blank, end = LETTERS[script]
+    draw = random.Random(0)
+    words = [
+        "".join(draw.choice(consonants) + (draw.choice(vowels) if vowels else "") for _ in range(draw.randint(1, 4)))
+        for _ in range(1000)
+    ]
+    draw = random.Random(seed)
+    return [blank.join(draw.choices(words, k=12)) + end for _ in range(count)]
+
+
+@pytest.mark.parametrize("script", LETTERS)
+def test_an_evaluation_text_is_found_in_every_script(script):
+    held_out = "".join(sentences(script, 4, seed=1))
+    document = "".join(sentences(script, 100, seed=2))
+    ngrams = EvaluationNgrams.of([held_out], 13)
+    assert ngrams.too_short == 0
+    assert ngrams.shared(document) is None
+    middle = len(document) // 2
+    assert ngrams.shared(document[:middle] + held_out + document[middle:])
+
+
+@pytest.mark.parametrize("script", LETTERS)
+def test_documents_with_a_twentieth_of_their_text_changed_are_near_in_every_script(script):
+    first = sentences(script, 60, seed=3)
+    later = [*first[:10], *sentences(script, 3, seed=4), *first[13:]]  # 5% of 60
+    other = sentences(script, 60, seed=5)
+    signatures = [near_signature("".join(found)) for found in (first, later, other)]
+    assert np.mean(signatures[0] == signatures[1]) >= 0.8
+    assert np.mean(signatures[0] == signatures[2]) < 0.3
+
+
+@pytest.mark.parametrize("script", ["Chinese", "Thai"])
+def test_a_twentieth_of_all_characters_changed_leaves_documents_near(script):
+    draw = random.Random(6)
+    text = "".join(sentences(script, 60, seed=3))
+    changed = "".join(draw.choice(LETTERS[script][0]) if draw.random() < 0.05 else character for character in text)
+    assert np.mean(near_signature(text) == near_signature(changed)) >= 0.4
 
 
 def test_an_ngram_in_the_middle_of_long_texts_is_found_and_almost_one_is_not():
