@@ -25,8 +25,10 @@ class CorpusConfig:
     weights: tuple[float, ...] | None = None
     """One number for each entry of paths: 2 takes its documents twice, 0.5 takes half of them, drawn by a hash
     of their ids."""
-    text_field: str = "text"
-    """The field or column that holds the text in .jsonl, .parquet, .csv and .tsv."""
+    text_field: tuple[str, ...] | str = "text"
+    """The field or column that holds the text in .jsonl, .parquet, .csv and .tsv; body.text is a field within body. Of
+    a list, such as [title, body.text], the texts are joined by a blank line; those that are empty or null are left out,
+    and a record that lacks one of the fields is rejected."""
     txt_documents: Literal["file", "line", "paragraph"] = "file"
     """What one document is in a .txt file: the whole file, each line, or what stands between blank lines."""
     builtin_max_bytes: int = 12_000_000
@@ -213,6 +215,8 @@ def check_config(config: PrepConfig) -> None:
             f"{config.seq_length - 2}; set mask.per_row or mask.probability"
         )
     _check_weights(config.corpus)
+    if not as_tuple(config.corpus.text_field) or not all(as_tuple(config.corpus.text_field)):
+        raise UserError("corpus.text_field names no field: give the name of one, such as text, or a list of names")
     if config.packing.short_seq_prob and config.packing.mode == "isolated":
         raise UserError("packing.short_seq_prob needs packing.mode concat or document: isolated rows are best-fit")
     if config.packing.drop_remainder_below and config.packing.mode == "concat":

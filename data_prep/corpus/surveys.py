@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 from typing import Any, BinaryIO
 
-from data_prep.config import CorpusConfig
+from data_prep.config import CorpusConfig, as_tuple
 from data_prep.corpus.builtin_corpus import BUILTIN, builtin_documents
 from data_prep.corpus.documents import CorpusFile
 from data_prep.corpus.raw_files import open_raw, web_version
@@ -128,6 +128,6 @@ def _parquet_units(file: CorpusFile, config: CorpusConfig) -> dict[str, Any]:
     except DamagedFile:
         return {"units": 0, "bytes": 0}
     try:
-        return {"units": opened.file.metadata.num_row_groups, "bytes": opened.text_bytes(config.text_field)}
+        return {"units": opened.file.metadata.num_row_groups, "bytes": opened.text_bytes(as_tuple(config.text_field))}
     finally:
         opened.close()

@@ -4,10 +4,11 @@ import csv
 from collections import deque
 from collections.abc import Iterator
 
-from data_prep.config import CleaningConfig, CorpusConfig
+from data_prep.config import CleaningConfig, CorpusConfig, as_tuple
 from data_prep.corpus.character_sets import decode
 from data_prep.corpus.documents import CorpusFile, Document, Kind, Partition, Reject, sample
-from data_prep.corpus.formats.line_formats import LINE_BYTES, decoded, no_text_field
+from data_prep.corpus.formats.line_formats import LINE_BYTES, decoded
+from data_prep.corpus.formats.text_fields import BETWEEN_FIELDS, no_text_field
 from data_prep.corpus.streams import BLOCK_BYTES, DamagedFile, TextStream
 
 RECORD_LINES = 1 << 17
@@ -103,7 +104,7 @@ class CsvReader:
         self.config = config
         self.cleaning = cleaning
         self.header: list[str] | None = None
-        self.column = -1
+        self.columns: list[int] = []
 
     @property
     def last_start(self) -> int:
@@ -114,7 +115,7 @@ class CsvReader:
         """The documents of the records that start in the partition."""
         if self.header is None:
             yield from (item for item in self._read_header() if partition.begin == 0)
-        if self.column < 0:
+        if not self.columns:
             return
         for _ in self.records.records(partition.begin):
             continue
@@ -130,20 +131,23 @@ class CsvReader:
             yield _no_csv(f"{self.name}:{first[1]}", first[2], fields)
             return
         self.header = [decode(field.removeprefix(b"\xef\xbb\xbf"), None) or "" for field in fields]
-        if self.config.text_field in self.header:
-            self.column = self.header.index(self.config.text_field)
+        names = as_tuple(self.config.text_field)
+        missing = next((name for name in names if name not in self.header), None)
+        if missing is None:
+            self.columns = [self.header.index(name) for name in names]
         else:
-            columns = dict.fromkeys(self.header)
-            yield no_text_field(self.name, self.config.text_field, columns, ",".join(columns))
+            yield no_text_field(self.name, missing, dict.fromkeys(self.header), ",".join(self.header))
 
     def _items(self, document_id: str, line: bytes, fields: list[bytes] | Exception) -> Iterator[Document | Reject]:
         if isinstance(fields, Exception):
             yield _no_csv(document_id, line, fields)
-        elif len(fields) <= self.column:
+        elif len(fields) <= max(self.columns):
             detail = f"{len(fields)} fields instead of {len(self.header or ())}"
             yield Reject(id=document_id, reason="no_text_field", detail=detail, sample=sample(line))
         else:
-            yield from decoded(document_id, fields[self.column], self.records.stream.legacy, self.cleaning)
+            texts = [fields[column] for column in self.columns]
+            text = texts[0] if len(texts) == 1 else BETWEEN_FIELDS.encode().join(filter(None, texts))
+            yield from decoded(document_id, text, self.records.stream.legacy, self.cleaning)
 
 
 def _no_csv(document_id: str, line: bytes, problem: Exception) -> Reject:

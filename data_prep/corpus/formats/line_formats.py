@@ -3,11 +3,11 @@
 import itertools
 import json
 from collections.abc import Iterator
-from typing import Any
 
 from data_prep.config import CleaningConfig, CorpusConfig
 from data_prep.corpus.character_sets import decode
 from data_prep.corpus.documents import CorpusFile, Document, Partition, Reject, clean_documents, sample, whole_document
+from data_prep.corpus.formats.text_fields import text_of_record
 from data_prep.corpus.streams import BLOCK_BYTES, DamagedFile, TextStream
 
 LINE_BYTES = 1 << 25
@@ -220,16 +220,4 @@ def _json_text(document_id: str, line: bytes, legacy: str | None, config: Corpus
         return Reject(
             id=document_id, reason="not_an_object", detail=f"a {type(record).__name__}", sample=sample(content)
         )
-    text = record.get(config.text_field)
-    if isinstance(text, str):
-        return text
-    return no_text_field(document_id, config.text_field, record, content)
-
-
-def no_text_field(document_id: str, field: str, record: dict[str, Any], content: str) -> Reject:
-    """The reject of a record without a text."""
-    if field in record:
-        detail = f"the field '{field}' is no string but {type(record[field]).__name__}"
-    else:
-        detail = f"no field '{field}' among {', '.join(map(str, record))[:200]}"
-    return Reject(id=document_id, reason="no_text_field", detail=sample(detail), sample=sample(content))
+    return text_of_record(document_id, record, content, config)

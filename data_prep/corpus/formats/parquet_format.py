@@ -1,15 +1,16 @@
 """.parquet -> documents, row group by row group."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, BinaryIO
 
-from data_prep.config import CleaningConfig, CorpusConfig
+from data_prep.config import CleaningConfig, CorpusConfig, as_tuple
 from data_prep.contract.command_line import UserError
 from data_prep.contract.remote import reason
 from data_prep.corpus.character_sets import decode
 from data_prep.corpus.documents import CorpusFile, Document, Partition, Reject, whole_document
-from data_prep.corpus.formats.line_formats import no_text_field, undecodable
+from data_prep.corpus.formats.line_formats import undecodable
+from data_prep.corpus.formats.text_fields import column_problem, column_values, joined_fields, no_text_field
 from data_prep.corpus.raw_files import open_raw, user_errors
 from data_prep.corpus.streams import BLOCK_BYTES, DamagedFile, decompressed
 
@@ -36,26 +37,14 @@ class ParquetReader:
             self.handle.close()
             raise _as_damage(error, file.path) from error
 
-    def column(self, field: str) -> str | None:
-        """Why the column holds no text; None where it does."""
-        import pyarrow
-
-        schema = self.file.schema_arrow
-        if field not in schema.names:
-            return f"no column '{field}' among {', '.join(schema.names)[:200]}"
-        kind = schema.field(field).type
-        kind = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
-        texts = (pyarrow.string(), pyarrow.large_string(), pyarrow.binary(), pyarrow.large_binary(), pyarrow.null())
-        return None if kind in (*texts, pyarrow.string_view(), pyarrow.binary_view()) else f"the column is {kind}"
-
-    def text_bytes(self, field: str) -> int:
-        """Of the text column, decompressed, as the file says."""
+    def text_bytes(self, fields: Collection[str]) -> int:
+        """Of the text columns, decompressed, as the file says."""
         metadata = self.file.metadata
         total = 0
         for group in range(metadata.num_row_groups):
             columns = metadata.row_group(group)
             for column in range(columns.num_columns):
-                if columns.column(column).path_in_schema == field:
+                if columns.column(column).path_in_schema in fields:
                     total += columns.column(column).total_uncompressed_size
         return total
 
@@ -96,7 +85,7 @@ def read_parquet(
 ) -> Iterator[Document | Reject]:
     """The documents of the partition's row groups; a damaged row group is one reject behind the rows before it."""
     metadata = opened.file.metadata
-    problem = opened.column(config.text_field)
+    problem = column_problem(opened.file.schema_arrow, config)
     if problem is not None:
         if partition.begin == 0:
             yield Reject(id=file.name, reason="no_text_field", detail=problem, sample="")
@@ -105,41 +94,41 @@ def read_parquet(
     for group in range(partition.begin, min(partition.end, metadata.num_row_groups)):
         number = first
         try:
-            for number, value in enumerate(_values(opened, group, config.text_field), start=first):
-                yield from _row_documents(f"{file.name}:{number}", value, config, cleaning)
+            for number, values in enumerate(_values(opened, group, config), start=first):
+                yield from row_documents(f"{file.name}:{number}", values, config, cleaning)
         except DamagedFile as damage:
             detail = f"row group {group}: {damage}"
             yield Reject(id=f"{file.name}:{number + 1}", reason="damaged_file", detail=detail, sample="")
         first += metadata.row_group(group).num_rows
 
 
-def _row_documents(
-    document_id: str, value: bytes | None, config: CorpusConfig, cleaning: CleaningConfig
+def row_documents(
+    document_id: str, values: list[bytes | None], config: CorpusConfig, cleaning: CleaningConfig
 ) -> Iterator[Document | Reject]:
-    if value is None:
-        yield no_text_field(document_id, config.text_field, {config.text_field: None}, "")
+    """The documents of a row, by the values of its text columns."""
+    if values == [None]:
+        (name,) = as_tuple(config.text_field)
+        yield no_text_field(document_id, name, {name: None}, "")
         return
-    text = decode(value, None)
-    if text is None:
-        yield undecodable(document_id, value)
-    else:
-        yield from whole_document(document_id, text, cleaning)
+    texts: list[str] = []
+    for value in filter(None, values) if len(values) > 1 else values:
+        text = decode(value or b"", None)
+        if text is None:
+            yield undecodable(document_id, value or b"")
+            return
+        texts.append(text)
+    yield from whole_document(document_id, joined_fields(texts), cleaning)
 
 
-def _values(opened: ParquetReader, group: int, field: str) -> Iterator[bytes | None]:
-    """The column's values, which need not be UTF-8 whatever their type says."""
-    import pyarrow
-
-    batches: Iterator[Any] = opened.file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=[field])
+def _values(opened: ParquetReader, group: int, config: CorpusConfig) -> Iterator[list[bytes | None]]:
+    columns = list(as_tuple(config.text_field))
+    batches: Iterator[Any] = opened.file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=columns)
     while True:
         try:
             batch = next(batches, None)
             if batch is None:
                 return
-            column = batch.column(0)
-            if pyarrow.types.is_dictionary(column.type):
-                column = column.dictionary_decode()
-            values = column.cast(pyarrow.large_binary()).to_pylist()
+            rows = column_values(batch, config)
         except Exception as error:
             raise _as_damage(error, opened.path) from error
-        yield from values
+        yield from rows
