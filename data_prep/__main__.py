@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from data_prep.commands import append, inspect, remask, repack, shards, upload, verify, vocab
 from data_prep.commands.arguments import PROGRAM
-from data_prep.contract.command_line import USER_ERROR_EXIT_CODE, choose_command, run_command
+from data_prep.contract.command_line import UserError, choose_command, run_command
 from data_prep.contract.files import raise_descriptor_limit
 
 COMMANDS = {
@@ -40,7 +40,7 @@ def _main(argv: Sequence[str]) -> int:
     try:  # without a single option: the command's help, though nothing was done
         return run[command](["--help"])
     except SystemExit:
-        return USER_ERROR_EXIT_CODE
+        raise UserError(f"{command} was given nothing: what it takes is listed above") from None
 
 
 if __name__ == "__main__":
