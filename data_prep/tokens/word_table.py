@@ -1,22 +1,39 @@
 """Texts -> token ids, with the ids of the library at a fraction of its time where the tokenizer is BERT's.
 
-BERT's normaliser and pre-tokenizer never look across ASCII white space or ASCII punctuation: a text's tokens
-are those of its words, one after the other. So each distinct word goes through the library once, and a text
-is a list of look-ups. Every other tokenizer takes the library's own way.
+BERT's normaliser and pre-tokenizer never look across ASCII white space, ASCII punctuation or the edge of an ideograph:
+a text's tokens are those of its words, one after the other. So each distinct word goes through the library once, and a
+text is a list of look-ups. Every other tokenizer takes the library's own way, and so does a text of long words: most of
+them would be looked up once and never again.
 """
 
 import json
 import re
+import sys
 from collections.abc import Sequence
 
 import numpy as np
 from tokenizers import Tokenizer
 
+_IDEOGRAPHS = (
+    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+    "\U00020000-\U0002a6df\U0002a700-\U0002b81f\U0002b920-\U0002ceaf\U0002f800-\U0002fa1f"
+)
+"""Characters that BERT's normaliser puts blanks around (``is_chinese_char`` of the library)."""
+
 # White space that BERT's normaliser turns into a blank, and ASCII punctuation, which its pre-tokenizer cuts off.
 # Anything else stays inside a word, and what it means (a control character, an accent) is the library's to say.
-_WORDS = re.compile(r"[^ \t\n\r!-/:-@\[-`{-~]+|[!-/:-@\[-`{-~]")
-TABLE_WORDS = 1 << 20
-"""Distinct words at which the table is started again, which bounds its memory to some hundred megabytes."""
+_ASCII_WORDS = re.compile(r"[^ \t\n\r!-/:-@\[-`{-~]+|[!-/:-@\[-`{-~]")
+_WORDS = re.compile(rf"[^ \t\n\r!-/:-@\[-`{{-~{_IDEOGRAPHS}]+|[!-/:-@\[-`{{-~{_IDEOGRAPHS}]")
+_ANY_IDEOGRAPH = re.compile(f"[{_IDEOGRAPHS}]")
+
+TABLE_BYTES = 1 << 27
+"""Memory at which the table is started again; one batch of texts is held besides."""
+
+ENTRY_BYTES = 150
+"""Memory of an entry of the table, besides its word: the entry of the dict, its number, its tokens."""
+
+LONG_WORDS = 12
+"""Characters for each word of a text, blanks included, above which the table takes longer than the library."""
 
 LIBRARY_CHARACTERS = 1 << 19
 """Text handed to the library at once, which bounds the memory of its results."""
@@ -29,20 +46,33 @@ class TextEncoder:
         self._tokenizer = tokenizer
         self._dtype = dtype
         self._by_words = encodes_word_by_word(tokenizer)
+        self._cuts_ideographs = self._by_words and _cuts_ideographs(tokenizer)
         self._table = _WordTable(tokenizer, dtype)
 
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Tokens of all texts, one after the other, and [texts] i64 how many each has."""
         if not self._by_words:
-            return self._encode_with_library(texts)
-        if len(self._table) > TABLE_WORDS:
+            return _joined(self._encode_with_library(texts), self._dtype)
+        if self._table.num_bytes > TABLE_BYTES:
             self._table = _WordTable(self._tokenizer, self._dtype)
-        found = [self._table.look_up(_WORDS.findall(text)) for text in texts]
+        found: list[np.ndarray | None] = []
+        long: list[str] = []
+        for text in texts:
+            words = self._words(text)
+            if len(text) > LONG_WORDS * len(words):
+                long.append(text)
+                found.append(None)
+            else:
+                found.append(self._table.look_up(words))
         self._table.encode_new_words()
-        encoded = [self._table.tokens(words) for words in found]
-        return _joined(encoded, self._dtype)
+        of_long = iter(self._encode_with_library(long))
+        return _joined([next(of_long) if f is None else self._table.tokens(f) for f in found], self._dtype)
 
-    def _encode_with_library(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    def _words(self, text: str) -> list[str]:
+        cut = self._cuts_ideographs and not text.isascii() and _ANY_IDEOGRAPH.search(text)
+        return (_WORDS if cut else _ASCII_WORDS).findall(text)
+
+    def _encode_with_library(self, texts: Sequence[str]) -> list[np.ndarray]:
         encoded: list[np.ndarray] = []
         batch: list[str] = []
         size = 0
@@ -53,7 +83,7 @@ class TextEncoder:
                 results = self._tokenizer.encode_batch_fast(batch, add_special_tokens=False)
                 encoded += [np.array(result.ids, dtype=self._dtype) for result in results]
                 batch, size = [], 0
-        return _joined(encoded, self._dtype)
+        return encoded
 
 
 def encodes_word_by_word(tokenizer: Tokenizer) -> bool:
@@ -70,6 +100,10 @@ def encodes_word_by_word(tokenizer: Tokenizer) -> bool:
     )
 
 
+def _cuts_ideographs(tokenizer: Tokenizer) -> bool:
+    return json.loads(tokenizer.to_str())["normalizer"].get("handle_chinese_chars") is True
+
+
 def _joined(encoded: list[np.ndarray], dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
     lengths = np.array([len(tokens) for tokens in encoded], dtype=np.int64)
     return np.concatenate([np.empty(0, dtype=dtype), *encoded]), lengths
@@ -81,6 +115,8 @@ class _WordTable:
     def __init__(self, tokenizer: Tokenizer, dtype: np.dtype) -> None:
         self._tokenizer = tokenizer
         self._numbers = _Numbers()
+        self.num_bytes = 0
+        """Memory of the words and their entries, roughly."""
         self._tokens = np.empty(0, dtype=dtype)
         self._offsets = np.zeros(1, dtype=np.int64)  # [words + 1]
 
@@ -101,6 +137,7 @@ class _WordTable:
         ends = self._offsets[-1] + np.cumsum([len(ids) for ids in encoded], dtype=np.int64)
         self._tokens = np.concatenate([self._tokens, np.array(tokens, dtype=self._tokens.dtype)])
         self._offsets = np.concatenate([self._offsets, ends])
+        self.num_bytes += sum(map(sys.getsizeof, new)) + ENTRY_BYTES * len(new)
         self._numbers.new = []
 
     def tokens(self, words: np.ndarray) -> np.ndarray:

@@ -1,4 +1,5 @@
 import json
+import random
 from itertools import starmap
 
 import numpy as np
@@ -15,6 +16,7 @@ NASTY = [
     *PIECES, "A", "É", "e\u0301", "\u0301", "\u0323", " ", "  ", "\n", "\t", "\r", "\x0b", "\x0c", "\x1c", "\x00",
     "\x7f", "\x85", "\xa0", "\xad", "\u200b", "\u200d", "\u2028", "\u3000", "\ufeff", "\ufffd", "[MASK]", "[SEP]",
     "##a", "#", "a" * 101, "Σ", "ς", "\u1100", "\u1161", "\u11a8", "\U000e0041", "—", "…", "«", "`", "~", "{", "_",
+    "豈", "一", "\U00020000", "\U0002b820", "か", "가",
 ]  # fmt: skip
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
@@ -62,11 +64,25 @@ def test_ids_are_the_librarys_on_any_unicode(texts):
 
 
 def test_a_table_that_is_full_is_begun_anew(monkeypatch):
-    monkeypatch.setattr(encoding, "TABLE_WORDS", 3)
+    monkeypatch.setattr(encoding, "TABLE_BYTES", 500)
     encoder = TextEncoder(TOKENIZERS[0], np.dtype("<u2"))
     for texts in (["a b ab 1"], ["é a", "東 e"], ["a b ab 1"]):
         assert ours(encoder, texts) == library(TOKENIZERS[0], texts)
         assert len(encoder._table) <= 4
+
+
+def test_the_table_is_bounded_in_bytes_whatever_the_words(monkeypatch):
+    """Words that never come again are forgotten, an ideograph is a word, and long words do not stay."""
+    monkeypatch.setattr(encoding, "TABLE_BYTES", 1 << 20)
+    draw = random.Random(0)
+    encoder = TextEncoder(TOKENIZERS[0], np.dtype("<u2"))
+    for number in range(40):
+        words = [f"{number}x{draw.random()}x{index}"[:11] for index in range(2000)]
+        chinese = "".join(map(chr, draw.choices(range(0x4E00, 0x5000), k=20_000)))
+        texts = [" ".join(words), chinese, "x" * 20_000 + str(number), "ก" * 3000 + str(number)]
+        assert ours(encoder, texts) == library(TOKENIZERS[0], texts)
+        assert encoder._table.num_bytes <= (1 << 20) + 2600 * 300
+    assert max(map(len, encoder._table._numbers)) <= 11
 
 
 def changed(**parts):
