@@ -74,7 +74,8 @@ class VocabularyConfig:
     lowercase: bool = True
     """Fold case, as uncased BERT does."""
     strip_accents: bool | None = None
-    """Strip accents; when not given, as lowercase says."""
+    """Strip accents and vowel signs of every script; when not given, lowercase strips accents of Latin, Greek and
+    Cyrillic letters alone."""
     min_frequency: int = 2
     """A pair of pieces seen less often than this is not merged (wordpiece and bpe)."""
     alphabet_size: int = 1_000

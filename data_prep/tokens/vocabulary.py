@@ -5,11 +5,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from data_prep.config import VocabularyConfig
 from data_prep.contract.command_line import UserError
-from data_prep.contract.tokenizer import BLANK, CONTINUATION, SPECIAL_TOKENS, bert_normalizer, with_template
+from data_prep.contract.text.normalizers import unicode_normalizer, wordpiece_normalizer
+from data_prep.contract.tokenizer import BLANK, CONTINUATION, SPECIAL_TOKENS, with_template
 
 PUNCTUATION_OR_WORD = rf"{BLANK}?[\p{{P}}\p{{S}}&&[^{BLANK}]]|{BLANK}?[^\p{{P}}\p{{S}}]+"
 """No Unigram piece holds punctuation beside letters, as in SentencePiece, which parts scripts."""
@@ -36,7 +37,7 @@ def train_tokenizer(texts: Texts, config: VocabularyConfig) -> Tokenizer:
 
 def _train_wordpiece(texts: Texts, config: VocabularyConfig) -> Tokenizer:
     tokenizer = Tokenizer(models.WordPiece(unk_token=SPECIAL_TOKENS["unk"]))
-    tokenizer.normalizer = bert_normalizer(config)  # type: ignore[assignment]
+    tokenizer.normalizer = wordpiece_normalizer(config)  # type: ignore[assignment]
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()  # type: ignore[assignment]
     tokenizer.decoder = decoders.WordPiece(prefix=CONTINUATION)  # type: ignore[assignment]
     alphabet, _ = _alphabet(texts(), tokenizer.normalizer, config.alphabet_size)
@@ -63,7 +64,7 @@ def _train_bpe(texts: Texts, config: VocabularyConfig) -> Tokenizer:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     _check_size(config, len(alphabet), f"the {len(alphabet)} bytes", adjustable=False)
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = _unicode_normalizer(config)  # type: ignore[assignment]
+    tokenizer.normalizer = unicode_normalizer(config)  # type: ignore[assignment]
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
     tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
     trainer = trainers.BpeTrainer(
@@ -79,7 +80,7 @@ def _train_bpe(texts: Texts, config: VocabularyConfig) -> Tokenizer:
 
 def _train_unigram(texts: Texts, config: VocabularyConfig) -> Tokenizer:
     """Unigram (Kudo 2018) over words at white space and punctuation, as in ALBERT."""
-    normalizer = _unicode_normalizer(config)
+    normalizer = unicode_normalizer(config)
     alphabet, rare = _alphabet(texts(), normalizer, config.alphabet_size)
     _check_size(config, len(alphabet) + 1, f"the corpus's {len(alphabet)} characters")
     # The trainer keeps every character it meets, so it must not meet the rare ones.
@@ -130,13 +131,6 @@ def _unigram_training(texts: Iterable[str], size: int) -> dict[str, Any]:
     ]
     content["model"]["vocab"] = [*special, *sorted(rounded, key=lambda item: (-item[1], item[0]))]
     return content
-
-
-def _unicode_normalizer(config: VocabularyConfig) -> normalizers.Normalizer:
-    strip_accents = config.lowercase if config.strip_accents is None else config.strip_accents
-    steps: list[normalizers.Normalizer] = [normalizers.Lowercase()] if config.lowercase else []
-    steps += [normalizers.NFD(), normalizers.StripAccents()] if strip_accents else []
-    return normalizers.Sequence([*steps, normalizers.NFC()])
 
 
 def _alphabet(texts: Iterable[str], normalizer: Any, limit: int) -> tuple[list[str], list[str]]:

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 import numpy as np
 from tokenizers import Tokenizer
 
+from data_prep.contract.text.normalizers import is_wordpiece_normalizer, without_cleaning
+
 _IDEOGRAPHS = (
     "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
     "\U00020000-\U0002a6df\U0002a700-\U0002b81f\U0002b920-\U0002ceaf\U0002f800-\U0002fa1f"
@@ -40,9 +42,10 @@ LIBRARY_CHARACTERS = 1 << 19
 
 
 class TextEncoder:
-    """Encodes texts without special tokens; ids are those of ``tokenizer.encode_batch_fast``."""
+    """Encodes cleaned texts without special tokens; ids are those of ``tokenizer.encode_batch_fast``."""
 
     def __init__(self, tokenizer: Tokenizer, dtype: np.dtype) -> None:
+        tokenizer = without_cleaning(tokenizer)
         self._tokenizer = tokenizer
         self._dtype = dtype
         self._by_words = encodes_word_by_word(tokenizer)
@@ -92,8 +95,7 @@ def encodes_word_by_word(tokenizer: Tokenizer) -> bool:
     normalizer, pre_tokenizer = content["normalizer"] or {}, content["pre_tokenizer"] or {}
     return (
         content["model"].get("type") == "WordPiece"
-        and normalizer.get("type") == "BertNormalizer"
-        and normalizer.get("clean_text") is True
+        and (is_wordpiece_normalizer(normalizer) or normalizer.get("clean_text") is True)
         and pre_tokenizer.get("type") == "BertPreTokenizer"
         and all(token["special"] for token in content["added_tokens"])
         and tokenizer.encode_special_tokens
@@ -101,7 +103,8 @@ def encodes_word_by_word(tokenizer: Tokenizer) -> bool:
 
 
 def _cuts_ideographs(tokenizer: Tokenizer) -> bool:
-    return json.loads(tokenizer.to_str())["normalizer"].get("handle_chinese_chars") is True
+    normalizer = json.loads(tokenizer.to_str())["normalizer"]
+    return any(step.get("handle_chinese_chars") is True for step in normalizer.get("normalizers", [normalizer]))
 
 
 def _joined(encoded: list[np.ndarray], dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:

@@ -5,7 +5,6 @@ import pydoc_data.topics
 import string
 import subprocess
 import sys
-import unicodedata
 
 import pytest
 from hypothesis import assume, given
@@ -23,6 +22,7 @@ from data_prep.contract.tokenizer import (
     tokenizer_hash,
     vocabulary_size,
 )
+from data_prep.corpus.cleaning import clean
 from data_prep.tokens.vocabulary import train_tokenizer
 
 MODELS = ("wordpiece", "bpe", "unigram")
@@ -130,7 +130,7 @@ def cased_bpe(tmp_path_factory):
     return load_tokenizer(path)
 
 
-@given(text=st.text(max_size=40).map(lambda text: unicodedata.normalize("NFC", text)))
+@given(text=st.text(max_size=40).map(clean))
 def test_byte_level_tokens_hold_any_text(cased_bpe, text):
     ids = cased_bpe.encode(text, add_special_tokens=False).ids
     assert 1 not in ids
