@@ -29,6 +29,12 @@ class CorpusConfig:
     """The field or column that holds the text in .jsonl, .parquet, .csv and .tsv; body.text is a field within body. Of
     a list, such as [title, body.text], the texts are joined by a blank line; those that are empty or null are left out,
     and a record that lacks one of the fields is rejected."""
+    csv_delimiter: str | None = None
+    """The character between the fields of .csv and .tsv, or the word 'tab'; when not given, the first of the usual ones
+    with which the header has the text_field."""
+    csv_quoting: Literal["minimal", "none"] | None = None
+    """minimal: a field of .csv and .tsv may stand in quotes and then hold delimiters and line ends (RFC 4180); none:
+    each line is a record and a quote is text. When not given, minimal for .csv, and for .tsv as its beginning shows."""
     txt_documents: Literal["file", "line", "paragraph"] = "file"
     """What one document is in a .txt file: the whole file, each line, or what stands between blank lines."""
     builtin_max_bytes: int = 12_000_000
@@ -216,8 +222,7 @@ def check_config(config: PrepConfig) -> None:
             f"{config.seq_length - 2}; set mask.per_row or mask.probability"
         )
     _check_weights(config.corpus)
-    if not as_tuple(config.corpus.text_field) or not all(as_tuple(config.corpus.text_field)):
-        raise UserError("corpus.text_field names no field: give the name of one, such as text, or a list of names")
+    _check_fields(config.corpus)
     if config.packing.short_seq_prob and config.packing.mode == "isolated":
         raise UserError("packing.short_seq_prob needs packing.mode concat or document: isolated rows are best-fit")
     if config.packing.drop_remainder_below and config.packing.mode == "concat":
@@ -230,6 +235,22 @@ def check_config(config: PrepConfig) -> None:
         raise UserError(
             f"rows_per_shard is {config.rows_per_shard}, which chunk_rows {chunk_rows(config)} does not "
             f"divide: the nearest that fits is {nearest}"
+        )
+
+
+def csv_delimiter(corpus: CorpusConfig) -> str | None:
+    """The character that ``corpus.csv_delimiter`` names, if any."""
+    return {"tab": "\t", "\\t": "\t"}.get(corpus.csv_delimiter or "", corpus.csv_delimiter)
+
+
+def _check_fields(corpus: CorpusConfig) -> None:
+    if not as_tuple(corpus.text_field) or not all(as_tuple(corpus.text_field)):
+        raise UserError("corpus.text_field names no field: give the name of one, such as text, or a list of names")
+    delimiter = csv_delimiter(corpus)
+    if delimiter is not None and (len(delimiter) != 1 or delimiter in '"\r\n\0' or not delimiter.isascii()):
+        raise UserError(
+            f"corpus.csv_delimiter is {corpus.csv_delimiter!r}: give one ASCII character other than a quote or a line "
+            "end, such as ';', or the word tab"
         )
 
 

@@ -52,7 +52,7 @@ def read_partition(
     for item in items:
         found = True
         yield item
-    if not found and partition.begin == 0 and _holds_nothing(file):
+    if not found and partition.begin == 0 and _holds_nothing(file, config):
         yield Reject(id=file.name, reason="empty", detail="the file holds no text", sample="")
 
 
@@ -97,7 +97,7 @@ def _read_text(
     whole = file.kind == "txt" and config.txt_documents == "file"
     if whole and partition.begin > 0:
         return
-    key = (file_state(file), config.txt_documents, config.text_field, cleaning)
+    key = (file_state(file), config, cleaning)
     reader = _take(key, partition.begin)
     if reader is None:
         if index is None:
@@ -141,7 +141,7 @@ def _damage_behind(reader: Any, file: CorpusFile, partition: Partition, config: 
         yield Reject(id=file.name, reason="damaged_file", detail=str(stream.damage), sample="")
 
 
-def _holds_nothing(file: CorpusFile) -> bool:
+def _holds_nothing(file: CorpusFile, config: CorpusConfig) -> bool:
     """Whether a file is whole and without any text, as an empty one."""
     if file.kind == "parquet":
         return True  # its first row group gave nothing, not even a reject
@@ -150,7 +150,7 @@ def _holds_nothing(file: CorpusFile) -> bool:
         if file.kind in ("csv", "tsv"):
             from data_prep.corpus.formats.csv_format import holds_no_record
 
-            return holds_no_record(stream, file.kind) and stream.damage is None
+            return holds_no_record(stream, file, config) and stream.damage is None
         if file.kind == "warc":
             from data_prep.corpus.formats.warc_format import WarcReader
 

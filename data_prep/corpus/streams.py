@@ -247,10 +247,18 @@ def open_text(file: CorpusFile, begin: int = 0, lines_before: int | None = None,
                 stream.skip_line()
             stream.previous_blank = blank and (at_line_start or stream.previous_blank)
             return stream
+    if file.kind in ("csv", "tsv") and _lines_end_with_cr(head, wide):
+        blocks = (block.replace(b"\r", b"\n") for block in blocks)
     stream = TextStream(BlockStream(blocks, raw), legacy, 0)
     stream.can_enter = wide is None and file.compression is None
     stream.skip_to(begin)
     return stream
+
+
+def _lines_end_with_cr(head: bytes, wide: str | None) -> bool:
+    """Whether the lines of a file's beginning end as those of old Macs, and of some spreadsheets, do."""
+    text = head if wide is None else head.decode(wide, "ignore").encode("utf-8", "surrogatepass")
+    return b"\r" in text.rstrip(b"\r") and b"\n" not in text
 
 
 def _head(blocks: Iterator[bytes]) -> tuple[bytes, Iterator[bytes]]:

@@ -348,6 +348,9 @@ def pinned_configuration(config: PrepConfig) -> dict[str, Any]:
     for name in ("output", "tokenizer", "num_workers", "vocabulary"):
         del content[name]
     del content["corpus"]["paths"]
+    for name in ("csv_delimiter", "csv_quoting"):  # as if the option did not exist, as below
+        if content["corpus"][name] is None:
+            del content["corpus"][name]
     del content["duplicates"]["evaluation_paths"]
     if not config.keep_documents:  # as if the option did not exist: folders from before it are of this configuration
         del content["keep_documents"]

@@ -1,12 +1,14 @@
 """.csv and .tsv -> documents, for any share of a file."""
 
 import csv
+import logging
 from collections import deque
 from collections.abc import Iterator
 
 from data_prep.config import CleaningConfig, CorpusConfig, as_tuple
-from data_prep.corpus.character_sets import decode
+from data_prep.corpus.character_sets import HEAD_BYTES, decode
 from data_prep.corpus.documents import CorpusFile, Document, Kind, Partition, Reject, sample
+from data_prep.corpus.formats.csv_dialects import Dialect, dialect_of, header_names
 from data_prep.corpus.formats.line_formats import LINE_BYTES, decoded
 from data_prep.corpus.formats.text_fields import BETWEEN_FIELDS, no_text_field
 from data_prep.corpus.streams import BLOCK_BYTES, DamagedFile, TextStream
@@ -15,30 +17,47 @@ RECORD_LINES = 1 << 17
 """A record that has more lines has a quote that is never closed."""
 
 _BEHIND_ALL = 1 << 62
-_DELIMITERS = {"csv": ",", "tsv": "\t"}
+_LOG = logging.getLogger(__name__)
+
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 _Line = tuple[int, int, bytes]  # where it starts, its number, itself
 
 
 class CsvRecords:
-    """The records of a .csv or .tsv file, with their places. Quotes as in RFC 4180, in both."""
+    """The records of a .csv or .tsv file, with their places."""
 
-    def __init__(self, stream: TextStream, delimiter: str) -> None:
+    def __init__(self, stream: TextStream, file: CorpusFile, config: CorpusConfig) -> None:
         csv.field_size_limit(LINE_BYTES)
         self.stream = stream
         self.last_start = -1
         """Where the record that was read last begins."""
         self.cut = False
         """Whether the file is damaged inside a record."""
-        self._delimiter = delimiter
+        self._name = file.name
         self._record: list[_Line] = []
         self._size = 0
         self._ahead: deque[_Line] = deque()
+        self._dialect = self._find_dialect(file.kind, config)
         self._parser = self._new_parser()
+        self._warns = file.kind == "tsv" and config.csv_quoting is None
+
+    def _find_dialect(self, kind: Kind, config: CorpusConfig) -> Dialect:
+        """By the lines of the beginning, which stay ahead."""
+        lines: list[_Line] = []
+        size = 0
+        while size < HEAD_BYTES and (line := self._next_line()) is not None:
+            lines.append(line)
+            size += len(line[2])
+        self._ahead.extend(lines)
+        return dialect_of([line for *_, line in lines], kind, config, whole=size < HEAD_BYTES)
 
     def _new_parser(self) -> Iterator[list[str]]:
+        delimiter = self._dialect.delimiter
+        if not self._dialect.quoted:
+            return (line.rstrip("\r\n").split(delimiter) for line in self._feed())
         # Strict: a stray quote at the beginning of a field would otherwise join it with the lines behind it.
-        return csv.reader(self._feed(), delimiter=self._delimiter, strict=True)
+        return csv.reader(self._feed(), delimiter=delimiter, strict=True)
 
     def _feed(self) -> Iterator[str]:
         while (line := self._next_line()) is not None:
@@ -54,6 +73,8 @@ class CsvRecords:
             return self._ahead.popleft()
         start, number = self.stream.position, self.stream.number
         line = self.stream.read_line(LINE_BYTES)
+        if start == 0 and line != _BYTE_ORDER_MARK:
+            line = line.removeprefix(_BYTE_ORDER_MARK)
         return (start, number, line) if line else None
 
     @property
@@ -81,6 +102,13 @@ class CsvRecords:
                 problem = damage
             elif problem is not None:
                 self._retry_behind(first)
+            elif self._warns and len(self._record) > 1:
+                self._warns = False
+                _LOG.warning(
+                    "corpus file %s: quotes join its lines %d to %d into one record; if quotes are text in it, give "
+                    "--corpus.csv_quoting none, else minimal",
+                    self._name, first[1], self._record[-1][1],
+                )  # fmt: skip
             if problem is not None:
                 yield first, problem
             elif first[2].strip(b"\r\n"):
@@ -99,7 +127,7 @@ class CsvReader:
 
     def __init__(self, stream: TextStream, file: CorpusFile, config: CorpusConfig, cleaning: CleaningConfig) -> None:
         self.stream = stream
-        self.records = CsvRecords(stream, _DELIMITERS[file.kind])
+        self.records = CsvRecords(stream, file, config)
         self.name = file.name
         self.config = config
         self.cleaning = cleaning
@@ -130,7 +158,7 @@ class CsvReader:
         if isinstance(fields, Exception):
             yield _no_csv(f"{self.name}:{first[1]}", first[2], fields)
             return
-        self.header = [decode(field.removeprefix(b"\xef\xbb\xbf"), None) or "" for field in fields]
+        self.header = header_names([decode(field, None) or "" for field in fields])
         names = as_tuple(self.config.text_field)
         missing = next((name for name in names if name not in self.header), None)
         if missing is None:
@@ -155,8 +183,8 @@ def _no_csv(document_id: str, line: bytes, problem: Exception) -> Reject:
     return Reject(id=document_id, reason=reason, detail=str(problem), sample=sample(line[:BLOCK_BYTES]))
 
 
-def holds_no_record(stream: TextStream, kind: Kind) -> bool:
+def holds_no_record(stream: TextStream, file: CorpusFile, config: CorpusConfig) -> bool:
     """Whether there is nothing but, at most, a header."""
-    records = CsvRecords(stream, _DELIMITERS[kind]).records(_BEHIND_ALL)
+    records = CsvRecords(stream, file, config).records(_BEHIND_ALL)
     next(records, None)
     return next(records, None) is None
