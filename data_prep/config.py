@@ -20,8 +20,9 @@ class CorpusConfig:
     """Where the text comes from."""
 
     paths: tuple[str, ...] | str = dataclasses.field(default=(), metadata=PATH)
-    """A file, glob, folder or fsspec URL, or a list of them: .txt .jsonl .parquet .csv .tsv .warc, plain, .gz or
-    .zst; the word 'builtin', or nothing, is the English documentation that every Python install carries."""
+    """A file, glob, folder or fsspec URL, or a list of them: .txt .jsonl .parquet .csv .tsv .warc .wet .html,
+    plain, .gz, .zst, .xz or .bz2; the word 'builtin', or nothing, is the English documentation that every Python
+    install carries."""
     weights: tuple[float, ...] | None = None
     """One number for each entry of paths: 2 takes its documents twice, 0.5 takes half of them, drawn by a hash
     of their ids."""

@@ -8,9 +8,9 @@ from typing import Literal
 from data_prep.config import CleaningConfig
 from data_prep.corpus.cleaning import clean, cut_text
 
-Kind = Literal["txt", "jsonl", "parquet", "csv", "tsv", "warc", "builtin"]
+Kind = Literal["txt", "jsonl", "parquet", "csv", "tsv", "warc", "html", "builtin"]
 
-Compression = Literal["gzip", "zstd"] | None
+Compression = Literal["gzip", "zstd", "xz", "bzip2"] | None
 
 SAMPLE_CHARACTERS = 1_000
 
@@ -20,7 +20,8 @@ class Document:
     """One text of the corpus, or a piece of one, cleaned."""
 
     id: str
-    """Stable and independent of where the corpus lies: name of the file, then line, row or record from 1."""
+    """Stable and independent of where the corpus lies: name of the file, then line, row or record from 1;
+    of a record of .warc also when it was fetched and from where."""
     text: str
     """The text: NFC, \\n line ends, no white space at its ends."""
     part: int = 0
@@ -78,8 +79,8 @@ class Partition:
     file: int
     """Number of the file."""
     begin: int
-    """First unit: a byte of the decompressed text, a row group of .parquet; .txt files that are one document each and
-    the built-in corpus have one unit."""
+    """First unit: a byte of the decompressed text, a row group of .parquet; files that are one document each and the
+    built-in corpus have one unit."""
     end: int
     """First unit behind it."""
     lines_before: int | None = None

@@ -7,7 +7,7 @@ import glob
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -20,8 +20,11 @@ from data_prep.corpus.documents import Compression, CorpusFile, Kind
 from data_prep.corpus.raw_files import OBJECT_STORES, is_url, version_of
 
 _KINDS: dict[str, Kind] = {f".{kind}": kind for kind in get_args(Kind) if kind != BUILTIN}
-KNOWN_FILES = f"{', '.join(_KINDS)}, plain, .gz or .zst"
-_COMPRESSIONS: dict[str, Compression] = {".gz": "gzip", ".zst": "zstd"}
+_COMPRESSIONS: dict[str, Compression] = {".gz": "gzip", ".zst": "zstd", ".xz": "xz", ".bz2": "bzip2"}
+KNOWN_FILES = f"{', '.join(_KINDS)}, plain, {', '.join(_COMPRESSIONS)}"
+_ALIASES: dict[str, Kind] = {".wet": "warc", ".htm": "html"}
+_NAMED_ONLY = ("html",)
+"""Kinds that a folder may hold beside its corpus, such as pages about it: read where a file or a glob names them."""
 
 
 def find_corpus_files(config: CorpusConfig, *, output: str | None = None) -> list[CorpusFile]:
@@ -69,10 +72,10 @@ def find_corpus_files(config: CorpusConfig, *, output: str | None = None) -> lis
                 source=source,
                 version=file.version,
             )
-    if any(file.kind == "warc" for file in found.values()):
-        from data_prep.corpus.formats.warc_format import require_warc
+    for kind in {file.kind for file in found.values()} & {"warc", "html"}:
+        from data_prep.corpus.formats.html_format import require_html
 
-        require_warc()
+        require_html(kind)
     return list(found.values())
 
 
@@ -80,8 +83,26 @@ def _format(name: str) -> tuple[Kind, Compression] | None:
     """Kind and compression as the name's suffixes say; None for files that hold no corpus."""
     stem, suffix = os.path.splitext(name.lower())
     compression = _COMPRESSIONS.get(suffix)
-    kind = _KINDS.get(os.path.splitext(stem)[1] if compression else suffix)
+    suffix = os.path.splitext(stem)[1] if compression else suffix
+    kind = _KINDS.get(suffix) or _ALIASES.get(suffix)
     return None if kind is None else (kind, compression)
+
+
+def _in_folder(name: str) -> bool:
+    """Whether a file belongs to the corpus that a folder is."""
+    found = _format(name)
+    return found is not None and found[0] not in _NAMED_ONLY
+
+
+def _nothing_found(entry: str, names: Iterable[str]) -> UserError:
+    """Of an entry that holds no corpus file; ``names`` are those of its files."""
+    for name in names:
+        if found := _format(name):
+            return UserError(
+                f"corpus path {entry} holds no corpus file but .{found[0]}, which a folder is not searched for: give a "
+                f"glob, such as {entry.rstrip('/')}/**/*.{found[0]}"
+            )
+    return UserError(f"corpus path {entry} does not exist or matches no readable corpus file: expected {KNOWN_FILES}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,9 +132,10 @@ def _expand_local(entry: str, output: str | None) -> list[_Found]:
         found = [p for p in glob.glob(path, recursive=True) if not _is_output(os.path.realpath(p), output)]
     else:
         raise UserError(f"corpus path {entry} does not exist{_unreadable_parent(path)}")
-    files = [p for p in found if _format(p) and _is_file(p)]
+    belongs = _in_folder if os.path.isdir(path) else _format
+    files = [p for p in found if belongs(p) and _is_file(p)]
     if not files:
-        raise UserError(f"corpus path {entry} matches no readable corpus file: expected {KNOWN_FILES}")
+        raise _nothing_found(entry, (p for p in found if _is_file(p)))
     for file in files:
         if not os.access(file, os.R_OK):
             raise UserError(f"cannot read the corpus file {file}: permission denied")
@@ -180,7 +202,7 @@ def _expand_url(entry: str) -> list[_Found]:
     what = f"look up the corpus path {entry}"
     found: dict[str, dict[str, Any]] = {}
     urls: dict[str, str] = {}
-    root = ""
+    root = path = ""
     try:
         filesystem, path = filesystem_of(entry)
         filesystem.invalidate_cache()  # another process may have changed what was listed
@@ -202,6 +224,7 @@ def _expand_url(entry: str) -> list[_Found]:
     named = [(p, _without_query(p) if web else p, details) for p, details in found.items()]
     if len(named) == 1 and not magic and _format(named[0][1]) is None:
         raise UserError(f"corpus file {entry} is of an unknown kind: expected {KNOWN_FILES}")
+    belongs = _format if magic or list(found) == [path] else _in_folder
     files = [
         _Found(
             path=urls[p] + separator + outer,
@@ -210,10 +233,10 @@ def _expand_url(entry: str) -> list[_Found]:
             version=version_of(details),
         )
         for p, name, details in named
-        if _format(name)
+        if belongs(name)
     ]
     if not files:
-        raise UserError(f"corpus path {entry} does not exist or matches no corpus file: expected {KNOWN_FILES}")
+        raise _nothing_found(entry, (name for _, name, _ in named))
     return sorted(files, key=lambda file: file.name)
 
 

@@ -5,7 +5,7 @@
     partitions.plan_partitions    which share of which file is one piece of work
     read_partition                the documents and rejects of one partition
 
-The formats are in line_formats (.txt, .jsonl), csv_format, parquet_format and warc_format.
+The formats are in line_formats (.txt, .jsonl), csv_format, parquet_format, warc_format and html_format.
 """
 
 from collections import Counter
@@ -94,7 +94,7 @@ class _LineReader:
 def _read_text(
     file: CorpusFile, partition: Partition, config: CorpusConfig, cleaning: CleaningConfig, index: GzipIndex | None
 ) -> Iterator[Document | Reject]:
-    whole = file.kind == "txt" and config.txt_documents == "file"
+    whole = file.kind == "html" or (file.kind == "txt" and config.txt_documents == "file")
     if whole and partition.begin > 0:
         return
     key = (file_state(file), config, cleaning)
@@ -117,6 +117,10 @@ def _open_reader(file: CorpusFile, partition: Partition, config: CorpusConfig, c
         from data_prep.corpus.formats.warc_format import WarcReader
 
         return WarcReader(open_text(file), file, cleaning)
+    if file.kind == "html":
+        from data_prep.corpus.formats.html_format import HtmlReader
+
+        return HtmlReader(open_text(file), file, cleaning)
     if file.kind in ("csv", "tsv"):
         from data_prep.corpus.formats.csv_format import CsvReader
 

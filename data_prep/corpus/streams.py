@@ -3,8 +3,10 @@
 All of it goes forward through blocks of bounded size: a file may be larger than memory, and so may a line of it.
 """
 
+import bz2
 import codecs
 import io
+import lzma
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +23,8 @@ _GZIP_BLOCK = 1 << 16
 # 256 run-length blocks of zstd fit into this, each of 128 KiB when decompressed.
 _ZSTD_BLOCK = 1 << 10
 _ZSTD_MAX_WINDOW = 1 << 31  # dumps are made with `zstd --long=31`
+
+_XZ_MOST_MEMORY = 1 << 30  # `xz -9` needs 65 MiB; a damaged header may ask for anything
 
 
 class DamagedFile(Exception):
@@ -39,6 +43,8 @@ def decompressed(raw: BinaryIO, compression: Compression) -> Iterator[bytes]:
         return _gunzip(raw_blocks(raw, _GZIP_BLOCK))
     if compression == "zstd":
         return _unzstd(raw_blocks(raw))
+    if compression is not None:
+        return _unxz_or_bunzip2(raw_blocks(raw, _GZIP_BLOCK), compression)
     return raw_blocks(raw)
 
 
@@ -103,6 +109,32 @@ def _unzstd(blocks: Iterator[bytes]) -> Iterator[bytes]:
                 frame = None if frame.eof else frame
     if frame is not None:
         raise DamagedFile("the zstd data end too early")
+
+
+def _unxz_or_bunzip2(blocks: Iterator[bytes], compression: Compression) -> Iterator[bytes]:
+    """Streams one behind the other, zeros between them, as xz, pbzip2 and dumps of Wikipedia have them."""
+    stream: Any = None
+    for block in blocks:
+        while block or (stream is not None and not stream.needs_input):
+            if stream is None:
+                block = block.lstrip(b"\0")
+                if not block:
+                    break
+                stream = _new_stream(compression)
+            try:
+                content = stream.decompress(block, BLOCK_BYTES)
+            except (lzma.LZMAError, OSError, EOFError) as error:
+                raise DamagedFile(f"the {compression} data are damaged ({error})") from error
+            if content:
+                yield content
+            block = stream.unused_data if stream.eof else b""
+            stream = None if stream.eof else stream
+    if stream is not None:
+        raise DamagedFile(f"the {compression} data end too early")
+
+
+def _new_stream(compression: Compression) -> Any:
+    return bz2.BZ2Decompressor() if compression == "bzip2" else lzma.LZMADecompressor(memlimit=_XZ_MOST_MEMORY)
 
 
 def _as_utf8(blocks: Iterator[bytes], encoding: str) -> Iterator[bytes]:

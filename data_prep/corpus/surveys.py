@@ -112,7 +112,7 @@ def _text_units(file: CorpusFile, config: CorpusConfig, raw: _Hashed) -> tuple[d
     while block := stream.read(1 << 20):
         counts.add(block)
     raw.read_on()
-    if file.kind == "txt" and config.txt_documents == "file":
+    if file.kind == "html" or (file.kind == "txt" and config.txt_documents == "file"):
         return {"units": 1, "bytes": counts.size}, stream.damage is None
     entry = {"units": counts.size, "bytes": counts.size}
     if counts.counts and stream.can_enter and file.kind in ("txt", "jsonl"):

@@ -1,26 +1,27 @@
-""".warc -> documents: the text of every HTML or plain-text response."""
+""".warc -> documents: the text of every page that a server answered with, or that stands in the archive as a record.
+
+Records of other types (requests, metadata, revisits) hold no page.
+"""
 
 from collections.abc import Iterator
 from typing import Any
 
 from data_prep.config import CleaningConfig
-from data_prep.contract.command_line import UserError
+from data_prep.corpus.character_sets import decode
 from data_prep.corpus.documents import CorpusFile, Document, Partition, Reject, sample, whole_document
+from data_prep.corpus.formats.html_format import (
+    HTML,
+    PAGE_BYTES,
+    likely_encoding,
+    page_documents,
+    page_text,
+    problem_of,
+)
+from data_prep.corpus.formats.line_formats import undecodable
 from data_prep.corpus.streams import TextStream
 
-RECORD_BYTES = 1 << 25
-"""A longer response is rejected."""
-
-_HTML = ("text/html", "application/xhtml+xml")
-
-
-def require_warc() -> None:
-    """Raise UserError where the extra is not installed."""
-    try:
-        import fastwarc.warc  # noqa: F401
-        import resiliparse.extract.html2text  # noqa: F401
-    except ImportError as error:
-        raise UserError("reading .warc files needs another package: pip install 'narrowbert[warc]'") from error
+_PLAIN = "text/plain"
+_URL_CHARACTERS = 2_000
 
 
 class WarcReader:
@@ -33,12 +34,12 @@ class WarcReader:
         self.name = file.name
         self.cleaning = cleaning
         self.last_start = -1
-        """Where the response that was read last begins."""
+        """Where the record that was read last begins."""
         forward: Any = _Forward(stream)
-        self._responses: Any = iter(
+        self._records: Any = iter(
             ArchiveIterator(
                 forward,
-                record_types=WarcRecordType.response,
+                record_types=WarcRecordType.response | WarcRecordType.resource | WarcRecordType.conversion,
                 parse_http=False,
                 stream_detect=False,
                 quirks_mode=True,
@@ -50,52 +51,120 @@ class WarcReader:
         self._problem: str | None = None
 
     def _peek(self) -> Any:
-        """The response that is read next, or None."""
+        """The record that is read next, or None."""
         if self._next is None and not self._ended:
             try:
-                self._next = next(self._responses, None)
+                self._next = next(self._records, None)
             except BaseException as error:
-                self._problem = _problem(error)
+                self._problem = problem_of(error)
             self._ended = self._next is None
         return self._next
 
     def at_end(self) -> bool:
-        """Whether no response follows."""
+        """Whether no page follows."""
         return self._peek() is None
 
     def read(self, partition: Partition) -> Iterator[Document | Reject]:
-        """The documents of the responses that start in the partition."""
+        """The documents of the records that start in the partition."""
         while (record := self._peek()) is not None and record.stream_pos < partition.end:
             self._number += 1
             self.last_start = record.stream_pos
             if record.stream_pos >= partition.begin:
-                yield from self._documents(f"{self.name}:{self._number}", record)
+                yield from self._documents(_record_id(f"{self.name}:{self._number}", record), record)
             self._next = None
         if record is None and self._problem is not None and partition.begin < self.stream.fetched <= partition.end:
             yield Reject(id=self.name, reason="damaged_file", detail=self._problem, sample="")
 
     def _documents(self, document_id: str, record: Any) -> Iterator[Document | Reject]:
-        if record.content_length > RECORD_BYTES:
-            detail = f"more than {RECORD_BYTES} bytes"
-            yield Reject(id=document_id, reason="record_too_long", detail=detail, sample=sample(str(record.record_id)))
+        from fastwarc.warc import WarcRecordType
+
+        if record.content_length > PAGE_BYTES:
+            detail = f"more than {PAGE_BYTES} bytes"
+            yield Reject(id=document_id, reason="record_too_long", detail=detail, sample="")
             return
+        announced = record.content_length
+        record.freeze()
+        if record.content_length < announced:
+            if self.stream.damage is None:  # else the damage has a reject of its own
+                detail = f"the file ends inside the record of {announced} bytes"
+                yield Reject(id=document_id, reason="damaged_file", detail=detail, sample="")
+        elif record.record_type == WarcRecordType.response:
+            yield from _answer(document_id, record, self.cleaning)
+        else:
+            yield from _plain_record(document_id, record, self.cleaning)
+
+
+def _record_id(place: str, record: Any) -> str:
+    """The place of a record, when it was fetched and from where."""
+    url = record.headers.get("WARC-Target-URI", "").strip("<>")[:_URL_CHARACTERS]
+    parts = [place, record.headers.get("WARC-Date", ""), url]
+    return " ".join(filter(None, parts)).encode("utf-8", "backslashreplace").decode()
+
+
+def _answer(document_id: str, record: Any, cleaning: CleaningConfig) -> Iterator[Document | Reject]:
+    """What an HTTP server answered: a document where it is the page that was asked for."""
+    try:
+        record.parse_http(auto_decode="all")
+        status = record.http_headers.status_code
+    except BaseException as error:
+        yield Reject(id=document_id, reason="not_http", detail=problem_of(error), sample="")
+        return
+    if status is None or not 200 <= status < 300:
+        said = " ".join(str(record.http_headers.status_line).split()[1:])[:200] or "no status"
+        target = record.http_headers.get("Location")
+        detail = f"the server answered {said}" + (f", see {target[:_URL_CHARACTERS]}" if target else "")
+        yield Reject(id=document_id, reason="http_status", detail=sample(detail), sample="")
+        return
+    kind = (record.http_content_type or "").lower()
+    if kind not in (*HTML, _PLAIN):
+        yield _other_type(document_id, kind)
+        return
+    try:
+        body = record.reader.read()
+        text = (_plain_text if kind == _PLAIN else page_text)(body, record.http_charset)
+    except BaseException as error:
+        yield Reject(id=document_id, reason="not_http", detail=problem_of(error), sample="")
+        return
+    yield from page_documents(document_id, text, body, cleaning)
+
+
+def _plain_record(document_id: str, record: Any, cleaning: CleaningConfig) -> Iterator[Document | Reject]:
+    """A page without what a server says around it: of a resource record, or converted to text as in WET files."""
+    kind, _, parameters = record.headers.get("Content-Type", _PLAIN).lower().partition(";")
+    kind, charset = kind.strip(), parameters.partition("charset=")[2].partition(";")[0].strip(' "') or None
+    if kind not in (*HTML, _PLAIN):
+        yield _other_type(document_id, kind)
+        return
+    body = record.reader.read()
+    if kind != _PLAIN:
         try:
-            text = _response_text(record)
+            text = page_text(body, charset)
         except BaseException as error:
-            yield Reject(id=document_id, reason="not_http", detail=_problem(error), sample="")
+            yield Reject(id=document_id, reason="not_html", detail=problem_of(error), sample=sample(body))
             return
-        if self.stream.damage is not None and self.stream.fetched < record.stream_pos + record.content_length:
-            return  # cut by the damage, which has a reject of its own
-        if text is not None:
-            yield from whole_document(document_id, text, self.cleaning)
+        yield from page_documents(document_id, text, body, cleaning)
+        return
+    try:
+        plain = decode(body, charset)
+    except LookupError:  # no such encoding
+        plain = decode(body, None)
+    if plain is None:
+        yield undecodable(document_id, body)
+    else:
+        yield from whole_document(document_id, plain, cleaning)
 
 
-def _problem(error: BaseException) -> str:
-    """What the parsers say of anything that servers send; other errors are raised on."""
-    # A panic of theirs is no Exception.
-    if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-        raise error
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+def _other_type(document_id: str, kind: str) -> Reject:
+    detail = f"the content type is {kind[:200]}" if kind else "it has no content type"
+    return Reject(
+        id=document_id, reason="content_type", detail=sample(f"{detail}, neither HTML nor plain text"), sample=""
+    )
+
+
+def _plain_text(body: bytes, charset: str | None) -> str:
+    from resiliparse.parse.encoding import bytes_to_str
+
+    return bytes_to_str(body, charset or likely_encoding(body))
 
 
 class _Forward:
@@ -109,20 +178,3 @@ class _Forward:
 
     def tell(self) -> int:
         return self._stream.position
-
-
-def _response_text(record: Any) -> str | None:
-    """The text of a response; None where it is neither HTML nor plain text."""
-    from resiliparse.extract.html2text import extract_plain_text
-    from resiliparse.parse.encoding import bytes_to_str, detect_encoding
-    from resiliparse.parse.html import HTMLTree
-
-    record.parse_http(auto_decode="all")
-    kind = (record.http_content_type or "").lower()
-    if kind not in (*_HTML, "text/plain"):
-        return None
-    body = record.reader.read()
-    encoding = record.http_charset or detect_encoding(body) or "utf-8"
-    if kind == "text/plain":
-        return bytes_to_str(body, encoding)
-    return extract_plain_text(HTMLTree.parse_from_bytes(body, encoding), main_content=True, alt_texts=False)

@@ -1,9 +1,11 @@
+import bz2
 import contextlib
 import functools
 import gzip
 import http.server
 import io
 import json
+import lzma
 import os
 import subprocess
 import sys
@@ -30,7 +32,13 @@ from data_prep.corpus.partitions import plan_partitions
 from data_prep.corpus.reading import read_partition
 from data_prep.corpus.surveys import survey
 
-COMPRESS = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.ZstdCompressor(write_content_size=False).compress}
+COMPRESS = {
+    "": bytes,
+    ".gz": gzip.compress,
+    ".zst": zstandard.ZstdCompressor(write_content_size=False).compress,
+    ".xz": lzma.compress,
+    ".bz2": bz2.compress,
+}
 
 
 def read(*paths, cleaning=None, **options):
@@ -226,7 +234,9 @@ def test_warc_responses(tmp_path):
     for suffix, compress in COMPRESS.items():
         path = tmp_path / f"a.warc{suffix}"
         path.write_bytes(compress(stream.getvalue()))
-        assert list(texts(read(path)).values()) == ["Ein schöner Satz.", "naïve"]
+        items = read(path)
+        assert [item.text for item in items if isinstance(item, Document)] == ["Ein schöner Satz.", "naïve"]
+        assert list(reasons(items).values()) == ["content_type"]
         check_cuts(path, CorpusConfig(), CleaningConfig(), [300, 700], [1, 2, 0])
 
 

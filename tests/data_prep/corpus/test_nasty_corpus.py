@@ -1,8 +1,10 @@
 """Files that a corpus should not hold but does: each ends in rejects with reasons or in one line, and costs no other
 file anything."""
 
+import bz2
 import gzip
 import json
+import lzma
 import os
 import subprocess
 import sys
@@ -104,6 +106,13 @@ NASTY: dict[str, tuple[bytes, list[str], dict[str, str]]] = {
     "cut.parquet": (PARQUET[:-100], [], {"": "damaged_file"}),
     "padded.txt.gz": (gzip.compress(b"one ") + gzip.compress(b"two") + bytes(512), ["one two"], {}),
     "two_frames.txt.zst": (ZSTD(b"one ") + b"\x50\x2a\x4d\x18\x04\0\0\0skip" + ZSTD(b"two"), ["one two"], {}),
+    "no_xz.jsonl.xz": (b'{"text": "a"}\n', [], {"": "damaged_file"}),
+    "no_bzip2.jsonl.bz2": (b'{"text": "a"}\n', [], {"": "damaged_file"}),
+    "two_streams.txt.xz": (lzma.compress(b"one ") + bytes(8) + lzma.compress(b"two"), ["one two"], {}),
+    "two_streams.txt.bz2": (bz2.compress(b"one ") + bz2.compress(b"two"), ["one two"], {}),
+    "trailing.txt.xz": (lzma.compress(b"one") + b"garbage", [], {"": "damaged_file"}),
+    "trailing.txt.bz2": (bz2.compress(b"one") + b"garbage", [], {"": "damaged_file"}),
+    "empty.txt.xz": (b"", [], {"": "empty"}),
     "trailing.txt.gz": (gzip.compress(b"one") + b"garbage", [], {"": "damaged_file"}),
 }  # fmt: skip
 
@@ -153,7 +162,10 @@ def test_all_in_one_folder(tmp_path):
 
 
 @pytest.mark.parametrize("cut", [1, 7, 8, 30, 500])
-@pytest.mark.parametrize(("suffix", "compress"), [(".gz", gzip.compress), (".zst", ZSTD)])
+@pytest.mark.parametrize(
+    ("suffix", "compress"),
+    [(".gz", gzip.compress), (".zst", ZSTD), (".xz", lzma.compress), (".bz2", bz2.compress)],
+)
 def test_documents_before_the_end_of_a_truncated_file_are_kept(tmp_path, suffix, compress, cut):
     path = tmp_path / f"a.jsonl{suffix}"
     path.write_bytes(compress(LINES)[:-cut])
