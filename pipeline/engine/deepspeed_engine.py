@@ -35,6 +35,7 @@ from pipeline.parallel.groups import (
     limit_collectives,
     model_parallel_unit,
 )
+from pipeline.parallel.quick_imports import leaving_uncompiled
 from pipeline.processes.meeting import meet
 from pipeline.processes.watchdog import collective_limit_s
 from pipeline.processes.world import World
@@ -125,9 +126,10 @@ def build_engine(
     Raises:
         UserError: the device cannot compute in the configured precision.
     """
-    with _without_mlflow():
+    with _without_mlflow(), leaving_uncompiled():
         import deepspeed
         import deepspeed.ops
+        import deepspeed.runtime.zero.muon.original_muon  # which the stages import at their first step, to ask its type
         from deepspeed.accelerator import get_accelerator
 
     accelerator = get_accelerator()

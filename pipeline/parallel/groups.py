@@ -2,14 +2,10 @@
 
 import datetime
 import math
-import warnings
 
 import torch.distributed as dist
+from megatron.core import parallel_state
 from torch.distributed import distributed_c10d
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # core tells at import which optional CUDA packages are missing
-    from megatron.core import parallel_state
 
 
 class SingleRankGroup:

@@ -7,22 +7,18 @@ machine, where there are several): rank = data rank * tensor-parallel size + ten
 """
 
 import functools
-import warnings
 from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from megatron.core import ModelParallelConfig
+from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding
+from megatron.core.tensor_parallel.cross_entropy import vocab_parallel_cross_entropy
+from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
+from megatron.core.tensor_parallel.mappings import copy_to_tensor_model_parallel_region
 
 from pipeline.parallel.groups import SingleRankGroup, tensor_parallel_group
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # core tells at import which optional CUDA packages are missing
-    from megatron.core import ModelParallelConfig
-    from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding
-    from megatron.core.tensor_parallel.cross_entropy import vocab_parallel_cross_entropy
-    from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
-    from megatron.core.tensor_parallel.mappings import copy_to_tensor_model_parallel_region
 
 Initializer = Callable[[torch.Tensor], torch.Tensor]
 
