@@ -74,4 +74,7 @@ def masks_a_row(run_dir: Path) -> set[float]:
     """How many tokens of a row the steps of a run masked."""
     points = [point.metrics for point in read_points(run_dir) if "train/loss" in point.metrics]
     slots = [0.0, *(point["train/masked_positions"] for point in points)]
-    return {(after - before) / point["train/batch_rows"] for point, (before, after) in zip(points, pairwise(slots))}
+    return {
+        (after - before) / point["train/batch_rows"]
+        for point, (before, after) in zip(points, pairwise(slots), strict=True)
+    }
