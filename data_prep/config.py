@@ -9,6 +9,7 @@ from data_prep.contract.command_line import UserError
 from data_prep.contract.files import is_empty_working_folder
 from data_prep.contract.redaction import redact_urls
 from data_prep.contract.shell.paths import PATH
+from data_prep.filter_config import FiltersConfig, check_filters
 
 MAX_WEIGHT = 1_000
 MAX_ROWS_PER_SHARD = 2**31
@@ -145,6 +146,8 @@ class PrepConfig:
     """Where the text comes from."""
     cleaning: CleaningConfig = dataclasses.field(default_factory=CleaningConfig)
     """What is rejected or split."""
+    filters: FiltersConfig = dataclasses.field(default_factory=FiltersConfig)
+    """By which rules documents are dropped or changed."""
     duplicates: DuplicatesConfig = dataclasses.field(default_factory=DuplicatesConfig)
     """What is dropped because it occurs elsewhere."""
     vocabulary: VocabularyConfig = dataclasses.field(default_factory=VocabularyConfig)
@@ -212,6 +215,7 @@ def check_config(config: PrepConfig) -> None:
             raise UserError(f"{name} is {value}: expected {low} to {high}")
     _check_shares(config)
     _check_output(config.output)
+    check_filters(config.filters)
     if config.cleaning.min_characters > config.cleaning.max_characters:
         raise UserError(
             f"cleaning.min_characters {config.cleaning.min_characters} is more than cleaning.max_characters "

@@ -45,6 +45,12 @@ class Reject:
     """What was found; names no path of this machine."""
     sample: str
     """At most 1,000 characters from its beginning."""
+    score: float | None = None
+    """What a filter measured, if it was a number."""
+
+    def as_dict(self) -> dict[str, str | float]:
+        """As ``rejects.jsonl.gz`` has it: what there is."""
+        return {name: value for name, value in vars(self).items() if value is not None}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -7,10 +7,11 @@ from typing import Self
 import numpy as np
 
 from data_prep.config import PrepConfig, as_tuple
-from data_prep.corpus.documents import CorpusFile, Document
+from data_prep.corpus.documents import CorpusFile
 from data_prep.corpus.files import find_corpus_files
 from data_prep.corpus.reading import read_texts
-from data_prep.filters.document_filter import DocumentFilter
+from data_prep.filters.analysis import AnalysedText
+from data_prep.filters.document_filter import DocumentFilter, Refusal
 from data_prep.filters.word_ngrams import as_text, weighted_ngram_hashes, words_of
 
 TABLE_BITS = (16, 26)
@@ -53,10 +54,10 @@ class EvaluationNgrams(DocumentFilter):
         files = evaluation_files(config)
         return cls.of(read_texts(files, config), config.duplicates.evaluation_ngram) if files else None
 
-    def refusal(self, document: Document) -> str | None:
+    def check(self, text: AnalysedText) -> Refusal | None:
         """The first n-gram that the document shares with an evaluation text."""
-        shared = self.shared(document.text)
-        return None if shared is None else f"shares '{shared}'"
+        shared = self.shared(text.text)
+        return None if shared is None else Refusal(detail=f"shares '{shared}'")
 
     def counts(self) -> dict[str, int]:
         """How many evaluation texts are too short to be checked against."""

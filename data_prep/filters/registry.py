@@ -1,13 +1,18 @@
 """The document filters, in the order in which they see a document. A new filter is one more line here."""
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 
 from data_prep.config import PrepConfig
-from data_prep.filters.document_filter import DocumentFilter
+from data_prep.corpus.documents import SAMPLE_CHARACTERS, Document, Reject
+from data_prep.filters.analysis import AnalysedText
+from data_prep.filters.document_filter import DocumentFilter, Refusal
 from data_prep.filters.evaluation_ngrams import EvaluationNgrams
+from data_prep.filters.rules.gopher_quality import GopherQuality
 
 DOCUMENT_FILTERS: list[type[DocumentFilter]] = [
-    EvaluationNgrams,
+    GopherQuality,
+    EvaluationNgrams,  # of what is left
 ]
 
 
@@ -21,3 +26,33 @@ def open_filters(config: PrepConfig) -> list[DocumentFilter]:
     """The filters that the configuration asks for."""
     opened = (document_filter.open(config) for document_filter in DOCUMENT_FILTERS)
     return [found for found in opened if found is not None]
+
+
+def filtered(document: Document, filters: Sequence[DocumentFilter], min_characters: int) -> Document | Reject:
+    """The document as the filters leave it, or the reject of the first that drops it.
+
+    Args:
+        document: cleaned.
+        filters: in their order; each sees what those before it left.
+        min_characters: a document that a filter shortens below this is dropped.
+    """
+    text = AnalysedText(document)
+    for document_filter in filters:
+        verdict = document_filter.check(text)
+        if isinstance(verdict, str):
+            changed = verdict.strip()
+            if len(changed) >= min_characters:
+                text = AnalysedText(dataclasses.replace(text.document, text=changed))
+                continue
+            detail = f"{len(changed)} characters are left, cleaning.min_characters is {min_characters}"
+            verdict = Refusal(rule="little_left", detail=detail, score=len(changed))
+        if verdict is not None:
+            reason = document_filter.reason
+            return Reject(
+                id=document.key,
+                reason=f"{reason}.{verdict.rule}" if verdict.rule else reason,
+                detail=verdict.detail,
+                sample=document.text[:SAMPLE_CHARACTERS],
+                score=verdict.score,
+            )
+    return text.document

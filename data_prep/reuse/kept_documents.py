@@ -115,7 +115,7 @@ def _check_same(parent: ShardFolder, config: PrepConfig, command: str, changeabl
         if name == "write_text":
             raise UserError(f"{command} cannot write texts: {parent.path} was made without --write_text true")
         if isinstance(here, dict) and isinstance(there, dict):
-            key = next(key for key in here if here[key] != there.get(key))
+            key = next(key for key in sorted({*here, *there}) if here.get(key) != there.get(key))
             name, there = f"{name}.{key}", there.get(key)
         raise UserError(f"{command} cannot change {name}: {parent.path} was made with {there}")
 

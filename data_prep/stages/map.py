@@ -30,7 +30,7 @@ from data_prep.filters.document_filter import DocumentFilter
 from data_prep.filters.evaluation_ngrams import evaluation_files
 from data_prep.filters.exact_duplicates import key_table, text_key
 from data_prep.filters.near_duplicates import NUM_PERMUTATIONS, band_table, near_signature
-from data_prep.filters.registry import open_filters
+from data_prep.filters.registry import filtered, open_filters
 from data_prep.report.statistics import merge
 from data_prep.stages.records import RECORD, committed, sizes_and_hashes
 from data_prep.stages.work_plan import GZIP_INDEXES, PLAN, SurveyedFile, WorkPlan, as_json, map_task, stamp_of
@@ -75,7 +75,7 @@ class RejectFile:
         """Append one, and count it as of a source (see ``CorpusFile``)."""
         counts = self.counts.setdefault(str(source), {})
         counts[item.reason] = counts.get(item.reason, 0) + 1
-        self._stream.write((json.dumps(vars(item)) + "\n").encode())
+        self._stream.write((json.dumps(item.as_dict()) + "\n").encode())
 
 
 class DocumentTable:
@@ -250,21 +250,12 @@ def _kept(
         if not copies:
             counts["not_sampled"] += 1
             continue
-        refused = _refused(item, filters)
-        if refused is not None:
-            reject(refused, source)
-            continue
-        yield item, copies, source
+        judged = filtered(item, filters, plan.config.cleaning.min_characters) if filters else item
+        if isinstance(judged, Reject):
+            reject(judged, source)
+        else:
+            yield judged, copies, source
     _check_unchanged(plan, found)  # what was read is what was hashed
-
-
-def _refused(document: Document, filters: list[DocumentFilter]) -> Reject | None:
-    """The reject of the first filter that drops the document, or None."""
-    for document_filter in filters:
-        detail = document_filter.refusal(document)
-        if detail is not None:
-            return Reject(id=document.key, reason=document_filter.reason, detail=detail, sample=document.text[:1000])
-    return None
 
 
 def _batches(items: Iterable[Kept]) -> Iterator[list[Kept]]:

@@ -27,6 +27,7 @@ from data_prep.corpus.files import find_corpus_files
 from data_prep.corpus.partitions import partition_bytes, plan_partitions
 from data_prep.corpus.raw_files import user_errors
 from data_prep.corpus.surveys import survey_and_pin
+from data_prep.filter_config import used_filters
 from data_prep.filters.evaluation_ngrams import evaluation_files
 from data_prep.filters.near_duplicates import near_signature
 from data_prep.report.progress import Progress
@@ -352,6 +353,10 @@ def pinned_configuration(config: PrepConfig) -> dict[str, Any]:
         if content["corpus"][name] is None:
             del content["corpus"][name]
     del content["duplicates"]["evaluation_paths"]
+    if not (filters := used_filters(config.filters)):
+        del content["filters"]
+    else:
+        content["filters"] = filters
     if not config.keep_documents:  # as if the option did not exist: folders from before it are of this configuration
         del content["keep_documents"]
     if not config.write_text:

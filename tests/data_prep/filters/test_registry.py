@@ -10,9 +10,9 @@ import pytest
 
 from data_prep.config import PrepConfig
 from data_prep.contract.shards import open_shards
-from data_prep.corpus.documents import Document
 from data_prep.filters import registry
-from data_prep.filters.document_filter import DocumentFilter
+from data_prep.filters.analysis import AnalysedText
+from data_prep.filters.document_filter import DocumentFilter, Refusal
 from data_prep.stages.build import build_shards
 from data_prep.verification.folder import verify
 from tests.data_prep.conftest import NoProgress
@@ -31,9 +31,9 @@ class FewWords(DocumentFilter):
     def open(cls, config: PrepConfig) -> Self | None:
         return cls(100) if config.duplicates.evaluation_ngram < 100 else None
 
-    def refusal(self, document: Document) -> str | None:
-        words = len(document.text.split())
-        return f"{words} words" if words < self.least else None
+    def check(self, text: AnalysedText) -> Refusal | None:
+        words = len(text.text.split())
+        return Refusal(detail=f"{words} words", score=words) if words < self.least else None
 
     def counts(self) -> dict[str, int]:
         return {"least_words": self.least}

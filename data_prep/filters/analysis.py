@@ -1,0 +1,72 @@
+"""What the rules of all filters ask of one text: each is computed once, when it is first asked for."""
+
+import re
+from functools import cached_property
+
+import numpy as np
+
+from data_prep.corpus.documents import Document
+from data_prep.filters.word_facts import WordFacts
+
+WORD = re.compile(r"\w+(?:(?<=\d)[.,]\d+)*|(?<=\w)['’]\w+|([^\w\s])\1*")
+"""Letters and digits that stand together, 1,000.5 as one and don't as two; a run of one other sign is a word too."""
+
+_CLOSING = "\"'”’»)]}"
+_SENTENCE_END = re.compile(rf"[.!?。！？।؟…]+[{re.escape(_CLOSING)}]*(?=\s+\S|$)")
+
+_facts = WordFacts()
+"""Of the words that this process has met."""
+
+
+class AnalysedText:
+    """One text, and what is known of it so far."""
+
+    def __init__(self, document: Document) -> None:
+        self.document = document
+        self.text = document.text
+
+    @cached_property
+    def words(self) -> list[str]:
+        """The words in their order, signs included (see ``WORD``)."""
+        return [found.group() for found in WORD.finditer(self.text)]
+
+    @cached_property
+    def lower(self) -> str:
+        """The text in lower case."""
+        return self.text.lower()
+
+    @cached_property
+    def lines(self) -> list[str]:
+        """The lines, as ``str.splitlines`` has them."""
+        return self.text.splitlines()
+
+    @cached_property
+    def _ids(self) -> np.ndarray:
+        return _facts.ids(self.words)
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """[words] i64, characters of each word."""
+        return _facts.lengths[self._ids]
+
+    @cached_property
+    def hashes(self) -> np.ndarray:
+        """[words] u64, a hash of each word."""
+        return _facts.hashes[self._ids]
+
+    @cached_property
+    def spoken(self) -> np.ndarray:
+        """[words] bool, whether a word is more than punctuation."""
+        return _facts.spoken[self._ids]
+
+    @cached_property
+    def alphabetic(self) -> np.ndarray:
+        """[words] bool, whether a word has a letter."""
+        return _facts.alphabetic[self._ids]
+
+
+def count_sentences(line: str) -> int:
+    """Sentences of a line: a stop and what closes behind it end one, and so does the end of a line with words."""
+    ends = [found.end() for found in _SENTENCE_END.finditer(line)]
+    rest = line[ends[-1] :] if ends else line
+    return len(ends) + (not rest.isspace() and rest != "")
