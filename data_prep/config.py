@@ -8,6 +8,7 @@ from typing import Literal
 from data_prep.contract.command_line import UserError
 from data_prep.contract.files import is_empty_working_folder
 from data_prep.contract.redaction import redact_urls
+from data_prep.contract.shell.encodings import AUTO, codec_of
 from data_prep.contract.shell.paths import PATH
 from data_prep.filter_config import FiltersConfig, check_filters
 
@@ -37,6 +38,12 @@ class CorpusConfig:
     csv_quoting: Literal["minimal", "none"] | None = None
     """minimal: a field of .csv and .tsv may stand in quotes and then hold delimiters and line ends (RFC 4180); none:
     each line is a record and a quote is text. When not given, minimal for .csv, and for .tsv as its beginning shows."""
+    encoding: tuple[str, ...] | str = AUTO
+    """What the files' bytes are: 'auto', UTF-8 or what they show to be, or the name of an encoding such as cp1250;
+    one for all, or a list with one for each entry of paths. A byte order mark in a file is stronger."""
+    errors: Literal["strict", "replace"] = "strict"
+    """What bytes cost that cannot be decoded: 'strict' their document, which is rejected; 'replace' themselves, and
+    U+FFFD stands in their place."""
     txt_documents: Literal["file", "line", "paragraph"] = "file"
     """What one document is in a .txt file: the whole file, each line, or what stands between blank lines."""
     builtin_max_bytes: int = 12_000_000
@@ -227,6 +234,7 @@ def check_config(config: PrepConfig) -> None:
             f"{config.seq_length - 2}; set mask.per_row or mask.probability"
         )
     _check_weights(config.corpus)
+    encoding_of_entries(config.corpus)
     _check_fields(config.corpus)
     if config.packing.short_seq_prob and config.packing.mode == "isolated":
         raise UserError("packing.short_seq_prob needs packing.mode concat or document: isolated rows are best-fit")
@@ -268,6 +276,29 @@ def _check_weights(corpus: CorpusConfig) -> None:
             f"corpus.weights {list(weights)} for {len(paths)} corpus.paths: give one number from 0 to {MAX_WEIGHT} for "
             "each, not all of them 0"
         )
+
+
+def encoding_of_entries(corpus: CorpusConfig) -> tuple[str, ...]:
+    """Of each entry of ``corpus.paths`` its encoding, as ``codec_of`` gives it, or 'auto'.
+
+    Raises:
+        UserError: a name is none of an encoding, or there are not as many as entries.
+    """
+    entries = len(as_tuple(corpus.paths)) or 1
+    names = (corpus.encoding,) * entries if isinstance(corpus.encoding, str) else corpus.encoding
+    if len(names) != entries:
+        raise UserError(
+            f"corpus.encoding {list(names)} for {entries} corpus.paths: give one name, or one for each ('{AUTO}' where "
+            "it has to be found out)"
+        )
+    codecs = [AUTO if name == AUTO else codec_of(name) for name in names]
+    for name, codec in zip(names, codecs, strict=True):
+        if codec is None:
+            raise UserError(
+                f"corpus.encoding '{name}' is no encoding that Python knows: give '{AUTO}', or a name such as cp1250, "
+                "iso8859-2, koi8-r, big5 or utf-16"
+            )
+    return tuple(codec for codec in codecs if codec is not None)
 
 
 def _check_output(output: str) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Literal
 
 from data_prep.config import CleaningConfig
+from data_prep.contract.shell.encodings import AUTO
 from data_prep.corpus.cleaning import clean, cut_text
 
 Kind = Literal["txt", "jsonl", "parquet", "csv", "tsv", "warc", "html", "builtin"]
@@ -74,6 +75,10 @@ class CorpusFile:
     """Number of the entry of ``corpus.paths`` that found it, from 0."""
     version: str | None = None
     """What tells it from a later one at the same place, such as an ETag, where the listing says so."""
+    encoding: str = AUTO
+    """Of its text, as ``codec_of`` gives it, or ``AUTO``."""
+    errors: str = "strict"
+    """What a text with bytes that cannot be decoded is: ``CorpusConfig.errors``."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

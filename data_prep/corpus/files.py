@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
-from data_prep.config import CorpusConfig, as_tuple
+from data_prep.config import CorpusConfig, as_tuple, encoding_of_entries
 from data_prep.contract.command_line import UserError
 from data_prep.contract.remote import filesystem_of, may_pass, reason, retried
 from data_prep.corpus.builtin_corpus import BUILTIN
@@ -36,13 +36,14 @@ def find_corpus_files(config: CorpusConfig, *, output: str | None = None) -> lis
 
     Raises:
         UserError: an entry does not exist, matches nothing or cannot be read, a file of an unknown kind is named, a
-            file is named twice with different weights, or a format needs a package that is not installed.
+            file is named twice with different weights or encodings, or a format needs a package that is not installed.
     """
     entries = as_tuple(config.paths) or (BUILTIN,)
     weights = config.weights or (1.0,) * len(entries)
+    encodings = encoding_of_entries(config)
     found: dict[str, CorpusFile] = {}
     names: dict[str, int] = {}
-    for source, (entry, weight) in enumerate(zip(entries, weights, strict=True)):
+    for source, (entry, weight, encoding) in enumerate(zip(entries, weights, encodings, strict=True)):
         entry = entry.removeprefix("file://")
         if entry == BUILTIN:
             expanded = [_Found(path=None, name=BUILTIN)]
@@ -56,6 +57,11 @@ def find_corpus_files(config: CorpusConfig, *, output: str | None = None) -> lis
                 if earlier.weight != weight:
                     raise UserError(
                         f"corpus file {path or BUILTIN} is named twice, with weights {earlier.weight:g} and {weight:g}"
+                    )
+                if earlier.encoding != encoding:
+                    raise UserError(
+                        f"corpus file {path or BUILTIN} is named twice, with the encodings {earlier.encoding} and "
+                        f"{encoding}"
                     )
                 continue
             names[name] = names.get(name, 0) + 1
@@ -71,6 +77,8 @@ def find_corpus_files(config: CorpusConfig, *, output: str | None = None) -> lis
                 size=file.size,
                 source=source,
                 version=file.version,
+                encoding=encoding,
+                errors=config.errors,
             )
     for kind in {file.kind for file in found.values()} & {"warc", "html"}:
         from data_prep.corpus.formats.html_format import require_html

@@ -1,10 +1,9 @@
-"""A file, wherever it is and however compressed, as a stream of UTF-8 lines whose places are known.
+"""A file, wherever it is and however compressed, as a stream of lines whose places are known.
 
 All of it goes forward through blocks of bounded size: a file may be larger than memory, and so may a line of it.
 """
 
 import bz2
-import codecs
 import io
 import lzma
 import zlib
@@ -13,8 +12,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from data_prep.contract.remote import retried
-from data_prep.corpus.character_sets import HEAD_BYTES, legacy_encoding, wide_encoding
 from data_prep.corpus.documents import Compression, CorpusFile
+from data_prep.corpus.encodings.decoder import Decoder, as_utf8, decoder_for, stream_encoding
+from data_prep.corpus.encodings.detection import HEAD_BYTES
 from data_prep.corpus.raw_files import is_url, open_raw, user_errors
 
 BLOCK_BYTES = 1 << 20
@@ -137,13 +137,9 @@ def _new_stream(compression: Compression) -> Any:
     return bz2.BZ2Decompressor() if compression == "bzip2" else lzma.LZMADecompressor(memlimit=_XZ_MOST_MEMORY)
 
 
-def _as_utf8(blocks: Iterator[bytes], encoding: str) -> Iterator[bytes]:
-    """UTF-16 or UTF-32 as UTF-8. Half a surrogate pair becomes bytes that no UTF-8 has, so its text is rejected."""
-    decoder = codecs.getincrementaldecoder(encoding)("surrogatepass")
+def _as_utf8(blocks: Iterator[bytes], encoding: str, errors: str) -> Iterator[bytes]:
     try:
-        for block in blocks:
-            yield decoder.decode(block).encode("utf-8", "surrogatepass")
-        decoder.decode(b"", True)
+        yield from as_utf8(blocks, encoding, errors)
     except UnicodeDecodeError as error:
         raise DamagedFile(f"no {encoding} ({error.reason})") from error
 
@@ -183,15 +179,12 @@ class BlockStream(io.RawIOBase):
 
 
 class TextStream:
-    """A file as lines of UTF-8 or, where they are none, of ``legacy``, if its beginning tells that.
+    """A file as lines of bytes, which ``decoder`` reads. What was read, and where, is known at any time."""
 
-    What was read, and where, is known at any time.
-    """
-
-    def __init__(self, stream: BlockStream, legacy: str | None, position: int) -> None:
+    def __init__(self, stream: BlockStream, decoder: Decoder, position: int) -> None:
         self._stream = stream
         self._buffer = io.BufferedReader(stream, BLOCK_BYTES)
-        self.legacy = legacy
+        self.decoder = decoder
         self.position = position
         """Byte of the decompressed stream that is read next."""
         self.number = 1
@@ -266,23 +259,23 @@ def open_text(file: CorpusFile, begin: int = 0, lines_before: int | None = None,
     """
     raw = raw or open_raw(file)
     head, blocks = _head(decompressed(raw, file.compression))
-    wide, legacy = wide_encoding(head), None
-    if wide is not None:
-        blocks, legacy = _as_utf8(blocks, wide), "utf-8"
+    whole = stream_encoding(head, file.encoding)
+    if whole is not None:
+        blocks, decoder = _as_utf8(blocks, whole, file.errors), Decoder(named="utf-8")
     else:
-        legacy = legacy_encoding(head)
+        decoder = decoder_for(head, file.encoding, file.errors)
         if begin and lines_before is not None and file.compression is None and (seen := _look_back(raw, begin)):
-            stream = TextStream(BlockStream(raw_blocks(raw), raw), legacy, begin)
+            stream = TextStream(BlockStream(raw_blocks(raw), raw), decoder, begin)
             stream.number, stream.last_start = lines_before + 1, begin - 1
             at_line_start, blank = seen
             if not at_line_start:
                 stream.skip_line()
             stream.previous_blank = blank and (at_line_start or stream.previous_blank)
             return stream
-    if file.kind in ("csv", "tsv") and _lines_end_with_cr(head, wide):
+    if file.kind in ("csv", "tsv") and _lines_end_with_cr(head, whole):
         blocks = (block.replace(b"\r", b"\n") for block in blocks)
-    stream = TextStream(BlockStream(blocks, raw), legacy, 0)
-    stream.can_enter = wide is None and file.compression is None
+    stream = TextStream(BlockStream(blocks, raw), decoder, 0)
+    stream.can_enter = whole is None and file.compression is None
     stream.skip_to(begin)
     return stream
 

@@ -5,6 +5,7 @@ import hashlib
 from typing import Any, BinaryIO
 
 from data_prep.config import CorpusConfig, as_tuple
+from data_prep.contract.shell.encodings import AUTO
 from data_prep.corpus.builtin_corpus import BUILTIN, builtin_documents
 from data_prep.corpus.documents import CorpusFile
 from data_prep.corpus.raw_files import open_raw, web_version
@@ -67,7 +68,7 @@ def survey(file: CorpusFile, config: CorpusConfig) -> dict[str, Any]:
     Returns:
         ``name``; ``size`` and ``sha256`` of the file as it is; ``units`` that partitions share out; ``bytes`` of its
         text, decompressed. For files that can be entered anywhere also ``line_step`` and ``lines``, the line ends
-        before each multiple of it.
+        before each multiple of it. Where ``corpus.encoding`` names it, also ``named_encoding``.
 
     Raises:
         UserError: the file cannot be read.
@@ -93,7 +94,9 @@ def survey_and_pin(file: CorpusFile, config: CorpusConfig) -> tuple[dict[str, An
     version = web_version(raw)
     if version is not None:
         file = dataclasses.replace(file, size=hashed.size, version=version)
-    return {"name": file.name, "size": hashed.size, "sha256": hashed.sha256.hexdigest(), **entry}, file, whole
+    named = {} if file.encoding == AUTO else {"named_encoding": file.encoding}
+    found = {"name": file.name, "size": hashed.size, "sha256": hashed.sha256.hexdigest(), **entry, **named}
+    return found, file, whole
 
 
 def _survey_builtin(config: CorpusConfig) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Self
 import numpy as np
 
 from data_prep.config import PrepConfig, as_tuple
+from data_prep.contract.shell.encodings import AUTO
 from data_prep.corpus.documents import CorpusFile
 from data_prep.corpus.files import find_corpus_files
 from data_prep.corpus.reading import read_texts
@@ -87,5 +88,5 @@ class EvaluationNgrams(DocumentFilter):
 def evaluation_files(config: PrepConfig) -> list[CorpusFile]:
     """The evaluation files whose texts the corpus must not hold."""
     paths = as_tuple(config.duplicates.evaluation_paths)
-    corpus = dataclasses.replace(config.corpus, paths=paths, weights=None)
+    corpus = dataclasses.replace(config.corpus, paths=paths, weights=None, encoding=AUTO)
     return find_corpus_files(corpus, output=config.output) if paths else []

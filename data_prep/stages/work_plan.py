@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_prep.config import PrepConfig, chunk_rows, masked_per_row, tokenizer_path
+from data_prep.config import CorpusConfig, PrepConfig, chunk_rows, encoding_of_entries, masked_per_row, tokenizer_path
 from data_prep.contract.command_line import config_as_dict
 from data_prep.contract.files import flush_to_disk, write_atomically
 from data_prep.contract.redaction import redact_urls
@@ -207,6 +207,7 @@ def _reading(config: PrepConfig) -> dict[str, Any]:
     return {
         "text_field": config.corpus.text_field,
         "txt_documents": config.corpus.txt_documents,
+        "encoding": encoding_of_entries(config.corpus),
         "narrowbert": importlib.metadata.version("narrowbert"),
     }
 
@@ -348,7 +349,7 @@ def pinned_configuration(config: PrepConfig) -> dict[str, Any]:
         del content["mask"]["stored"]
     for name in ("output", "tokenizer", "num_workers", "vocabulary"):
         del content[name]
-    del content["corpus"]["paths"]
+    del content["corpus"]["paths"], content["corpus"]["encoding"]  # both are in what the inputs are
     for name in ("csv_delimiter", "csv_quoting"):  # as if the option did not exist, as below
         if content["corpus"][name] is None:
             del content["corpus"][name]
@@ -361,6 +362,8 @@ def pinned_configuration(config: PrepConfig) -> dict[str, Any]:
         del content["keep_documents"]
     if not config.write_text:
         del content["write_text"]
+    if config.corpus.errors == CorpusConfig.errors:
+        del content["corpus"]["errors"]
     return content
 
 

@@ -6,8 +6,8 @@ from collections import deque
 from collections.abc import Iterator
 
 from data_prep.config import CleaningConfig, CorpusConfig, as_tuple
-from data_prep.corpus.character_sets import HEAD_BYTES, decode
 from data_prep.corpus.documents import CorpusFile, Document, Kind, Partition, Reject, sample
+from data_prep.corpus.encodings.detection import HEAD_BYTES
 from data_prep.corpus.formats.csv_dialects import Dialect, dialect_of, header_names
 from data_prep.corpus.formats.line_formats import LINE_BYTES, decoded
 from data_prep.corpus.formats.text_fields import BETWEEN_FIELDS, no_text_field
@@ -158,7 +158,7 @@ class CsvReader:
         if isinstance(fields, Exception):
             yield _no_csv(f"{self.name}:{first[1]}", first[2], fields)
             return
-        self.header = header_names([decode(field, None) or "" for field in fields])
+        self.header = header_names([self.stream.decoder.text(field) or "" for field in fields])
         names = as_tuple(self.config.text_field)
         missing = next((name for name in names if name not in self.header), None)
         if missing is None:
@@ -175,7 +175,7 @@ class CsvReader:
         else:
             texts = [fields[column] for column in self.columns]
             text = texts[0] if len(texts) == 1 else BETWEEN_FIELDS.encode().join(filter(None, texts))
-            yield from decoded(document_id, text, self.records.stream.legacy, self.cleaning)
+            yield from decoded(document_id, text, self.records.stream.decoder, self.cleaning)
 
 
 def _no_csv(document_id: str, line: bytes, problem: Exception) -> Reject:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from data_prep.config import CleaningConfig
 from data_prep.contract.command_line import UserError
 from data_prep.corpus.documents import CorpusFile, Document, Partition, Reject, sample, whole_document
+from data_prep.corpus.formats.line_formats import undecodable
 from data_prep.corpus.streams import BLOCK_BYTES, TextStream
 
 PAGE_BYTES = 1 << 25
@@ -79,8 +80,13 @@ class HtmlReader:
         elif self.stream.damage is not None:
             reason, detail = "damaged_file", str(self.stream.damage)
         else:
+            named = self.stream.decoder.named
+            plain = body if named is None else (self.stream.decoder.text(body) or "").encode()
+            if body and not plain:
+                yield undecodable(self.name, body, self.stream.decoder)
+                return
             try:
-                text = page_text(body, None)
+                text = page_text(plain, named and "utf-8")
             except BaseException as error:
                 reason, detail = "not_html", problem_of(error)
             else:

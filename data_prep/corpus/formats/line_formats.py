@@ -5,8 +5,8 @@ import json
 from collections.abc import Iterator
 
 from data_prep.config import CleaningConfig, CorpusConfig
-from data_prep.corpus.character_sets import decode
 from data_prep.corpus.documents import CorpusFile, Document, Partition, Reject, clean_documents, sample, whole_document
+from data_prep.corpus.encodings.decoder import Decoder
 from data_prep.corpus.formats.text_fields import text_of_record
 from data_prep.corpus.streams import BLOCK_BYTES, DamagedFile, TextStream
 
@@ -32,7 +32,7 @@ def read_lines(
 
 
 def _read_txt_file(stream: TextStream, name: str, cleaning: CleaningConfig) -> Iterator[Document | Reject]:
-    yield from _stretched(name, _blocks_of_file(stream), stream.legacy, cleaning)
+    yield from _stretched(name, _blocks_of_file(stream), stream.decoder, cleaning)
 
 
 def _read_txt_lines(stream: TextStream, name: str, end: int, cleaning: CleaningConfig) -> Iterator[Document | Reject]:
@@ -44,9 +44,9 @@ def _read_txt_lines(stream: TextStream, name: str, end: int, cleaning: CleaningC
         stream.last_start = start
         whole = line.endswith(b"\n") or (stream.at_end() and stream.damage is None)
         if not whole:
-            yield from _stretched(f"{name}:{number}", _blocks_of_line(stream, line), stream.legacy, cleaning)
+            yield from _stretched(f"{name}:{number}", _blocks_of_line(stream, line), stream.decoder, cleaning)
         elif not line.isspace():
-            yield from decoded(f"{name}:{number}", line, stream.legacy, cleaning)
+            yield from decoded(f"{name}:{number}", line, stream.decoder, cleaning)
 
 
 def _read_txt_paragraphs(
@@ -67,7 +67,7 @@ def _read_txt_paragraphs(
         if not first:
             continue
         stream.last_start = start
-        yield from _stretched(f"{name}:{number}", itertools.chain([first], blocks), stream.legacy, cleaning)
+        yield from _stretched(f"{name}:{number}", itertools.chain([first], blocks), stream.decoder, cleaning)
 
 
 def _blocks_of_file(stream: TextStream) -> Iterator[bytes]:
@@ -107,14 +107,14 @@ def _blocks_of_paragraph(stream: TextStream) -> Iterator[bytes]:
 
 
 def _stretched(
-    document_id: str, blocks: Iterator[bytes], legacy: str | None, cleaning: CleaningConfig
+    document_id: str, blocks: Iterator[bytes], decoder: Decoder, cleaning: CleaningConfig
 ) -> Iterator[Document | Reject]:
     """The documents of one text of any size that comes in blocks."""
-    yield from clean_documents(document_id, _stretches(document_id, blocks, legacy, cleaning.max_characters), cleaning)
+    yield from clean_documents(document_id, _stretches(document_id, blocks, decoder, cleaning.max_characters), cleaning)
 
 
 def _stretches(
-    document_id: str, blocks: Iterator[bytes], legacy: str | None, max_characters: int
+    document_id: str, blocks: Iterator[bytes], decoder: Decoder, max_characters: int
 ) -> Iterator[str | Reject]:
     size = max(_STRETCH_BYTES, 4 * max_characters)  # so that no text is cut that could be one document
     buffer = bytearray()
@@ -123,14 +123,14 @@ def _stretches(
             buffer += block
             while len(buffer) > size:
                 cut = _cut(buffer, size)
-                yield _text_or_reject(document_id, bytes(buffer[:cut]), legacy)
+                yield _text_or_reject(document_id, bytes(buffer[:cut]), decoder)
                 del buffer[:cut]
     except DamagedFile as damage:
         yield Reject(
             id=document_id, reason="damaged_file", detail=str(damage), sample=sample(bytes(buffer[:BLOCK_BYTES]))
         )
         return
-    yield _text_or_reject(document_id, bytes(buffer), legacy)
+    yield _text_or_reject(document_id, bytes(buffer), decoder)
 
 
 def _cut(buffer: bytearray, size: int) -> int:
@@ -144,25 +144,20 @@ def _cut(buffer: bytearray, size: int) -> int:
     return cut
 
 
-def _text_or_reject(document_id: str, data: bytes, legacy: str | None) -> str | Reject:
-    text = decode(data, legacy)
-    return undecodable(document_id, data) if text is None else text
+def _text_or_reject(document_id: str, data: bytes, decoder: Decoder) -> str | Reject:
+    text = decoder.text(data)
+    return undecodable(document_id, data, decoder) if text is None else text
 
 
-def undecodable(document_id: str, data: bytes) -> Reject:
-    """The reject of bytes in no known encoding."""
-    try:
-        data.decode()
-        detail = "in no known encoding"
-    except UnicodeDecodeError as error:
-        detail = f"no UTF-8 from byte {error.start} on ({error.reason}), and in no other known encoding"
-    return Reject(id=document_id, reason="undecodable", detail=detail, sample=sample(data))
+def undecodable(document_id: str, data: bytes, decoder: Decoder) -> Reject:
+    """The reject of bytes that are no text."""
+    return Reject(id=document_id, reason="undecodable", detail=decoder.problem(data), sample=sample(data))
 
 
-def decoded(document_id: str, data: bytes, legacy: str | None, cleaning: CleaningConfig) -> Iterator[Document | Reject]:
-    text = decode(data, legacy)
+def decoded(document_id: str, data: bytes, decoder: Decoder, cleaning: CleaningConfig) -> Iterator[Document | Reject]:
+    text = decoder.text(data)
     if text is None:
-        yield undecodable(document_id, data)
+        yield undecodable(document_id, data, decoder)
     else:
         yield from whole_document(document_id, text, cleaning)
 
@@ -185,7 +180,7 @@ def _read_jsonl(
         if line.isspace():
             continue
         text = _json_text(
-            document_id, line.removeprefix(b"\xef\xbb\xbf") if start == 0 else line, stream.legacy, config
+            document_id, line.removeprefix(b"\xef\xbb\xbf") if start == 0 else line, stream.decoder, config
         )
         if isinstance(text, Reject):
             yield text
@@ -206,10 +201,10 @@ def _unfinished_line(stream: TextStream, document_id: str, line: bytes) -> Rejec
     return None
 
 
-def _json_text(document_id: str, line: bytes, legacy: str | None, config: CorpusConfig) -> str | Reject:
-    content = decode(line, legacy)
+def _json_text(document_id: str, line: bytes, decoder: Decoder, config: CorpusConfig) -> str | Reject:
+    content = decoder.text(line)
     if content is None:
-        return undecodable(document_id, line)
+        return undecodable(document_id, line, decoder)
     try:
         record = json.loads(content)
     except (ValueError, RecursionError) as error:

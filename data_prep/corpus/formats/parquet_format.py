@@ -7,8 +7,9 @@ from typing import Any, BinaryIO
 from data_prep.config import CleaningConfig, CorpusConfig, as_tuple
 from data_prep.contract.command_line import UserError
 from data_prep.contract.remote import reason
-from data_prep.corpus.character_sets import decode
+from data_prep.contract.shell.encodings import AUTO
 from data_prep.corpus.documents import CorpusFile, Document, Partition, Reject, whole_document
+from data_prep.corpus.encodings.decoder import Decoder
 from data_prep.corpus.formats.line_formats import undecodable
 from data_prep.corpus.formats.text_fields import column_problem, column_values, joined_fields, no_text_field
 from data_prep.corpus.raw_files import open_raw, user_errors
@@ -28,6 +29,10 @@ class ParquetReader:
         raw = open_raw(file)
         self.handle: BinaryIO = raw if file.compression is None and raw.seekable() else _unpacked(raw, file)
         self.path = file.path
+        # By the format a string is UTF-8, so another encoding is only looked at where one is none.
+        self.decoder = Decoder(
+            legacy=None if file.encoding == AUTO else file.encoding, replace=file.errors == "replace"
+        )
         try:
             # Buffered: a row group may be larger than memory.
             self.file = pyarrow.parquet.ParquetFile(
@@ -95,7 +100,7 @@ def read_parquet(
         number = first
         try:
             for number, values in enumerate(_values(opened, group, config), start=first):
-                yield from row_documents(f"{file.name}:{number}", values, config, cleaning)
+                yield from row_documents(f"{file.name}:{number}", values, opened.decoder, config, cleaning)
         except DamagedFile as damage:
             detail = f"row group {group}: {damage}"
             yield Reject(id=f"{file.name}:{number + 1}", reason="damaged_file", detail=detail, sample="")
@@ -103,7 +108,7 @@ def read_parquet(
 
 
 def row_documents(
-    document_id: str, values: list[bytes | None], config: CorpusConfig, cleaning: CleaningConfig
+    document_id: str, values: list[bytes | None], decoder: Decoder, config: CorpusConfig, cleaning: CleaningConfig
 ) -> Iterator[Document | Reject]:
     """The documents of a row, by the values of its text columns."""
     if values == [None]:
@@ -112,9 +117,9 @@ def row_documents(
         return
     texts: list[str] = []
     for value in filter(None, values) if len(values) > 1 else values:
-        text = decode(value or b"", None)
+        text = decoder.text(value or b"")
         if text is None:
-            yield undecodable(document_id, value or b"")
+            yield undecodable(document_id, value or b"", decoder)
             return
         texts.append(text)
     yield from whole_document(document_id, joined_fields(texts), cleaning)

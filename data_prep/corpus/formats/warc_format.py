@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from data_prep.config import CleaningConfig
-from data_prep.corpus.character_sets import decode
 from data_prep.corpus.documents import CorpusFile, Document, Partition, Reject, sample, whole_document
+from data_prep.corpus.encodings.detection import decode
 from data_prep.corpus.formats.html_format import (
     HTML,
     PAGE_BYTES,

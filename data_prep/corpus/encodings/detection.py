@@ -20,13 +20,6 @@ _LEGACY_ENCODINGS = [
 ]  # fmt: skip
 
 _LATIN_ENCODINGS = ("cp1252", "cp1250", "cp1254")
-_BYTE_ORDER_MARKS = (  # UTF-32 first: its little-endian mark begins with that of UTF-16
-    (codecs.BOM_UTF32_LE, "utf-32-le"),
-    (codecs.BOM_UTF32_BE, "utf-32-be"),
-    (codecs.BOM_UTF16_LE, "utf-16-le"),
-    (codecs.BOM_UTF16_BE, "utf-16-be"),
-)
-
 _TYPOGRAPHY = frozenset("\xa0‘’‚“”„†‡•…–—‹›«»€£§©®°±²³·¼½¾×¡¿ªº™")
 _NOT_WESTERN = frozenset("ðþýÐÞÝ")  # where Turkish and Icelandic code pages differ from each other
 
@@ -36,11 +29,8 @@ _OTHER_SCRIPT = "\u0370-\u06ff"
 _MIXED_WORD = re.compile(f"[A-Za-z][{_OTHER_SCRIPT}]|[{_OTHER_SCRIPT}][A-Za-z]")
 
 
-def wide_encoding(head: bytes) -> str | None:
-    """The UTF-16 or UTF-32 that a file begins in, by its byte order mark or by where its zero bytes are."""
-    for mark, encoding in _BYTE_ORDER_MARKS:
-        if head.startswith(mark):
-            return encoding
+def unmarked_wide_encoding(head: bytes) -> str | None:
+    """The UTF-16 or UTF-32 that a file without a byte order mark begins in, by where its zero bytes are."""
     if head.count(0) * 20 < len(head) or len(head) < _LEAST_WIDE_BYTES:
         return None
     whole = head[: len(head) // 4 * 4]
@@ -72,7 +62,7 @@ def legacy_encoding(head: bytes) -> str | None:
     lines = head.split(b"\n")
     if len(lines) > 1:
         lines.pop()  # may be cut in the middle of a character
-    evidence = b"\n".join(line for line in lines if not _decodes(line, "utf-8") and not _is_damaged_utf8(line))
+    evidence = b"\n".join(line for line in lines if not _decodes(line, "utf-8") and not is_damaged_utf8(line))
     return _detect(evidence) if evidence else None
 
 
@@ -81,10 +71,10 @@ def decode(data: bytes, legacy: str | None) -> str | None:
     try:
         return data.decode()
     except UnicodeDecodeError:
-        if 0 in data or _is_damaged_utf8(data):
+        if 0 in data or is_damaged_utf8(data):
             return None
     encoding = legacy or _detect(data)
-    if encoding is None or (encoding in _LATIN_ENCODINGS and (_DAMAGE.search(data) or _is_damaged_utf8(data, 20))):
+    if encoding is None or (encoding in _LATIN_ENCODINGS and (_DAMAGE.search(data) or is_damaged_utf8(data, 20))):
         return None
     try:
         return data.decode(encoding)
@@ -92,7 +82,7 @@ def decode(data: bytes, legacy: str | None) -> str | None:
         return None
 
 
-def _is_damaged_utf8(data: bytes, bad_bytes: int = 1) -> bool:
+def is_damaged_utf8(data: bytes, bad_bytes: int = 1) -> bool:
     """Whether there is a UTF-8 character for each so many bytes that are none.
 
     Text in Asian encodings holds one for three or more by chance, Latin text in its encodings hardly any.
@@ -133,4 +123,4 @@ def _is_western(data: bytes) -> bool:
     letters = sum(map(str.isalpha, special))
     if not _TYPOGRAPHY.issuperset(c for c in special if not c.isalpha()) or not _NOT_WESTERN.isdisjoint(special):
         return False
-    return letters <= 0.25 * sum(map(str.isalpha, text)) and not _DAMAGE.search(data) and not _is_damaged_utf8(data, 20)
+    return letters <= 0.25 * sum(map(str.isalpha, text)) and not _DAMAGE.search(data) and not is_damaged_utf8(data, 20)
