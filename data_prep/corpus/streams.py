@@ -261,7 +261,7 @@ def open_text(file: CorpusFile, begin: int = 0, lines_before: int | None = None,
     head, blocks = _head(decompressed(raw, file.compression))
     whole = stream_encoding(head, file.encoding)
     if whole is not None:
-        blocks, decoder = _as_utf8(blocks, whole, file.errors), Decoder(named="utf-8")
+        blocks, decoder = _as_utf8(blocks, whole, file.errors), Decoder(named="utf-8", found=whole)
     else:
         decoder = decoder_for(head, file.encoding, file.errors)
         if begin and lines_before is not None and file.compression is None and (seen := _look_back(raw, begin)):

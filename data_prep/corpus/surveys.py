@@ -68,7 +68,8 @@ def survey(file: CorpusFile, config: CorpusConfig) -> dict[str, Any]:
     Returns:
         ``name``; ``size`` and ``sha256`` of the file as it is; ``units`` that partitions share out; ``bytes`` of its
         text, decompressed. For files that can be entered anywhere also ``line_step`` and ``lines``, the line ends
-        before each multiple of it. Where ``corpus.encoding`` names it, also ``named_encoding``.
+        before each multiple of it. Where it is not UTF-8, ``encoding``, which its beginning shows, or
+        ``named_encoding`` of the configuration.
 
     Raises:
         UserError: the file cannot be read.
@@ -115,9 +116,10 @@ def _text_units(file: CorpusFile, config: CorpusConfig, raw: _Hashed) -> tuple[d
     while block := stream.read(1 << 20):
         counts.add(block)
     raw.read_on()
+    found = {} if stream.decoder.found is None else {"encoding": stream.decoder.found}
     if file.kind == "html" or (file.kind == "txt" and config.txt_documents == "file"):
-        return {"units": 1, "bytes": counts.size}, stream.damage is None
-    entry = {"units": counts.size, "bytes": counts.size}
+        return {"units": 1, "bytes": counts.size, **found}, stream.damage is None
+    entry = {"units": counts.size, "bytes": counts.size, **found}
     if counts.counts and stream.can_enter and file.kind in ("txt", "jsonl"):
         entry |= {"line_step": counts.step, "lines": counts.counts}
     return entry, stream.damage is None

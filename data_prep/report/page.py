@@ -13,7 +13,7 @@ from data_prep.contract.files import write_atomically
 from data_prep.contract.html_page import byte_size, escaped, html_page, html_table, percentage
 from data_prep.contract.shard_format import INPUTS
 from data_prep.contract.shard_index import ShardIndex
-from data_prep.report.statistics import ROW_LENGTH_BINS
+from data_prep.report.statistics import ROW_LENGTH_BINS, encodings_of, notes_on_encodings
 
 REPORT = "report.html"
 SHOWN_FILES = 10
@@ -138,7 +138,8 @@ def _inputs(folder: Path, manifest: Mapping[str, Any]) -> str:
         with (folder / INPUTS).open() as stream:
             inputs = [json.loads(line) for line in stream]
     lines = [
-        (escaped(entry["name"]), entry["bytes"], f"<code>{escaped(entry['sha256'][:16])}</code>") for entry in inputs
+        (escaped(entry["name"]) + _read_as(entry), entry["bytes"], f"<code>{escaped(entry['sha256'][:16])}</code>")
+        for entry in inputs
     ]
     more = lines[SHOWN_FILES:]
     if more:
@@ -146,10 +147,18 @@ def _inputs(folder: Path, manifest: Mapping[str, Any]) -> str:
     if not lines:
         return ""
     total = sum(entry["bytes"] for entry in inputs)
+    encodings = "; ".join(notes_on_encodings(encodings_of(inputs)))
     return (
         f"<h2>What went in: {len(inputs):,} {'file' if len(inputs) == 1 else 'files'}, {byte_size(total)}</h2>\n"
+        + (f"<p>{escaped(encodings)}; all else is UTF-8.</p>\n" if encodings else "")
         + html_table(("file", "bytes of text", "sha256"), lines)
     )
+
+
+def _read_as(entry: Mapping[str, Any]) -> str:
+    """In which encoding, where it is not UTF-8."""
+    encoding = entry.get("named_encoding", entry.get("encoding"))
+    return "" if encoding in (None, "utf-8") else f' <span class="soft">{escaped(encoding)}</span>'
 
 
 def _rejected(statistics: Mapping[str, Any], rejects: Sequence[Mapping[str, Any]]) -> str:

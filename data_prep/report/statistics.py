@@ -1,5 +1,6 @@
 """Counts and histograms of documents, rows and masks."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -120,6 +121,17 @@ def source_statistics(
         rejects = dict(sorted(count.get("rejects", {}).items()))
         found.append({"files": len(here), "first_file": here[0] if here else "", **numbers, "rejects": rejects})
     return found
+
+
+def encodings_of(surveys: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """Encoding -> files that are read in it, where it is not UTF-8; the most frequent first."""
+    names = (survey.get("named_encoding", survey.get("encoding")) for survey in surveys)
+    return dict(Counter(name for name in names if name not in (None, "utf-8")).most_common())
+
+
+def notes_on_encodings(counts: Mapping[str, int]) -> list[str]:
+    """A line for each encoding of ``encodings_of``."""
+    return [f"{count:,} file{'s' if count > 1 else ''} read as {name}" for name, count in counts.items()]
 
 
 def mostly_rejected(sources: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -20,7 +20,14 @@ from data_prep.contract.shards import open_shards
 from data_prep.corpus.draws import MIN_ROWS, document_draw, more_documents, number_between
 from data_prep.report.page import write_report
 from data_prep.report.rows_as_text import rows_as_text
-from data_prep.report.statistics import merge, mostly_rejected, notes_on_masks, source_statistics
+from data_prep.report.statistics import (
+    encodings_of,
+    merge,
+    mostly_rejected,
+    notes_on_encodings,
+    notes_on_masks,
+    source_statistics,
+)
 from data_prep.stages.duplicates import dropped_documents
 from data_prep.stages.map import DOCUMENTS, REJECTS_PART, TEXT, read_documents
 from data_prep.stages.pack import planned_rows
@@ -190,7 +197,9 @@ def finish(plan: WorkPlan, identity: dict[str, Any], note: Callable[[str], None]
         for split in SPLITS
     }
     rows = merge(record["statistics"] for record in records_of(plan, "reduce"))
-    for line in [*mostly_rejected(sources), *notes_on_masks(plan.config.mask.unit, rows)]:
+    encodings = encodings_of(survey for survey, _ in planned_files(plan))
+    notes = [*notes_on_encodings(encodings), *mostly_rejected(sources), *notes_on_masks(plan.config.mask.unit, rows)]
+    for line in notes:
         note(line)
     samples = _write_rejects(plan, rejects)
     inputs = plan.shards / INPUTS
@@ -204,6 +213,7 @@ def finish(plan: WorkPlan, identity: dict[str, Any], note: Callable[[str], None]
         "dropped_tokens": packed["dropped_tokens"],
         "documents": packed["statistics"],
         "rows": rows,
+        **({"encodings": encodings} if encodings else {}),
     }
     manifest = {
         **identity,

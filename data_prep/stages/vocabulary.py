@@ -4,6 +4,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from data_prep.config import PrepConfig, tokenizer_path
 from data_prep.contract.command_line import UserError
@@ -12,6 +13,7 @@ from data_prep.contract.tokenizer import save_tokenizer, tokenizer_hash
 from data_prep.corpus.files import find_corpus_files
 from data_prep.corpus.reading import read_texts
 from data_prep.report.progress import Progress
+from data_prep.report.statistics import encodings_of
 from data_prep.tokens.vocabulary import train_tokenizer
 
 
@@ -29,6 +31,8 @@ class VocabularySummary:
     """True when the same file was there before."""
     rejects: dict[str, int]
     """Reason -> documents or lines that the vocabulary was not trained on."""
+    encodings: dict[str, int]
+    """Encoding -> files that were read in it, where it is not UTF-8."""
 
 
 def build_vocabulary(config: PrepConfig, progress: Progress) -> VocabularySummary:
@@ -41,11 +45,15 @@ def build_vocabulary(config: PrepConfig, progress: Progress) -> VocabularySummar
     check_writable("the folder of the tokenizer", Path(path).parent)
     files = find_corpus_files(config.corpus, output=config.output)
     rejects: Counter[str] = Counter()
+    surveys: list[dict[str, Any]] = []
+
+    def surveyed(found: list[dict[str, Any]]) -> None:
+        surveys[:] = found
 
     def texts() -> Iterator[str]:
         progress.start("read", 0, "B")
         rejects.clear()
-        for text in read_texts(files, config, rejects):
+        for text in read_texts(files, config, rejects, surveyed):
             progress.advance(len(text), 1)
             yield text
 
@@ -61,4 +69,5 @@ def build_vocabulary(config: PrepConfig, progress: Progress) -> VocabularySummar
         sha256=tokenizer_hash(path),
         already_there=not new,
         rejects=dict(rejects),
+        encodings=encodings_of(surveys),
     )

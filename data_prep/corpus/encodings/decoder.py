@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Iterator
 
 from data_prep.contract.shell.encodings import AUTO, holds_ascii
-from data_prep.corpus.encodings.detection import decode, is_damaged_utf8, legacy_encoding, unmarked_wide_encoding
+from data_prep.corpus.encodings.detection import decode, is_damaged_utf8, legacy_encoding, whole_encoding
 
 _BYTE_ORDER_MARKS = (  # UTF-32 first: its little-endian mark begins with that of UTF-16
     (codecs.BOM_UTF32_LE, "utf-32-le"),
@@ -33,6 +33,8 @@ class Decoder:
     """The encoding of all of them; None where it has to be found out."""
     legacy: str | None = None
     """What is no UTF-8 is in this encoding, if that is known; only where none is ``named``."""
+    found: str | None = None
+    """The encoding that the whole file was found to be in, where that is not UTF-8."""
     replace: bool = False
     """Whether what cannot be decoded costs its bytes, each run of them one U+FFFD, and not its text."""
 
@@ -79,7 +81,7 @@ def stream_encoding(head: bytes, encoding: str) -> str | None:
     if marked is not None:
         return None if marked == "utf-8" else marked
     if encoding == AUTO:
-        return unmarked_wide_encoding(head)
+        return whole_encoding(head)
     return None if holds_ascii(encoding) else encoding
 
 
@@ -91,7 +93,8 @@ def decoder_for(head: bytes, encoding: str, errors: str) -> Decoder:
     """The decoder of a file whose lines are bytes, by its beginning; arguments as those of ``stream_encoding``."""
     replace = errors == "replace"
     if encoding == AUTO:
-        return Decoder(legacy=legacy_encoding(head), replace=replace)
+        legacy = legacy_encoding(head)
+        return Decoder(legacy=legacy, found=legacy, replace=replace)
     return Decoder(named=_marked(head) or encoding, replace=replace)
 
 

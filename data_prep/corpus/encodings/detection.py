@@ -6,27 +6,26 @@ else are undecodable.
 
 import codecs
 import re
+import unicodedata
+
+from data_prep.corpus.encodings.seven_bit import may_be_seven_bit, seven_bit_encoding
 
 HEAD_BYTES = 1 << 18
 """Beginning of a file that its encoding is judged by."""
 
 _EVIDENCE_BYTES = 1 << 16
 _LEAST_WIDE_BYTES = 16
+_WIDE_BYTES = 12_000
+_LEAST_WIDE_MEAN = -8.5  # nats of an ideograph
 
-# Candidates for the detection, all of them with ASCII as their lower half, so that lines can be told before decoding.
-_LEGACY_ENCODINGS = [
-    "cp1252", "cp1250", "cp1251", "koi8_r", "cp1253", "cp1254", "cp1255", "cp1256",
-    "cp932", "euc_jp", "gb18030", "big5", "cp949",
-]  # fmt: skip
+_DAMAGED_AS = ("cp1252", "cp1254")
+"""Where a damaged UTF-8 character is a likelier cause of some bytes than a letter."""
 
-_LATIN_ENCODINGS = ("cp1252", "cp1250", "cp1254")
-_TYPOGRAPHY = frozenset("\xa0‘’‚“”„†‡•…–—‹›«»€£§©®°±²³·¼½¾×¡¿ªº™")
-_NOT_WESTERN = frozenset("ðþýÐÞÝ")  # where Turkish and Icelandic code pages differ from each other
+_HALVES = re.compile(rb"\xed[\xa0-\xaf][\x80-\xbf]\xed[\xb0-\xbf][\x80-\xbf]")
+_NOT_ASCII = re.compile(rb"[\x80-\xff]")
 
 # In Latin text far more often half a UTF-8 character, or a damaged byte, than a letter.
 _DAMAGE = re.compile(rb"[\xc2\xc3](?![A-Za-z\x80-\xff])|\xff|\xed[\xa0-\xbf][\x80-\xbf]")
-_OTHER_SCRIPT = "\u0370-\u06ff"
-_MIXED_WORD = re.compile(f"[A-Za-z][{_OTHER_SCRIPT}]|[{_OTHER_SCRIPT}][A-Za-z]")
 
 
 def unmarked_wide_encoding(head: bytes) -> str | None:
@@ -47,6 +46,19 @@ def unmarked_wide_encoding(head: bytes) -> str | None:
     return None
 
 
+def wide_ideographs(head: bytes) -> str | None:
+    """The UTF-16 of Chinese, Japanese or Korean, which has hardly any zero byte, of a file's beginning."""
+    from data_prep.corpus.encodings.letters import read
+
+    whole = head[: min(len(head), _WIDE_BYTES) // 2 * 2]
+    for encoding in ("utf-16-le", "utf-16-be") if len(whole) >= _LEAST_WIDE_BYTES else ():
+        if _decodes(whole, encoding):
+            reading = read(unicodedata.normalize("NFC", whole.decode(encoding, "ignore")))
+            if reading.ideographs and reading.mean > _LEAST_WIDE_MEAN:
+                return encoding
+    return None
+
+
 def _decodes(data: bytes, encoding: str) -> bool:
     try:
         codecs.getincrementaldecoder(encoding)("strict" if encoding == "utf-8" else "surrogatepass").decode(data)
@@ -55,29 +67,58 @@ def _decodes(data: bytes, encoding: str) -> bool:
     return True
 
 
+def whole_encoding(head: bytes) -> str | None:
+    """The encoding, found out, of a file that has to be decoded as a whole; None of one whose lines are bytes."""
+    if head.isascii() and 0 not in head:
+        return seven_bit_encoding(head[: head.rfind(b"\n") + 1] if len(head) >= HEAD_BYTES else head)
+    wide = unmarked_wide_encoding(head)
+    return wide if wide is not None or _decodes(head, "utf-8") else wide_ideographs(head)
+
+
 def legacy_encoding(head: bytes) -> str | None:
     """The encoding of those lines of a file's beginning that are no UTF-8; None where all are, or none is known."""
     if _decodes(head, "utf-8"):
         return None
     lines = head.split(b"\n")
-    if len(lines) > 1:
+    if len(lines) > 1 and len(head) >= HEAD_BYTES:
         lines.pop()  # may be cut in the middle of a character
     evidence = b"\n".join(line for line in lines if not _decodes(line, "utf-8") and not is_damaged_utf8(line))
-    return _detect(evidence) if evidence else None
+    return _detect(evidence, head) if evidence else None
 
 
 def decode(data: bytes, legacy: str | None) -> str | None:
     """The text in UTF-8, else in ``legacy``, else in an encoding detected from these bytes alone; None: undecodable."""
     try:
-        return data.decode()
+        text = data.decode()
     except UnicodeDecodeError:
-        if 0 in data or is_damaged_utf8(data):
-            return None
+        surrogates = cesu_8(data)
+        if surrogates is not None or 0 in data or is_damaged_utf8(data):
+            return surrogates
+    else:
+        return _seven_bit_text(data, text) if may_be_seven_bit(data) else text
     encoding = legacy or _detect(data)
-    if encoding is None or (encoding in _LATIN_ENCODINGS and (_DAMAGE.search(data) or is_damaged_utf8(data, 20))):
+    if encoding is None or (encoding in _DAMAGED_AS and (_DAMAGE.search(data) or is_damaged_utf8(data, 20))):
         return None
     try:
         return data.decode(encoding)
+    except UnicodeDecodeError:
+        return None
+
+
+def _seven_bit_text(data: bytes, text: str) -> str | None:
+    """The text of bytes that are UTF-8 and may be meant as something else; None where they cannot be meant as text."""
+    codec = seven_bit_encoding(data, utf_7=False)
+    if codec is not None:
+        return data.decode(codec)
+    return None if b"\x1b$" in data else text
+
+
+def cesu_8(data: bytes) -> str | None:
+    """The text of UTF-8 whose characters beyond U+FFFF are two halves of three bytes each, or None."""
+    if not _HALVES.search(data):
+        return None
+    try:
+        return data.decode("utf-8", "surrogatepass").encode("utf-16", "surrogatepass").decode("utf-16")
     except UnicodeDecodeError:
         return None
 
@@ -93,34 +134,13 @@ def is_damaged_utf8(data: bytes, bad_bytes: int = 1) -> bool:
     return good > 0 and bad <= bad_bytes * good
 
 
-def _detect(data: bytes) -> str | None:
-    """An encoding in which the bytes make sense."""
-    first = re.search(rb"[\x80-\xff]", data)
+def _detect(data: bytes, head: bytes = b"") -> str | None:
+    """An encoding in which the bytes make sense; ``head`` may declare one."""
+    from data_prep.corpus.encodings.code_pages import code_page, declared_encoding
+
+    first = _NOT_ASCII.search(data)
     if first is None:
         return None
     begin = max(0, first.start() - _EVIDENCE_BYTES // 2)
     begin = data.rfind(b"\n", 0, begin) + 1 or begin  # not inside a character of two bytes, if possible
-    evidence = data[begin : begin + _EVIDENCE_BYTES]
-    if _is_western(evidence):
-        return "cp1252"
-    from charset_normalizer import from_bytes
-
-    best = from_bytes(evidence, cp_isolation=_LEGACY_ENCODINGS).best()
-    if best is None or best.encoding not in _LEGACY_ENCODINGS:
-        return None
-    text = evidence.decode(best.encoding, "ignore")
-    words = len(re.findall(f"[{_OTHER_SCRIPT}]+", text))
-    return None if len(_MIXED_WORD.findall(text)) * 10 > words else best.encoding
-
-
-def _is_western(data: bytes) -> bool:
-    """Whether it is Latin text of the kind that a detector needs a long stretch of: few accents, common signs."""
-    try:
-        text = data.decode("cp1252")
-    except UnicodeDecodeError:
-        return False
-    special = re.sub(r"[\x00-\x7f]+", "", text)
-    letters = sum(map(str.isalpha, special))
-    if not _TYPOGRAPHY.issuperset(c for c in special if not c.isalpha()) or not _NOT_WESTERN.isdisjoint(special):
-        return False
-    return letters <= 0.25 * sum(map(str.isalpha, text)) and not _DAMAGE.search(data) and not is_damaged_utf8(data, 20)
+    return code_page(data[begin : begin + _EVIDENCE_BYTES], declared_encoding(head))

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from data_prep.config import CleaningConfig
+from data_prep.contract.shell.encodings import codec_of
 from data_prep.corpus.documents import CorpusFile, Document, Partition, Reject, sample, whole_document
-from data_prep.corpus.encodings.detection import decode
+from data_prep.corpus.encodings.decoder import Decoder
 from data_prep.corpus.formats.html_format import (
     HTML,
     PAGE_BYTES,
@@ -144,12 +145,10 @@ def _plain_record(document_id: str, record: Any, cleaning: CleaningConfig) -> It
             return
         yield from page_documents(document_id, text, body, cleaning)
         return
-    try:
-        plain = decode(body, charset)
-    except LookupError:  # no such encoding
-        plain = decode(body, None)
+    decoder = Decoder(legacy=codec_of(charset) if charset else None)
+    plain = decoder.text(body)
     if plain is None:
-        yield undecodable(document_id, body)
+        yield undecodable(document_id, body, decoder)
     else:
         yield from whole_document(document_id, plain, cleaning)
 
