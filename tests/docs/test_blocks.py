@@ -27,8 +27,8 @@ TINY: dict[str, dict[str, Any]] = {
     "pretrain": {
         "model.hidden_size": 32, "model.num_attention_heads": 4, "model.ffn_hidden_size": 64,
         "training.train_steps": 4, "training.global_batch_size": 16, "training.micro_batch_size": 4,
-        "training.eval_interval": 4, "training.eval_rows": 16, "training.save_interval": 4, "training.log_interval": 1,
-        "tracking.enabled": False,
+        "training.eval_interval": 4, "training.eval_rows": 16, "training.save_interval": 2, "training.log_interval": 1,
+        "optimizer.lr_warmup_steps": 1, "tracking.enabled": False,
     },
     "prep": {
         "vocabulary.size": 160, "seq_length": 32, "chunk_rows": 32, "rows_per_shard": 128, "mask.variants": 3,
@@ -44,7 +44,7 @@ SUBSTITUTIONS = {
     "--processes 8": "--processes 2",
     "--training.micro_batch_size 27": "--training.micro_batch_size 27 --training.global_batch_size 1728",
     "step-00001000": "step-00000004",
-    "--output shards/long --seq_length 512": "--output shards/long --seq_length 144",
+    "--seq_length 2048": "--seq_length 144",
     ", https://host/news.jsonl.gz": "",
     "'[2, 1, 0.5]'": "'[2, 1]'",
     "'[[0, 24], [60, 48]]'": "'[[0, 8], [60, 16]]'",
