@@ -93,9 +93,12 @@ class VocabularyConfig:
     Cyrillic letters alone."""
     min_frequency: int = 2
     """A pair of pieces seen less often than this is not merged (wordpiece and bpe)."""
-    alphabet_size: int = 1_000
+    alphabet_size: int | None = None
     """The most frequent characters that become pieces; any other character makes its word [UNK] (wordpiece and
-    unigram; the alphabet of bpe is the 256 bytes)."""
+    unigram; the alphabet of bpe is the 256 bytes). When not given, 1,000, or as many more as alphabet_coverage needs
+    and a quarter of size has room for."""
+    alphabet_coverage: float = 0.9995
+    """Share of the corpus's characters that are in the alphabet, where alphabet_size is not given."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -199,11 +202,12 @@ class RemaskConfig:
 
 def check_config(config: PrepConfig) -> None:
     """Raise UserError for values that make no sense, alone or together."""
+    alphabet = config.vocabulary.alphabet_size
     limits = (
         ("seq_length", config.seq_length, 8, 32_768),
         ("vocabulary.size", config.vocabulary.size, 32, 2**31),
         ("vocabulary.min_frequency", config.vocabulary.min_frequency, 1, 2**31),
-        ("vocabulary.alphabet_size", config.vocabulary.alphabet_size, 1, 2**21),
+        ("vocabulary.alphabet_size", 1 if alphabet is None else alphabet, 1, 2**21),
         ("corpus.builtin_max_bytes", config.corpus.builtin_max_bytes, 1_000, 2**40),
         ("cleaning.min_characters", config.cleaning.min_characters, 1, 2**31),
         ("cleaning.max_characters", config.cleaning.max_characters, 1_000, 16_000_000),
@@ -321,6 +325,7 @@ def _check_output(output: str) -> None:
 
 def _check_shares(config: PrepConfig) -> None:
     inside = (
+        ("vocabulary.alphabet_coverage", config.vocabulary.alphabet_coverage),
         ("mask.probability", config.mask.probability),
         ("mask.span_p", config.mask.span_p),
         ("validation_fraction", config.validation_fraction),

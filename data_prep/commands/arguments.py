@@ -30,6 +30,7 @@ def print_summary(output: str, summary: "Summary", seconds: float) -> None:
         print(f"{output} is complete already, made from the same corpus and configuration")
     for name, counts in summary.splits.items():
         print(f"{name}: {counts['documents']:,} documents, {counts['tokens']:,} tokens, {counts['rows']:,} rows")
+    print(f"[UNK]: {summary.unknown_share:.3%} of the tokens")
     if summary.rejects:
         print(f"not in the shards: {listed(summary.rejects)} (each is in {output}/rejects.jsonl.gz)")
     print(f"{output}: {summary.size:,} bytes, root hash {summary.root_hash}, {seconds:.1f} s")

@@ -16,12 +16,14 @@ def run(argv: Sequence[str]) -> int:
     start = time.monotonic()
     with TerminalProgress() as progress:
         built = build_vocabulary(config, progress)
+        for line in built.notes:
+            progress.note(line)
     for line in notes_on_encodings(built.encodings):
         print(line)
     if built.rejects:
         print(f"not in the vocabulary: {listed(built.rejects)} (`{PROGRAM} shards` lists each)")
     print(
         f"{built.path}{' (the same was there already)' if built.already_there else ''}: {built.entries} entries, "
-        f"sha256 {built.sha256}, {time.monotonic() - start:.1f} s"
+        f"{built.unknown_share:.3%} of the tokens are [UNK], sha256 {built.sha256}, {time.monotonic() - start:.1f} s"
     )
     return 0

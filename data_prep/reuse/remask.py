@@ -140,7 +140,7 @@ def _already_there(folder: ShardFolder, config: PrepConfig, work: Path) -> Summa
         raise UserError(f"{config.output} holds other shards: delete it or name another --output")
     if _is_claimed(work, folder, config):
         shutil.rmtree(work, ignore_errors=True)
-    return summary(manifest["root_hash"], manifest["splits"], manifest["statistics"]["rejects"], already_there=True)
+    return summary(manifest, already_there=True)
 
 
 def _is_claimed(work: Path, folder: ShardFolder, config: PrepConfig) -> bool:
@@ -282,7 +282,7 @@ def _finish(
         "files": _copied(folder, shards),
         "parent": {"root_hash": folder.root_hash, "made_by": "remask"},
     }
-    root_hash = write_manifest(
+    write_manifest(
         shards, manifest, {split: (record["entry"] for record in _records(tasks, split)) for split in SPLITS}
     )
     new = open_shards(shards)
@@ -299,4 +299,4 @@ def _finish(
     shards.rename(output)
     flush_to_disk(work.parent)
     shutil.rmtree(work, ignore_errors=True)
-    return summary(root_hash, new.manifest["splits"], rejects, already_there=False)
+    return summary(new.manifest, already_there=False)

@@ -334,4 +334,4 @@ def _already_there(plan: WorkPlan, identity: dict[str, Any]) -> Summary:
                 f"{output} holds shards made with {difference(part, wanted, found)}: delete it or name another --output"
             )
     clear_away(plan.config)
-    return summary(manifest["root_hash"], manifest["splits"], manifest["statistics"]["rejects"], already_there=True)
+    return summary(manifest, already_there=True)

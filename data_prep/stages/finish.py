@@ -33,6 +33,7 @@ from data_prep.stages.map import DOCUMENTS, REJECTS_PART, TEXT, read_documents
 from data_prep.stages.pack import planned_rows
 from data_prep.stages.records import checked_folder, records_of, require_stage_before, summary_of
 from data_prep.stages.work_plan import WorkPlan, input_line, map_task, planned_files, work_path
+from data_prep.tokens.losses import notes_on_losses
 
 _TRAIN, _VALIDATION = 0, 1
 """Places in ``SPLITS``."""
@@ -63,6 +64,8 @@ class Summary:
     """Reason -> documents or lines that are not in the shards."""
     size: int
     """Bytes of all shards."""
+    unknown_share: float
+    """Share of the tokens that are [UNK]."""
 
 
 def check_counts(plan: WorkPlan) -> None:
@@ -198,8 +201,12 @@ def finish(plan: WorkPlan, identity: dict[str, Any], note: Callable[[str], None]
     }
     rows = merge(record["statistics"] for record in records_of(plan, "reduce"))
     encodings = encodings_of(survey for survey, _ in planned_files(plan))
-    notes = [*notes_on_encodings(encodings), *mostly_rejected(sources), *notes_on_masks(plan.config.mask.unit, rows)]
-    for line in notes:
+    for line in [
+        *notes_on_encodings(encodings),
+        *mostly_rejected(sources),
+        *_notes_on_losses(plan),
+        *notes_on_masks(plan.config.mask.unit, rows),
+    ]:
         note(line)
     samples = _write_rejects(plan, rejects)
     inputs = plan.shards / INPUTS
@@ -225,7 +232,7 @@ def finish(plan: WorkPlan, identity: dict[str, Any], note: Callable[[str], None]
         **({"documents": {"parts": plan.num_tasks}} if plan.config.keep_documents else {}),
         "files": {"rejects": file_entry(plan.shards / REJECTS), "inputs": file_entry(inputs)},
     }
-    root_hash = write_manifest(plan.shards, manifest, {split: _entries(plan, split) for split in SPLITS})
+    write_manifest(plan.shards, manifest, {split: _entries(plan, split) for split in SPLITS})
     folder = open_shards(plan.shards)
     write_report(plan.shards, folder.manifest, folder.indexes, samples, rows_as_text(folder, "train", REPORT_ROWS, 0))
     for torn in plan.shards.glob("*.partial"):  # what a killed task left
@@ -235,7 +242,14 @@ def finish(plan: WorkPlan, identity: dict[str, Any], note: Callable[[str], None]
     plan.shards.rename(Path(plan.config.output))
     flush_to_disk(plan.work.parent)
     clear_away(plan.config)
-    return summary(root_hash, folder.manifest["splits"], rejects, already_there=False)
+    return summary(folder.manifest, already_there=False)
+
+
+def _notes_on_losses(plan: WorkPlan) -> list[str]:
+    documents = summary_of(plan, "pack")["statistics"]
+    counts = merge(summary_of(plan, "map")["sources"].values())
+    asked = plan.config.vocabulary.strip_accents
+    return notes_on_losses(documents["unknown_tokens"] / max(documents["tokens"], 1), {} if asked else counts)
 
 
 def _put_texts(plan: WorkPlan) -> int:
@@ -291,7 +305,14 @@ def first_rejects(rejects: Iterable[dict[str, Any]], counts: Mapping[str, int]) 
     return [reject for found in shown.values() for reject in found]
 
 
-def summary(root_hash: str, splits: dict[str, Any], rejects: dict[str, int], *, already_there: bool) -> Summary:
-    counts = {name: {key: entry[key] for key in ("documents", "tokens", "rows")} for name, entry in splits.items()}
-    size = sum(entry["size"] for entry in splits.values())
-    return Summary(root_hash=root_hash, already_there=already_there, splits=counts, rejects=rejects, size=size)
+def summary(manifest: Mapping[str, Any], *, already_there: bool) -> Summary:
+    """What a finished folder holds."""
+    splits, documents = manifest["splits"], manifest["statistics"]["documents"]
+    return Summary(
+        root_hash=manifest["root_hash"],
+        already_there=already_there,
+        splits={name: {key: entry[key] for key in ("documents", "tokens", "rows")} for name, entry in splits.items()},
+        rejects=manifest["statistics"]["rejects"],
+        size=sum(entry["size"] for entry in splits.values()),
+        unknown_share=documents["unknown_tokens"] / max(documents["tokens"], 1),
+    )

@@ -34,10 +34,14 @@ from data_prep.filters.registry import filtered, open_filters
 from data_prep.report.statistics import merge
 from data_prep.stages.records import RECORD, committed, sizes_and_hashes
 from data_prep.stages.work_plan import GZIP_INDEXES, PLAN, SurveyedFile, WorkPlan, as_json, map_task, stamp_of
+from data_prep.tokens.losses import stripped_marks
 from data_prep.tokens.word_table import TextEncoder
 
 BATCH_CHARACTERS = 1 << 19
 """Text a map task holds at once."""
+
+SAMPLED_DOCUMENTS = 8
+"""Of so many documents one is looked at for accents that the tokenizer strips."""
 
 
 COLUMNS = ("length", "characters", "words", "unknown", "validation", "copies", "source")
@@ -250,6 +254,10 @@ def _kept(
         if not copies:
             counts["not_sampled"] += 1
             continue
+        if counts["read"] % SAMPLED_DOCUMENTS == 1:
+            encoder = _encoder(plan.shards, plan.hash, plan.geometry.token_dtype.str)
+            stripped = stripped_marks(encoder.tokenizer, item.text)
+            counts |= {name: counts.get(name, 0) + number for name, number in stripped.items()}
         judged = filtered(item, filters, plan.config.cleaning.min_characters) if filters else item
         if isinstance(judged, Reject):
             reject(judged, source)

@@ -14,6 +14,7 @@ from data_prep.corpus.files import find_corpus_files
 from data_prep.corpus.reading import read_texts
 from data_prep.report.progress import Progress
 from data_prep.report.statistics import encodings_of
+from data_prep.tokens.losses import notes_on_losses, stripped_marks, unknown_share
 from data_prep.tokens.vocabulary import train_tokenizer
 
 
@@ -29,6 +30,10 @@ class VocabularySummary:
     """Of the file."""
     already_there: bool
     """True when the same file was there before."""
+    unknown_share: float
+    """Share of the corpus's tokens that are [UNK]."""
+    notes: list[str]
+    """What it loses of the corpus, a line each."""
     rejects: dict[str, int]
     """Reason -> documents or lines that the vocabulary was not trained on."""
     encodings: dict[str, int]
@@ -63,11 +68,22 @@ def build_vocabulary(config: PrepConfig, progress: Progress) -> VocabularySummar
         found = ", ".join(f"{count:,} {reason}" for reason, count in sorted(rejects.items()))
         raise UserError(f"{error}{f' (rejected: {found})' if found else ''}") from error
     new = save_tokenizer(tokenizer, path)
+    stripped: Counter[str] = Counter()
+
+    def sampled() -> Iterator[str]:
+        for text in texts():
+            stripped.update(stripped_marks(tokenizer, text))
+            yield text
+
+    tokenizer.encode_special_tokens = True
+    unknown = unknown_share(tokenizer, sampled())
     return VocabularySummary(
         path=path,
         entries=tokenizer.get_vocab_size(),
         sha256=tokenizer_hash(path),
         already_there=not new,
+        unknown_share=unknown,
+        notes=notes_on_losses(unknown, {} if config.vocabulary.strip_accents else stripped),
         rejects=dict(rejects),
         encodings=encodings_of(surveys),
     )

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable
+from itertools import accumulate
 from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -17,6 +18,9 @@ PUNCTUATION_OR_WORD = rf"{BLANK}?[\p{{P}}\p{{S}}&&[^{BLANK}]]|{BLANK}?[^\p{{P}}\
 
 SCORE_DIGITS = 4
 """Digits kept of a Unigram piece's log-probability; a training's noise is about 1e-13."""
+
+ALPHABET_SIZE = 1_000
+"""Characters of an alphabet, at least, where no number is given."""
 
 Texts = Callable[[], Iterable[str]]
 
@@ -40,7 +44,7 @@ def _train_wordpiece(texts: Texts, config: VocabularyConfig) -> Tokenizer:
     tokenizer.normalizer = wordpiece_normalizer(config)  # type: ignore[assignment]
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()  # type: ignore[assignment]
     tokenizer.decoder = decoders.WordPiece(prefix=CONTINUATION)  # type: ignore[assignment]
-    alphabet, _ = _alphabet(texts(), tokenizer.normalizer, config.alphabet_size)
+    alphabet, _ = _alphabet(texts(), tokenizer.normalizer, config)
     _check_size(config, 2 * len(alphabet), f"the corpus's {len(alphabet)} characters (each needs two entries)")
     trainer = trainers.WordPieceTrainer(
         vocab_size=config.size,
@@ -81,7 +85,7 @@ def _train_bpe(texts: Texts, config: VocabularyConfig) -> Tokenizer:
 def _train_unigram(texts: Texts, config: VocabularyConfig) -> Tokenizer:
     """Unigram (Kudo 2018) over words at white space and punctuation, as in ALBERT."""
     normalizer = unicode_normalizer(config)
-    alphabet, rare = _alphabet(texts(), normalizer, config.alphabet_size)
+    alphabet, rare = _alphabet(texts(), normalizer, config)
     _check_size(config, len(alphabet) + 1, f"the corpus's {len(alphabet)} characters")
     # The trainer keeps every character it meets, so it must not meet the rare ones.
     blanks = str.maketrans(dict.fromkeys(rare, " "))
@@ -133,15 +137,23 @@ def _unigram_training(texts: Iterable[str], size: int) -> dict[str, Any]:
     return content
 
 
-def _alphabet(texts: Iterable[str], normalizer: Any, limit: int) -> tuple[list[str], list[str]]:
-    """The ``limit`` most frequent characters of the normalised text, sorted; and the others."""
+def _alphabet(texts: Iterable[str], normalizer: Any, config: VocabularyConfig) -> tuple[list[str], list[str]]:
+    """The most frequent characters of the normalised text that become pieces, sorted; and the others."""
     counts: Counter[str] = Counter()
     for text in texts:
         counts.update(normalizer.normalize_str(text))
     by_frequency = sorted((c for c in counts if not c.isspace()), key=lambda c: (-counts[c], c))
     if not by_frequency:
         raise _no_text()
+    limit = config.alphabet_size or _covering([counts[c] for c in by_frequency], config)
     return sorted(by_frequency[:limit]), by_frequency[limit:]
+
+
+def _covering(counts: list[int], config: VocabularyConfig) -> int:
+    """How many of the characters with these falling counts are the alphabet."""
+    wanted = config.alphabet_coverage * sum(counts)
+    covering = next((number for number, sum_ in enumerate(accumulate(counts), 1) if sum_ >= wanted), len(counts))
+    return max(ALPHABET_SIZE, min(covering, config.size // 4))
 
 
 def _no_text() -> UserError:

@@ -46,7 +46,8 @@ class TextEncoder:
 
     def __init__(self, tokenizer: Tokenizer, dtype: np.dtype) -> None:
         tokenizer = without_cleaning(tokenizer)
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
+        """What encodes the texts: the given one, without the steps that find nothing in cleaned texts."""
         self._dtype = dtype
         self._by_words = encodes_word_by_word(tokenizer)
         self._cuts_ideographs = self._by_words and _cuts_ideographs(tokenizer)
@@ -57,7 +58,7 @@ class TextEncoder:
         if not self._by_words:
             return _joined(self._encode_with_library(texts), self._dtype)
         if self._table.num_bytes > TABLE_BYTES:
-            self._table = _WordTable(self._tokenizer, self._dtype)
+            self._table = _WordTable(self.tokenizer, self._dtype)
         found: list[np.ndarray | None] = []
         long: list[str] = []
         for text in texts:
@@ -83,7 +84,7 @@ class TextEncoder:
             batch.append(text)
             size += len(text)
             if size >= LIBRARY_CHARACTERS or number == len(texts):
-                results = self._tokenizer.encode_batch_fast(batch, add_special_tokens=False)
+                results = self.tokenizer.encode_batch_fast(batch, add_special_tokens=False)
                 encoded += [np.array(result.ids, dtype=self._dtype) for result in results]
                 batch, size = [], 0
         return encoded

@@ -302,7 +302,7 @@ def test_documents_of_an_evaluation_set_are_dropped(tiny_config, tmp_path):
     )
     progress = NoProgress()
     assert build_shards(config, progress).rejects == {"contaminated": 1}
-    assert progress.notes == ["1 evaluation texts have fewer than 13 words: nothing was checked against them"]
+    assert "1 evaluation texts have fewer than 13 words: nothing was checked against them" in progress.notes
     (reject,) = rejects_of(config.output)
     assert reject["id"] == "texts.jsonl:12"
     assert len(reject["detail"].split()) >= 13
