@@ -27,6 +27,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from data_prep.config import VocabularyConfig
 from data_prep.contract.command_line import UserError
 from data_prep.contract.files import write_atomically
+from data_prep.contract.text.normalizers import cleans
+from data_prep.contract.text.scripts import may_begin_unspaced_word
 
 SPECIAL_TOKENS = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
 """Role -> token, in the order of their ids in a vocabulary trained here (0 to 4)."""
@@ -190,6 +192,9 @@ def continues_word(tokenizer: Tokenizer) -> np.ndarray:
     token that begins with a letter or digit (or in the middle of a character) continues a word, one that begins with
     punctuation, a symbol or an ideograph begins one. So "(word" is one word, and "word)" two.
 
+    Thai, Lao, Khmer and Burmese have no blanks between words: there a token that begins with a letter is a word of its
+    own, if the tokenizer cleans text itself, as those trained here do. Another one keeps the masks of its folders.
+
     Raises:
         UserError: a vocabulary of another kind, which does not tell.
     """
@@ -216,15 +221,17 @@ def _continuation_test(tokenizer: Tokenizer) -> Callable[[str], bool]:
     content = json.loads(tokenizer.to_str())
     model = content["model"]
     prefix = model.get("continuing_subword_prefix")
+    # Masks follow from this: an older tokenizer, and one from elsewhere, keeps those that its folders have.
+    alone = may_begin_unspaced_word if cleans(content["normalizer"] or {}) else _never
     if prefix:
-        return lambda token: token.startswith(prefix) and token != prefix
+        return lambda token: token.startswith(prefix) and token != prefix and not alone(token[len(prefix)])
     pre_tokenizer = content["pre_tokenizer"] or {}
     kinds = {step["type"] for step in pre_tokenizer.get("pretokenizers", [pre_tokenizer]) if step}
     if "ByteLevel" in kinds:
         values = _byte_values()
-        return lambda token: _bytes_continue_word(bytes(values.get(c, ord("?")) for c in token))
+        return lambda token: _bytes_continue_word(bytes(values.get(c, ord("?")) for c in token), alone)
     if "Metaspace" in kinds:
-        return lambda token: _stands_in_word(token[:1])
+        return lambda token: _stands_in_word(token[:1]) and not alone(token[0])
     raise UserError(
         f"a tokenizer of the kind {model.get('type')} with the pre-tokenizer {pre_tokenizer.get('type')} does not tell "
         "where words begin: set mask.unit to token, or use a WordPiece, byte-level or Metaspace tokenizer"
@@ -238,13 +245,18 @@ def _byte_values() -> dict[str, int]:
     return {**{chr(byte): byte for byte in printable}, **{chr(0x100 + i): byte for i, byte in enumerate(others)}}
 
 
-def _bytes_continue_word(token: bytes) -> bool:
+def _never(_character: str) -> bool:
+    return False
+
+
+def _bytes_continue_word(token: bytes, alone: Callable[[str], bool]) -> bool:
     """Whether a piece of UTF-8 text, which may begin or end inside a character, continues a word."""
     if not token:
         return False
     for size in range(1, 5):
         try:
-            return _stands_in_word(token[:size].decode())
+            character = token[:size].decode()
+            return _stands_in_word(character) and not alone(character)
         except UnicodeDecodeError:
             continue
     # Not a whole character: its end (below 0xC0), or the beginning of a letter, an ideograph (U+3000 to U+9FFF begin

@@ -6,7 +6,7 @@ import numpy as np
 from tokenizers import Tokenizer, decoders
 
 from data_prep.contract.shards import ShardFolder
-from data_prep.contract.tokenizer import load_tokenizer
+from data_prep.contract.tokenizer import BLANK, load_tokenizer
 
 
 def rows_as_text(folder: ShardFolder, split: str, rows: int, variant: int) -> list[str]:
@@ -34,12 +34,16 @@ class _Pieces:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._bytes = _bytes_of_letters() if isinstance(tokenizer.decoder, decoders.ByteLevel) else None
+        self._marks_blanks = isinstance(tokenizer.decoder, decoders.Metaspace)
         special = tokenizer.get_added_tokens_decoder()
         self._special = {number for number, token in special.items() if token.special}
 
     def of(self, token: int) -> tuple[bool, bytes, bytes]:
         """Whether it begins a word, what it adds to a text, and what it is called by itself."""
         name = str(self._tokenizer.id_to_token(token))
+        if self._marks_blanks and token not in self._special:
+            content = name.removeprefix(BLANK)
+            return content != name, content.replace(BLANK, " ").encode(), content.encode()
         if self._bytes is None or token in self._special:
             return not name.startswith("##"), name.removeprefix("##").encode(), name.encode()
         content = b"".join(self._bytes[letter] for letter in name)

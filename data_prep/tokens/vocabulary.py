@@ -11,6 +11,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from data_prep.config import VocabularyConfig
 from data_prep.contract.command_line import UserError
 from data_prep.contract.text.normalizers import unicode_normalizer, wordpiece_normalizer
+from data_prep.contract.text.scripts import LONG_PHRASE, is_complex_context
 from data_prep.contract.tokenizer import BLANK, CONTINUATION, SPECIAL_TOKENS, with_template
 
 PUNCTUATION_OR_WORD = rf"{BLANK}?[\p{{P}}\p{{S}}&&[^{BLANK}]]|{BLANK}?[^\p{{P}}\p{{S}}]+"
@@ -42,10 +43,10 @@ def train_tokenizer(texts: Texts, config: VocabularyConfig) -> Tokenizer:
 def _train_wordpiece(texts: Texts, config: VocabularyConfig) -> Tokenizer:
     tokenizer = Tokenizer(models.WordPiece(unk_token=SPECIAL_TOKENS["unk"]))
     tokenizer.normalizer = wordpiece_normalizer(config)  # type: ignore[assignment]
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()  # type: ignore[assignment]
     tokenizer.decoder = decoders.WordPiece(prefix=CONTINUATION)  # type: ignore[assignment]
     alphabet, _ = _alphabet(texts(), tokenizer.normalizer, config)
     _check_size(config, 2 * len(alphabet), f"the corpus's {len(alphabet)} characters (each needs two entries)")
+    tokenizer.pre_tokenizer = _bert_pre_tokenizer(alphabet)  # type: ignore[assignment]
     trainer = trainers.WordPieceTrainer(
         vocab_size=config.size,
         min_frequency=config.min_frequency,
@@ -59,6 +60,15 @@ def _train_wordpiece(texts: Texts, config: VocabularyConfig) -> Tokenizer:
     content = json.loads(tokenizer.to_str())
     content["added_tokens"] = [t for t in content["added_tokens"] if t["content"] in SPECIAL_TOKENS.values()]
     return Tokenizer.from_str(json.dumps(content))
+
+
+def _bert_pre_tokenizer(alphabet: Iterable[str]) -> pre_tokenizers.PreTokenizer:
+    """BERT's; phrases without blanks are cut, for a longer word than the model takes would be one [UNK]."""
+    bert = pre_tokenizers.BertPreTokenizer()
+    if not any(map(is_complex_context, alphabet)):
+        return bert
+    cut = pre_tokenizers.Split(Regex(LONG_PHRASE), behavior="isolated")
+    return pre_tokenizers.Sequence([cut, bert])
 
 
 def _train_bpe(texts: Texts, config: VocabularyConfig) -> Tokenizer:

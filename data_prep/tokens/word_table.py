@@ -12,9 +12,10 @@ import sys
 from collections.abc import Sequence
 
 import numpy as np
-from tokenizers import Tokenizer
+from tokenizers import Regex, Tokenizer, pre_tokenizers
 
 from data_prep.contract.text.normalizers import is_wordpiece_normalizer, without_cleaning
+from data_prep.contract.text.scripts import LONG_PHRASE
 
 _IDEOGRAPHS = (
     "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
@@ -97,10 +98,17 @@ def encodes_word_by_word(tokenizer: Tokenizer) -> bool:
     return (
         content["model"].get("type") == "WordPiece"
         and (is_wordpiece_normalizer(normalizer) or normalizer.get("clean_text") is True)
-        and pre_tokenizer.get("type") == "BertPreTokenizer"
+        and _cuts_as_bert(pre_tokenizer)
         and all(token["special"] for token in content["added_tokens"])
         and tokenizer.encode_special_tokens
     )
+
+
+def _cuts_as_bert(pre_tokenizer: dict) -> bool:
+    """Whether the pre-tokenizer of a tokenizer.json is BERT's, alone or behind a cut of phrases without blanks."""
+    *cuts, last = pre_tokenizer.get("pretokenizers", [pre_tokenizer])
+    phrase = json.loads(pre_tokenizers.Split(Regex(LONG_PHRASE), behavior="isolated").__getstate__())
+    return last.get("type") == "BertPreTokenizer" and cuts in ([], [phrase])
 
 
 def _cuts_ideographs(tokenizer: Tokenizer) -> bool:

@@ -55,14 +55,18 @@ def _accents(lowercase: bool, strip_accents: bool | None) -> list[normalizers.No
     return [normalizers.NFD(), normalizers.StripAccents()] if strip_accents else []
 
 
+def cleans(content: dict) -> bool:
+    """Whether the normaliser of a tokenizer.json begins with ``cleaning``: the tokenizer was trained here."""
+    known = _as_json(cleaning())
+    return content.get("normalizers", [])[: len(known)] == known
+
+
 def without_cleaning(tokenizer: Tokenizer) -> Tokenizer:
     """The same tokenizer for text that ``clean`` gave, without the steps that find nothing to do there."""
     content = json.loads(tokenizer.to_str())
-    steps = (content["normalizer"] or {}).get("normalizers", [])
-    known = _as_json(cleaning())
-    if steps[: len(known)] != known:
+    if not cleans(content["normalizer"] or {}):
         return tokenizer
-    content["normalizer"]["normalizers"] = steps[len(known) :]
+    content["normalizer"]["normalizers"] = content["normalizer"]["normalizers"][len(cleaning()) :]
     shorter = Tokenizer.from_str(json.dumps(content))
     shorter.encode_special_tokens = tokenizer.encode_special_tokens
     return shorter
@@ -71,8 +75,7 @@ def without_cleaning(tokenizer: Tokenizer) -> Tokenizer:
 def is_wordpiece_normalizer(content: dict) -> bool:
     """Whether the normaliser of a tokenizer.json is one of ``wordpiece_normalizer``, with its cleaning or without."""
     steps = content.get("normalizers", [])
-    known = _as_json(cleaning())
-    rest = steps[len(known) :] if steps[: len(known)] == known else steps
+    rest = steps[len(cleaning()) :] if cleans(content) else steps
     return any(
         rest == _as_json(_bert_steps(lowercase, strip_accents))
         for lowercase in (False, True)

@@ -43,6 +43,14 @@ COMPLEX_CONTEXT = (
 MARK_PLANES = (*range(0x20000), *range(0xE0000, 0xE0200))
 """Code points among which all marks are."""
 
+_LETTERS = "".join(f"\\x{{{first:X}}}-\\x{{{last:X}}}" for first, last in COMPLEX_CONTEXT)
+
+LONG_PHRASE = rf"[{_LETTERS}]{{48,95}}(?!\p{{M}})"
+"""A run of letters of South East Asia, at most as long as a word of WordPiece may be (100), cut before no mark."""
+
+_FOLLOWING_VOWELS = "\u0e2f\u0e30\u0e32\u0e33\u0e45\u0e46\u0eb0\u0eb2\u0eb3\u0ec6"
+"""Letters of Thai and Lao that no word begins with."""
+
 JOINERS = "\u200c\u200d"
 """ZWNJ and ZWJ, which choose the form of the letters beside them."""
 
@@ -55,6 +63,11 @@ def is_ideograph(character: str) -> bool:
 def is_complex_context(character: str) -> bool:
     """Whether the character is of ``COMPLEX_CONTEXT``."""
     return _within(ord(character), COMPLEX_CONTEXT)
+
+
+def may_begin_unspaced_word(character: str) -> bool:
+    """Whether a word of a script of South East Asia can begin with the character."""
+    return is_complex_context(character) and not is_mark(character) and character not in _FOLLOWING_VOWELS
 
 
 def is_mark(character: str) -> bool:

@@ -322,7 +322,7 @@ def test_words_without_spaces_are_noted(without_spaces: bool, tiny_config: PrepC
     )
     progress = NoProgress()
     build_shards(config, progress)
-    assert [note[:15] for note in progress.notes] == ["mask.unit word:"] * without_spaces
+    assert [note[:15] for note in progress.notes if "[UNK]" not in note] == ["mask.unit word:"] * without_spaces
     rows = open_shards(config.output).manifest["statistics"]["rows"]
     assert (rows["masked"] / rows["masked_runs"] > 4) == without_spaces
     again = NoProgress()
