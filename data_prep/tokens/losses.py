@@ -1,11 +1,12 @@
 """What a tokenizer does not keep of a text: words that become [UNK], accents and vowel signs that it strips."""
 
 import unicodedata
+from collections import deque
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
 
 import numpy as np
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models
 
 from data_prep.contract.text.scripts import is_mark
 from data_prep.contract.tokenizer import special_ids, vocabulary_size
@@ -21,7 +22,10 @@ _BATCH_CHARACTERS = 1 << 19
 
 
 def unknown_share(tokenizer: Tokenizer, texts: Iterable[str]) -> float:
-    """Share of the tokens of cleaned texts that are [UNK]; 0 where there are none."""
+    """Share of the tokens of cleaned texts that are [UNK]; 0 where there are none. Takes all texts."""
+    if isinstance(tokenizer.model, models.BPE):  # its alphabet is the bytes
+        deque(texts, maxlen=0)
+        return 0.0
     encoder = TextEncoder(tokenizer, np.dtype("<u2" if vocabulary_size(tokenizer) <= 1 << 16 else "<u4"))
     unk, unknown, total = special_ids(tokenizer)["unk"], 0, 0
     batch: list[str] = []
