@@ -22,16 +22,16 @@ class CorpusConfig:
     """Where the text comes from."""
 
     paths: tuple[str, ...] | str = dataclasses.field(default=(), metadata=PATH)
-    """A file, glob, folder or fsspec URL, or a list of them: .txt .jsonl .parquet .csv .tsv .warc .wet .html,
-    plain, .gz, .zst, .xz or .bz2; the word 'builtin', or nothing, is the English documentation that every Python
-    install carries."""
+    """A file, glob, folder or fsspec URL, or a list of them: .txt .jsonl .parquet .csv .tsv .warc .wet .html .json
+    .arrow .mds, plain, .gz, .zst, .xz or .bz2; the word 'builtin', or nothing, is the English documentation that every
+    Python install carries."""
     weights: tuple[float, ...] | None = None
     """One number for each entry of paths: 2 takes its documents twice, 0.5 takes half of them, drawn by a hash
     of their ids."""
     text_field: tuple[str, ...] | str = "text"
-    """The field or column that holds the text in .jsonl, .parquet, .csv and .tsv; body.text is a field within body. Of
-    a list, such as [title, body.text], the texts are joined by a blank line; those that are empty or null are left out,
-    and a record that lacks one of the fields is rejected."""
+    """The field or column that holds the text in .jsonl, .json, .parquet, .arrow, .mds, .csv and .tsv; body.text is a
+    field within body. Of a list, such as [title, body.text], the texts are joined by a blank line; those that are empty
+    or null are left out, and a record that lacks one of the fields is rejected."""
     csv_delimiter: str | None = None
     """The character between the fields of .csv and .tsv, or the word 'tab'; when not given, the first of the usual ones
     with which the header has the text_field."""

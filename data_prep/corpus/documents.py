@@ -9,7 +9,7 @@ from data_prep.config import CleaningConfig
 from data_prep.contract.shell.encodings import AUTO
 from data_prep.corpus.cleaning import clean, cut_text
 
-Kind = Literal["txt", "jsonl", "parquet", "csv", "tsv", "warc", "html", "builtin"]
+Kind = Literal["txt", "jsonl", "parquet", "csv", "tsv", "warc", "html", "json", "arrow", "mds", "builtin"]
 
 Compression = Literal["gzip", "zstd", "xz", "bzip2"] | None
 
@@ -90,8 +90,8 @@ class Partition:
     file: int
     """Number of the file."""
     begin: int
-    """First unit: a byte of the decompressed text, a row group of .parquet; files that are one document each and the
-    built-in corpus have one unit."""
+    """First unit: a byte of the decompressed text, a row group of .parquet, a record batch of .arrow, a sample of
+    .mds; files that are one document each and the built-in corpus have one unit."""
     end: int
     """First unit behind it."""
     lines_before: int | None = None

@@ -20,10 +20,10 @@ from data_prep.corpus.documents import Compression, CorpusFile, Kind
 from data_prep.corpus.raw_files import OBJECT_STORES, is_url, version_of
 
 _KINDS: dict[str, Kind] = {f".{kind}": kind for kind in get_args(Kind) if kind != BUILTIN}
-_COMPRESSIONS: dict[str, Compression] = {".gz": "gzip", ".zst": "zstd", ".xz": "xz", ".bz2": "bzip2"}
+_COMPRESSIONS: dict[str, Compression] = {".gz": "gzip", ".zst": "zstd", ".xz": "xz", ".bz2": "bzip2", ".zstd": "zstd"}
 KNOWN_FILES = f"{', '.join(_KINDS)}, plain, {', '.join(_COMPRESSIONS)}"
 _ALIASES: dict[str, Kind] = {".wet": "warc", ".htm": "html"}
-_NAMED_ONLY = ("html",)
+_NAMED_ONLY = ("html", "json")
 """Kinds that a folder may hold beside its corpus, such as pages about it: read where a file or a glob names them."""
 
 

@@ -26,7 +26,7 @@ def plan_partitions(files: Sequence[CorpusFile], surveys: Sequence[Mapping[str, 
     for number, (file, found) in enumerate(zip(files, surveys, strict=True)):
         units = found["units"]
         lines = {0: 0}
-        if file.kind in ("parquet", BUILTIN) or units <= 1:
+        if file.kind in ("parquet", "arrow", "mds", BUILTIN) or units <= 1:
             # The built-in corpus takes seconds to collect, in each process that reads a part of it: so there is one.
             count = 1 if file.kind == BUILTIN else max(1, min(units, found["bytes"] // wanted))
             cuts = [units * i // count for i in range(count)]

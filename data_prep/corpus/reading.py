@@ -5,7 +5,8 @@
     partitions.plan_partitions    which share of which file is one piece of work
     read_partition                the documents and rejects of one partition
 
-The formats are in line_formats (.txt, .jsonl), csv_format, parquet_format, warc_format and html_format.
+The formats are in line_formats (.txt, .jsonl), csv_format, json_format, parquet_format,
+arrow_format, mds_format, warc_format and html_format.
 """
 
 from collections import Counter
@@ -14,8 +15,9 @@ from typing import Any
 
 from data_prep.config import CleaningConfig, CorpusConfig, PrepConfig
 from data_prep.corpus.builtin_corpus import BUILTIN, builtin_documents
-from data_prep.corpus.documents import CorpusFile, Document, Partition, Reject, whole_document
+from data_prep.corpus.documents import CorpusFile, Document, Kind, Partition, Reject, whole_document
 from data_prep.corpus.formats.gzip_index import GzipIndex
+from data_prep.corpus.formats.json_format import JsonReader
 from data_prep.corpus.formats.line_formats import read_lines
 from data_prep.corpus.partitions import plan_partitions
 from data_prep.corpus.streams import DamagedFile, TextStream, file_state, open_text
@@ -44,8 +46,8 @@ def read_partition(
         for document_id, text in builtin_documents(config.builtin_max_bytes)[partition.begin : partition.end]:
             yield from whole_document(document_id, text, cleaning)
         return
-    if file.kind == "parquet":
-        items = _read_parquet(file, partition, config, cleaning)
+    if file.kind in ("parquet", "arrow", "mds"):
+        items = _read_table(file, partition, config, cleaning)
     else:
         items = _read_text(file, partition, config, cleaning, index)
     found = False
@@ -56,22 +58,36 @@ def read_partition(
         yield Reject(id=file.name, reason="empty", detail="the file holds no text", sample="")
 
 
-def _read_parquet(
+def _read_table(
     file: CorpusFile, partition: Partition, config: CorpusConfig, cleaning: CleaningConfig
 ) -> Iterator[Document | Reject]:
-    from data_prep.corpus.formats.parquet_format import ParquetReader, read_parquet
-
     key = file_state(file)
-    opened = _take(key)
+    opened = _take(key, partition.begin if file.kind == "arrow" else None)
+    open_table, read_table = _table_format(file.kind)
     if opened is None:
         try:
-            opened = ParquetReader(file)
+            opened = open_table(file)
         except DamagedFile as damage:
             if partition.begin == 0:
                 yield Reject(id=file.name, reason="damaged_file", detail=str(damage), sample="")
             return
-    yield from read_parquet(opened, file, partition, config, cleaning)
+    yield from read_table(opened, file, partition, config, cleaning)
     _rest(key, opened)
+
+
+def _table_format(kind: Kind) -> tuple[Any, Any]:
+    """(what opens a file of this kind, what reads a partition of it), of a kind that is no text."""
+    if kind == "parquet":
+        from data_prep.corpus.formats.parquet_format import ParquetReader, read_parquet
+
+        return ParquetReader, read_parquet
+    if kind == "arrow":
+        from data_prep.corpus.formats.arrow_format import ArrowReader, read_arrow
+
+        return ArrowReader, read_arrow
+    from data_prep.corpus.formats.mds_format import MdsReader, read_mds
+
+    return MdsReader, read_mds
 
 
 class _LineReader:
@@ -117,6 +133,8 @@ def _open_reader(file: CorpusFile, partition: Partition, config: CorpusConfig, c
         from data_prep.corpus.formats.warc_format import WarcReader
 
         return WarcReader(open_text(file), file, cleaning)
+    if file.kind == "json":
+        return JsonReader(open_text(file), file, config, cleaning)
     if file.kind == "html":
         from data_prep.corpus.formats.html_format import HtmlReader
 
@@ -131,6 +149,8 @@ def _open_reader(file: CorpusFile, partition: Partition, config: CorpusConfig, c
 
 def _damage_behind(reader: Any, file: CorpusFile, partition: Partition, config: CorpusConfig) -> Iterator[Reject]:
     """A reject if the file is damaged behind the partition's last text; inside one it was rejected with it."""
+    if file.kind == "json":
+        return  # it rejects a damaged end itself
     stream: TextStream = reader.stream
     ended = reader.at_end() if file.kind == "warc" else stream.at_end()
     if not ended or stream.damage is None:
@@ -147,14 +167,16 @@ def _damage_behind(reader: Any, file: CorpusFile, partition: Partition, config: 
 
 def _holds_nothing(file: CorpusFile, config: CorpusConfig) -> bool:
     """Whether a file is whole and without any text, as an empty one."""
-    if file.kind == "parquet":
-        return True  # its first row group gave nothing, not even a reject
+    if file.kind in ("parquet", "arrow", "mds"):
+        return True  # its first rows gave nothing, not even a reject
     stream = open_text(file)
     try:
         if file.kind in ("csv", "tsv"):
             from data_prep.corpus.formats.csv_format import holds_no_record
 
             return holds_no_record(stream, file, config) and stream.damage is None
+        if file.kind == "json":
+            return JsonReader(stream, file, config, CleaningConfig()).at_end()
         if file.kind == "warc":
             from data_prep.corpus.formats.warc_format import WarcReader
 

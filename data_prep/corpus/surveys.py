@@ -85,8 +85,8 @@ def survey_and_pin(file: CorpusFile, config: CorpusConfig) -> tuple[dict[str, An
     raw = open_raw(file)
     hashed, whole = _Hashed(raw), False
     try:
-        if file.kind == "parquet":
-            entry = _parquet_units(file, config)
+        if file.kind in ("parquet", "arrow", "mds"):
+            entry = _table_units(file, config)
             hashed.read_on()
         else:
             entry, whole = _text_units(file, config, hashed)
@@ -123,6 +123,28 @@ def _text_units(file: CorpusFile, config: CorpusConfig, raw: _Hashed) -> tuple[d
     if counts.counts and stream.can_enter and file.kind in ("txt", "jsonl"):
         entry |= {"line_step": counts.step, "lines": counts.counts}
     return entry, stream.damage is None
+
+
+def _table_units(file: CorpusFile, config: CorpusConfig) -> dict[str, Any]:
+    if file.kind == "arrow":
+        from data_prep.corpus.formats.arrow_format import count_batches
+
+        units, size = count_batches(file, config)
+        return {"units": units, "bytes": size}
+    return _mds_units(file) if file.kind == "mds" else _parquet_units(file, config)
+
+
+def _mds_units(file: CorpusFile) -> dict[str, Any]:
+    from data_prep.corpus.formats.mds_format import MdsReader
+
+    try:
+        opened = MdsReader(file)
+    except DamagedFile:
+        return {"units": 0, "bytes": 0}
+    try:
+        return {"units": opened.samples, "bytes": opened.size}
+    finally:
+        opened.close()
 
 
 def _parquet_units(file: CorpusFile, config: CorpusConfig) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import itertools
 import json
 from collections.abc import Iterator
+from typing import Any
 
 from data_prep.config import CleaningConfig, CorpusConfig
 from data_prep.corpus.documents import CorpusFile, Document, Partition, Reject, clean_documents, sample, whole_document
@@ -211,6 +212,11 @@ def _json_text(document_id: str, line: bytes, decoder: Decoder, config: CorpusCo
         return Reject(
             id=document_id, reason="not_json", detail=str(error) or "nested too deeply", sample=sample(content)
         )
+    return parsed_text(document_id, record, content, config)
+
+
+def parsed_text(document_id: str, record: Any, content: str, config: CorpusConfig) -> str | Reject:
+    """The text of what JSON was parsed to."""
     if not isinstance(record, dict):
         return Reject(
             id=document_id, reason="not_an_object", detail=f"a {type(record).__name__}", sample=sample(content)

@@ -27,7 +27,7 @@ class ParquetReader:
 
         assert file.path is not None
         raw = open_raw(file)
-        self.handle: BinaryIO = raw if file.compression is None and raw.seekable() else _unpacked(raw, file)
+        self.handle: BinaryIO = raw if file.compression is None and raw.seekable() else unpacked(raw, file)
         self.path = file.path
         # By the format a string is UTF-8, so another encoding is only looked at where one is none.
         self.decoder = Decoder(
@@ -40,7 +40,7 @@ class ParquetReader:
             )
         except Exception as error:
             self.handle.close()
-            raise _as_damage(error, file.path) from error
+            raise as_damage(error, file.path, "parquet") from error
 
     def text_bytes(self, fields: Collection[str]) -> int:
         """Of the text columns, decompressed, as the file says."""
@@ -59,7 +59,13 @@ class ParquetReader:
         self.handle.close()
 
 
-def _unpacked(raw: BinaryIO, file: CorpusFile) -> BinaryIO:
+def unpacked(raw: BinaryIO, file: CorpusFile) -> BinaryIO:
+    """The file, decompressed, as a temporary one.
+
+    Raises:
+        DamagedFile: it cannot be decompressed to its end.
+        UserError: there is no place for it.
+    """
     unpacked = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the reader
     try:
         with raw:
@@ -75,14 +81,17 @@ def _unpacked(raw: BinaryIO, file: CorpusFile) -> BinaryIO:
     return unpacked  # pyright: ignore[reportReturnType]
 
 
-def _as_damage(error: Exception, path: str) -> Exception:
-    """pyarrow raises an OSError for most kinds of damage; only a real one has a number. Reading raises UserError."""
+def as_damage(error: Exception, path: str, kind: str) -> Exception:
+    """What is wrong with the content of a file of this kind, by an error of pyarrow.
+
+    pyarrow raises an OSError for most kinds of damage; only a real one has a number. Reading raises UserError.
+    """
     if isinstance(error, UserError):
         return error
     if isinstance(error, OSError) and error.errno is not None:
         with user_errors(path):
             raise error
-    return DamagedFile(f"no readable parquet ({' '.join(str(error).split())[:300]})")
+    return DamagedFile(f"no readable {kind} ({' '.join(str(error).split())[:300]})")
 
 
 def read_parquet(
@@ -135,5 +144,5 @@ def _values(opened: ParquetReader, group: int, config: CorpusConfig) -> Iterator
                 return
             rows = column_values(batch, config)
         except Exception as error:
-            raise _as_damage(error, opened.path) from error
+            raise as_damage(error, opened.path, "parquet") from error
         yield from rows

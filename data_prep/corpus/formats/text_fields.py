@@ -1,10 +1,13 @@
 """Which fields of a record, or columns of a table, are its text."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data_prep.config import CorpusConfig, as_tuple
 from data_prep.corpus.documents import Reject, sample
+
+if TYPE_CHECKING:
+    import pyarrow
 
 BETWEEN_FIELDS = "\n\n"
 """What stands between the texts of several fields."""
@@ -53,7 +56,7 @@ def no_text_field(document_id: str, field: str, record: Mapping[str, Any], conte
     return Reject(id=document_id, reason="no_text_field", detail=sample(detail), sample=sample(content))
 
 
-def column_problem(schema: Any, config: CorpusConfig) -> str | None:
+def column_problem(schema: "pyarrow.Schema", config: CorpusConfig) -> str | None:
     """Why one of the columns of an Arrow schema holds no text; None where all do."""
     import pyarrow
 
@@ -78,11 +81,11 @@ def _size(kind: Any) -> int:
     return getattr(kind, "num_fields", None) or len(getattr(kind, "names", ()))
 
 
-def _path(schema: Any, name: str) -> list[str]:
+def _path(schema: "pyarrow.Schema", name: str) -> list[str]:
     return [name] if name in schema.names else name.split(".")
 
 
-def column_values(batch: Any, config: CorpusConfig) -> Iterator[list[bytes | None]]:
+def column_values(batch: "pyarrow.RecordBatch", config: CorpusConfig) -> Iterator[list[bytes | None]]:
     """For each row of a record batch the values of the text columns, which need not be UTF-8 whatever their type says.
 
     Raises:
@@ -101,3 +104,9 @@ def column_values(batch: Any, config: CorpusConfig) -> Iterator[list[bytes | Non
             column = column.dictionary_decode()
         columns.append(column.cast(pyarrow.large_binary()).to_pylist())
     return map(list, zip(*columns, strict=True))
+
+
+def column_bytes(batch: "pyarrow.RecordBatch", config: CorpusConfig) -> int:
+    """Of the columns of a record batch that the text columns are in."""
+    tops = {_path(batch.schema, name)[0] for name in as_tuple(config.text_field)}
+    return sum(batch.column(batch.schema.names.index(top)).nbytes for top in tops)

@@ -1,0 +1,147 @@
+""".mds -> documents: the shards of MosaicML Streaming, sample by sample.
+
+A shard is, all numbers u32 little-endian:
+
+    n              samples
+    offsets[n+1]   where each sample begins, and where the last one ends
+    JSON           column_names, column_encodings, column_sizes (null: each sample says), up to the first sample
+    samples        the sizes of the columns that have none above, then the columns' bytes
+"""
+
+import json
+import struct
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+from data_prep.config import CleaningConfig, CorpusConfig, as_tuple
+from data_prep.corpus.character_sets import decode
+from data_prep.corpus.documents import CorpusFile, Document, Partition, Reject, sample, whole_document
+from data_prep.corpus.formats.line_formats import LINE_BYTES, undecodable
+from data_prep.corpus.formats.parquet_format import unpacked
+from data_prep.corpus.formats.text_fields import text_of_record
+from data_prep.corpus.raw_files import open_raw
+from data_prep.corpus.streams import DamagedFile
+
+_TEXTS = ("str", "bytes", "json")
+_HEAD_BYTES = 1 << 24
+
+
+class MdsReader:
+    """One shard, opened. It is entered anywhere, so a compressed one lies in a temporary file."""
+
+    def __init__(self, file: CorpusFile) -> None:
+        raw = open_raw(file)
+        self.handle: BinaryIO = raw if file.compression is None and raw.seekable() else unpacked(raw, file)
+        try:
+            self.samples = self._numbers(0, 1)[0]
+            """In the shard."""
+            begin = 4 * (self.samples + 2)
+            end = self._numbers(4, 1)[0]
+            if not begin < end <= begin + _HEAD_BYTES:
+                raise ValueError("the offset of its first sample is wrong")
+            said = json.loads(self._read(begin, end))
+            self.names: list[str] = said["column_names"]
+            self.encodings: list[str] = said["column_encodings"]
+            self.sizes: list[int | None] = said["column_sizes"]
+            self._end = self._numbers(4 * (self.samples + 1), 1)[0]
+            if not len(self.names) == len(self.encodings) == len(self.sizes):
+                raise ValueError("its columns have no names, encodings or sizes")
+        except (ValueError, KeyError, TypeError, EOFError) as error:
+            self.handle.close()
+            raise DamagedFile(f"no readable MDS shard ({type(error).__name__}: {error})") from error
+
+    @property
+    def size(self) -> int:
+        """Bytes of all samples."""
+        return self._end - 4 * (self.samples + 2)
+
+    def close(self) -> None:
+        """Close the file too."""
+        self.handle.close()
+
+    def problem(self, config: CorpusConfig) -> str | None:
+        """Why one of the columns holds no text; None where all do."""
+        for name in as_tuple(config.text_field):
+            top = name if name in self.names else name.split(".")[0]
+            if top not in self.names:
+                return f"no column '{name}' among {', '.join(self.names)[:200]}"
+            encoding = self.encodings[self.names.index(top)]
+            if encoding not in _TEXTS or (top != name and encoding != "json"):
+                return f"the column '{name}' is {encoding}"
+        return None
+
+    def sample(self, number: int) -> dict[str, bytes]:
+        """Column -> bytes of a sample, counted from 0.
+
+        Raises:
+            DamagedFile: it lies outside of the shard, or its columns do not fill it.
+        """
+        try:
+            begin, end = self._numbers(4 * (number + 1), 2)
+            if not 0 <= end - begin <= LINE_BYTES:
+                raise ValueError(f"it has {end - begin} bytes")
+            data = self._read(begin, end)
+            variable = sum(not size for size in self.sizes)
+            said = iter(struct.unpack_from(f"<{variable}I", data))
+            at, columns = 4 * variable, {}
+            for name, fixed in zip(self.names, self.sizes, strict=True):
+                size = fixed or next(said)
+                columns[name] = data[at : at + size]
+                at += size
+            if at != len(data):
+                raise ValueError(f"its columns take {at} of {len(data)} bytes")
+        except (ValueError, EOFError, struct.error) as error:
+            raise DamagedFile(f"sample {number}: {error}") from error
+        return columns
+
+    def _numbers(self, begin: int, count: int) -> tuple[int, ...]:
+        return struct.unpack(f"<{count}I", self._read(begin, begin + 4 * count))
+
+    def _read(self, begin: int, end: int) -> bytes:
+        self.handle.seek(begin)
+        data = self.handle.read(end - begin)
+        if len(data) < end - begin:
+            raise EOFError("the file ends before it")
+        return data
+
+
+def read_mds(
+    opened: MdsReader, file: CorpusFile, partition: Partition, config: CorpusConfig, cleaning: CleaningConfig
+) -> Iterator[Document | Reject]:
+    """The documents of the partition's samples; a damaged sample is one reject."""
+    problem = opened.problem(config)
+    if problem is not None:
+        if partition.begin == 0:
+            yield Reject(id=file.name, reason="no_text_field", detail=problem, sample="")
+        return
+    for number in range(partition.begin, min(partition.end, opened.samples)):
+        document_id = f"{file.name}:{number + 1}"
+        try:
+            columns = opened.sample(number)
+        except DamagedFile as damage:
+            yield Reject(id=document_id, reason="damaged_file", detail=str(damage), sample="")
+            continue
+        record = _record(document_id, columns, opened, config)
+        text = record if isinstance(record, Reject) else text_of_record(document_id, record, "", config)
+        if isinstance(text, Reject):
+            yield text
+        else:
+            yield from whole_document(document_id, text, cleaning)
+
+
+def _record(
+    document_id: str, columns: dict[str, bytes], opened: MdsReader, config: CorpusConfig
+) -> dict[str, Any] | Reject:
+    """The columns that the text is in, decoded; or the reject of the one that cannot be."""
+    record: dict[str, Any] = {}
+    for name, encoding in zip(opened.names, opened.encodings, strict=True):
+        if not any(name in (field, field.split(".")[0]) for field in as_tuple(config.text_field)):
+            continue
+        content = decode(columns[name], None)
+        if content is None:
+            return undecodable(document_id, columns[name])
+        try:
+            record[name] = json.loads(content) if encoding == "json" else content
+        except (ValueError, RecursionError) as error:
+            return Reject(id=document_id, reason="not_json", detail=str(error), sample=sample(content))
+    return record
