@@ -1,8 +1,12 @@
 """The section ``filters`` of the configuration: rules that published corpora were made by. All are off by default."""
 
 import dataclasses
+import hashlib
+from pathlib import Path
+from typing import Any
 
 from data_prep.contract.command_line import UserError
+from data_prep.contract.shell.paths import PATH
 
 GOPHER_STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
 """Rae et al. 2021, appendix A.1.1."""
@@ -37,13 +41,158 @@ class GopherQualityConfig:
     """The stop words, of one language."""
 
 
+HASHED = "_sha256"
+"""What is added to the key of a file where its hash stands in its place."""
+
+SHORT_NGRAMS, LONG_NGRAMS = range(2, 5), range(5, 11)
+"""Words of the n-grams of Rae et al. 2021, table A1."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LanguageConfig:
+    """fastText's identification of 176 languages by the beginning of a document; needs the extra 'language'."""
+
+    enabled: bool = False
+    """Whether languages are identified; the report then counts documents and rejects by language."""
+    languages: tuple[str, ...] = ()
+    """Codes of the languages that are kept, such as [en, de]; nothing keeps all."""
+    min_score: float = 0.65
+    """Least probability of such a language; FineWeb's limit (Penedo et al. 2024, section 3.3)."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GopherRepetitionConfig:
+    """The repetition rules of MassiveText (Rae et al. 2021, table A1). A limit that is null is not looked at."""
+
+    enabled: bool = False
+    """Whether the rules are looked at."""
+    lines: float | None = 0.3
+    """Greatest share of lines that repeat an earlier one."""
+    paragraphs: float | None = 0.3
+    """Greatest share of paragraphs that do."""
+    line_characters: float | None = 0.2
+    """Greatest share of characters in such lines."""
+    paragraph_characters: float | None = 0.2
+    """Greatest share of characters in such paragraphs."""
+    top_ngrams: tuple[float, ...] | None = (0.2, 0.18, 0.16)
+    """Greatest share of characters in the most frequent 2-gram, 3-gram and 4-gram of words."""
+    repeated_ngrams: tuple[float, ...] | None = (0.15, 0.14, 0.13, 0.12, 0.11, 0.1)
+    """Greatest share of characters in 5-grams, 6-grams and so on to 10-grams that occur before."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class C4Config:
+    """The rules of C4 (Raffel et al. 2020, section 2.2, and the authors' code). They drop lines and documents, and
+    always marks of citations, lines about JavaScript, cookies or terms of use, and documents with 'lorem ipsum'."""
+
+    enabled: bool = False
+    """Whether the rules are looked at."""
+    terminal_punctuation: bool = True
+    """Keep only lines that end with a stop, a question or exclamation mark, or a quotation mark."""
+    min_words_per_line: int | None = 3
+    """Lines of fewer words are dropped."""
+    max_word_length: int | None = 1_000
+    """Lines with a longer word are dropped."""
+    min_sentences: int | None = 5
+    """Documents that keep fewer sentences are dropped."""
+    curly_brackets: bool = True
+    """Drop documents with a curly bracket, which are mostly code."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FineWebConfig:
+    """The rules that FineWeb adds to those of Gopher and C4 (Penedo et al. 2024, arXiv 2406.17557, section 3.6). A
+    limit that is null is not looked at."""
+
+    enabled: bool = False
+    """Whether the rules are looked at."""
+    min_line_punctuation: float | None = 0.12
+    """Least share of lines that end with a sentence's end."""
+    max_short_lines: float | None = 0.67
+    """Greatest share of short lines."""
+    short_line_length: int = 30
+    """Characters up to which a line is short."""
+    max_repeated_lines: float | None = 0.01
+    """Greatest share of characters in lines that repeat an earlier one."""
+    max_newlines: float | None = 0.3
+    """Most line ends a word."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RatiosConfig:
+    """Shares that GottBERT's corpus was filtered by (Scheible et al. 2024, arXiv 2012.02110). A limit that is null is
+    not looked at."""
+
+    enabled: bool = False
+    """Whether the rules are looked at."""
+    stop_words: tuple[str, ...] = ()
+    """The most frequent words of the language, in any case."""
+    min_stop_words: float | None = None
+    """Least share of stop words among the words."""
+    max_punctuation: float | None = None
+    """Greatest share of signs among words and signs."""
+    max_upper_case: float | None = None
+    """Greatest share of words in capitals alone, from two letters on."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RepeatedLinesConfig:
+    """Lines that a document repeats: the first is left, the others are taken out of the text."""
+
+    enabled: bool = False
+    """Whether they are taken out."""
+    min_characters: int = 20
+    """Shorter lines may be repeated."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PythonConfig:
+    """A filter of your own: a file with a function check(text), which gives None or True to keep a document, False or
+    (False, 'why') to drop it, or the text that takes its place. Its hash is in the manifest."""
+
+    enabled: bool = False
+    """Whether it is called."""
+    path: str | None = dataclasses.field(default=None, metadata=PATH)
+    """The file."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PiiConfig:
+    """Personal data that is replaced; the document stays. What is null stays as it is."""
+
+    enabled: bool = False
+    """Whether it is replaced."""
+    email: str | None = "email@example.com"
+    """What replaces e-mail addresses."""
+    ip: str | None = "192.0.2.1"
+    """What replaces public IPv4 addresses."""
+    phone: str | None = "+1 555 0100"
+    """What replaces telephone numbers with a country code, or of North America's form."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FiltersConfig:
     """Rules by which documents are dropped or changed before they are tokenized; all rejects are listed in
     rejects.jsonl.gz with rule and score. The rules run in the order of this list."""
 
+    language: LanguageConfig = dataclasses.field(default_factory=LanguageConfig)
+    """Language by its beginning."""
+    gopher_repetition: GopherRepetitionConfig = dataclasses.field(default_factory=GopherRepetitionConfig)
+    """Repeated lines, paragraphs and n-grams."""
     gopher_quality: GopherQualityConfig = dataclasses.field(default_factory=GopherQualityConfig)
     """Length, symbols, letters and stop words."""
+    c4: C4Config = dataclasses.field(default_factory=C4Config)
+    """Lines that are sentences, and enough of them."""
+    fineweb: FineWebConfig = dataclasses.field(default_factory=FineWebConfig)
+    """Ends of lines, short lines and lists."""
+    ratios: RatiosConfig = dataclasses.field(default_factory=RatiosConfig)
+    """Stop words, punctuation and upper case."""
+    repeated_lines: RepeatedLinesConfig = dataclasses.field(default_factory=RepeatedLinesConfig)
+    """Lines that a document repeats."""
+    python: PythonConfig = dataclasses.field(default_factory=PythonConfig)
+    """A function of your own."""
+    pii: PiiConfig = dataclasses.field(default_factory=PiiConfig)
+    """Addresses and telephone numbers."""
 
 
 def check_filters(filters: FiltersConfig) -> None:
@@ -51,12 +200,33 @@ def check_filters(filters: FiltersConfig) -> None:
     for section in dataclasses.fields(filters):
         options = getattr(filters, section.name)
         for field in dataclasses.fields(options):
-            name, value = f"filters.{section.name}.{field.name}", getattr(options, field.name)
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                continue
-            if not 0 <= value <= 2**31:  # false for a NaN too
-                raise UserError(f"{name} is {value}: expected 0 or more; null switches a rule off")
-    quality = filters.gopher_quality
+            _check_numbers(f"filters.{section.name}.{field.name}", getattr(options, field.name))
+    if filters.language.min_score > 1:
+        raise UserError(f"filters.language.min_score is {filters.language.min_score}: expected 0 to 1")
+    if filters.ratios.enabled and filters.ratios.min_stop_words and not filters.ratios.stop_words:
+        raise UserError("filters.ratios.min_stop_words needs filters.ratios.stop_words: no document could be kept")
+    if filters.python.enabled and not filters.python.path:
+        raise UserError("filters.python.enabled needs filters.python.path: name the file with your function check")
+    repetition = filters.gopher_repetition
+    for name, limits, lengths in (
+        ("top_ngrams", repetition.top_ngrams, SHORT_NGRAMS),
+        ("repeated_ngrams", repetition.repeated_ngrams, LONG_NGRAMS),
+    ):
+        if limits is not None and len(limits) != len(lengths):
+            raise UserError(
+                f"filters.gopher_repetition.{name} has {len(limits)} numbers: expected one for each n from "
+                f"{lengths[0]} to {lengths[-1]}"
+            )
+    _check_quality(filters.gopher_quality)
+
+
+def _check_numbers(name: str, value: object) -> None:
+    for number in value if isinstance(value, tuple) else (value,):
+        if isinstance(number, int | float) and not 0 <= number <= 2**31:  # false for a NaN too
+            raise UserError(f"{name} is {number}: expected 0 or more; null switches a rule off")
+
+
+def _check_quality(quality: GopherQualityConfig) -> None:
     for low, high in (("min_words", "max_words"), ("min_mean_word_length", "max_mean_word_length")):
         least, most = getattr(quality, low), getattr(quality, high)
         if quality.enabled and None not in (least, most) and least > most:
@@ -72,11 +242,29 @@ def check_filters(filters: FiltersConfig) -> None:
         )
 
 
-def used_filters(filters: FiltersConfig) -> dict[str, dict[str, object]]:
-    """Section -> its options, of the sections that are on: what decides the bytes."""
-    found = {}
+def used_filters(filters: FiltersConfig) -> dict[str, dict[str, Any]]:
+    """Section -> its options, of the sections that are on: what decides the bytes. Of a file that is its content.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    found: dict[str, dict[str, Any]] = {}
     for section in dataclasses.fields(filters):
         options = getattr(filters, section.name)
-        if options.enabled:
-            found[section.name] = dataclasses.asdict(options)
+        if not options.enabled:
+            continue
+        values = found[section.name] = {}
+        for field in dataclasses.fields(options):
+            value = getattr(options, field.name)
+            if not field.metadata.get("path"):
+                values[field.name] = value
+            elif value:
+                values[field.name + HASHED] = _sha256(f"filters.{section.name}.{field.name}", value)
     return found
+
+
+def _sha256(key: str, path: str) -> str:
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except OSError as error:
+        raise UserError(f"cannot read {key} {path}: {error.strerror}") from error

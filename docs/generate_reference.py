@@ -224,8 +224,12 @@ def exit_codes_page() -> str:
 
 def presets_page() -> str:
     """The files below configs/ with the comment that heads each, and their text."""
-    lines = ["# Presets", GENERATED, "Each preset is complete, and its head names its source.\n"]
-    for folder in ("pretrain", "prep", "finetune", "cluster"):
+    lines = [
+        "# Presets",
+        GENERATED,
+        "Each preset is complete, and its head names its source. Those of prep/filters go behind another.\n",
+    ]
+    for folder in ("pretrain", "prep", "prep/filters", "finetune", "cluster"):
         lines.append(f"## configs/{folder}")
         for path in sorted((ROOT / "configs" / folder).glob("*.yaml")):
             lines += [f"### {path.stem}", '??? note "' + str(path.relative_to(ROOT)) + '"\n']

@@ -27,6 +27,8 @@ class Document:
     """The text: NFC, \\n line ends, no white space at its ends."""
     part: int = 0
     """Number of the piece, where the text is longer than a document may be."""
+    language: str | None = None
+    """Its code, where a filter has identified it."""
 
     @property
     def key(self) -> str:
@@ -48,6 +50,8 @@ class Reject:
     """At most 1,000 characters from its beginning."""
     score: float | None = None
     """What a filter measured, if it was a number."""
+    language: str | None = None
+    """As of a document."""
 
     def as_dict(self) -> dict[str, str | float]:
         """As ``rejects.jsonl.gz`` has it: what there is."""

@@ -14,16 +14,18 @@ WORD = re.compile(r"\w+(?:(?<=\d)[.,]\d+)*|(?<=\w)['’]\w+|([^\w\s])\1*")
 _CLOSING = "\"'”’»)]}"
 _SENTENCE_END = re.compile(rf"[.!?。！？।؟…]+[{re.escape(_CLOSING)}]*(?=\s+\S|$)")
 
-_facts = WordFacts()
+_words = WordFacts()
 """Of the words that this process has met."""
 
 
 class AnalysedText:
     """One text, and what is known of it so far."""
 
-    def __init__(self, document: Document) -> None:
+    def __init__(self, document: Document, language: str | None = None) -> None:
         self.document = document
         self.text = document.text
+        self.language = language
+        """Its code, where it has been identified."""
 
     @cached_property
     def words(self) -> list[str]:
@@ -41,28 +43,28 @@ class AnalysedText:
         return self.text.splitlines()
 
     @cached_property
-    def _ids(self) -> np.ndarray:
-        return _facts.ids(self.words)
+    def _facts(self) -> dict[str, np.ndarray]:
+        return _words.of(self.words)  # all at once: places of words do not outlast the next text
 
     @cached_property
     def lengths(self) -> np.ndarray:
         """[words] i64, characters of each word."""
-        return _facts.lengths[self._ids]
+        return self._facts["lengths"]
 
     @cached_property
     def hashes(self) -> np.ndarray:
         """[words] u64, a hash of each word."""
-        return _facts.hashes[self._ids]
+        return self._facts["hashes"]
 
     @cached_property
     def spoken(self) -> np.ndarray:
         """[words] bool, whether a word is more than punctuation."""
-        return _facts.spoken[self._ids]
+        return self._facts["spoken"]
 
     @cached_property
     def alphabetic(self) -> np.ndarray:
         """[words] bool, whether a word has a letter."""
-        return _facts.alphabetic[self._ids]
+        return self._facts["alphabetic"]
 
 
 def count_sentences(line: str) -> int:

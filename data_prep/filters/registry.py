@@ -8,11 +8,27 @@ from data_prep.corpus.documents import SAMPLE_CHARACTERS, Document, Reject
 from data_prep.filters.analysis import AnalysedText
 from data_prep.filters.document_filter import DocumentFilter, Refusal
 from data_prep.filters.evaluation_ngrams import EvaluationNgrams
+from data_prep.filters.rules.c4 import C4
+from data_prep.filters.rules.fineweb import FineWeb
 from data_prep.filters.rules.gopher_quality import GopherQuality
+from data_prep.filters.rules.gopher_repetition import GopherRepetition
+from data_prep.filters.rules.language import Language
+from data_prep.filters.rules.own_python import OwnPython
+from data_prep.filters.rules.pii import Pii
+from data_prep.filters.rules.ratios import Ratios
+from data_prep.filters.rules.repeated_lines import RepeatedLines
 
 DOCUMENT_FILTERS: list[type[DocumentFilter]] = [
+    Language,
+    GopherRepetition,
     GopherQuality,
+    C4,
+    FineWeb,
+    Ratios,
+    RepeatedLines,
+    OwnPython,
     EvaluationNgrams,  # of what is left
+    Pii,
 ]
 
 
@@ -42,7 +58,7 @@ def filtered(document: Document, filters: Sequence[DocumentFilter], min_characte
         if isinstance(verdict, str):
             changed = verdict.strip()
             if len(changed) >= min_characters:
-                text = AnalysedText(dataclasses.replace(text.document, text=changed))
+                text = AnalysedText(dataclasses.replace(text.document, text=changed), text.language)
                 continue
             detail = f"{len(changed)} characters are left, cleaning.min_characters is {min_characters}"
             verdict = Refusal(rule="little_left", detail=detail, score=len(changed))
@@ -54,5 +70,6 @@ def filtered(document: Document, filters: Sequence[DocumentFilter], min_characte
                 detail=verdict.detail,
                 sample=document.text[:SAMPLE_CHARACTERS],
                 score=verdict.score,
+                language=text.language,
             )
-    return text.document
+    return text.document if text.language is None else dataclasses.replace(text.document, language=text.language)

@@ -13,11 +13,11 @@ MOST_CHARACTERS = 1 << 23
 """And their characters."""
 
 
-class WordFacts(dict[str, int]):
-    """Word -> its place in the columns ``lengths``, ``hashes``, ``spoken`` and ``alphabetic``.
+_COLUMNS = {"lengths": np.int64, "hashes": np.uint64, "spoken": np.bool_, "alphabetic": np.bool_}
 
-    Call ``ids`` with all words of a text: places hold until its next call.
-    """
+
+class WordFacts(dict[str, int]):
+    """Word -> its place in the columns of what is known of it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -26,28 +26,29 @@ class WordFacts(dict[str, int]):
     def _forget(self) -> None:
         self.clear()
         self._characters = 0
-        size = 1 << 12
-        self.lengths = np.zeros(size, dtype=np.int64)
-        self.hashes = np.zeros(size, dtype=np.uint64)
-        self.spoken = np.zeros(size, dtype=bool)
-        self.alphabetic = np.zeros(size, dtype=bool)
+        self._columns = {name: np.zeros(1 << 12, dtype=dtype) for name, dtype in _COLUMNS.items()}
 
     def __missing__(self, word: str) -> int:
         place = len(self)
-        if place == len(self.lengths):
-            for name in ("lengths", "hashes", "spoken", "alphabetic"):
-                column = getattr(self, name)
-                setattr(self, name, np.concatenate([column, np.zeros_like(column)]))
-        self.lengths[place] = len(word)
-        self.hashes[place] = xxhash.xxh3_64_intdigest(as_bytes(word))
-        self.spoken[place] = not PUNCTUATION.issuperset(word)
-        self.alphabetic[place] = any(map(str.isalpha, word))
+        if place == len(self._columns["lengths"]):
+            self._columns = {name: np.concatenate([c, np.zeros_like(c)]) for name, c in self._columns.items()}
+        columns = self._columns
+        columns["lengths"][place] = len(word)
+        columns["hashes"][place] = xxhash.xxh3_64_intdigest(as_bytes(word))
+        columns["spoken"][place] = not PUNCTUATION.issuperset(word)
+        columns["alphabetic"][place] = any(map(str.isalpha, word))
         self._characters += len(word)
         self[word] = place
         return place
 
-    def ids(self, words: list[str]) -> np.ndarray:
-        """[words] i64, the place of each word."""
+    def of(self, words: list[str]) -> dict[str, np.ndarray]:
+        """What is known of each word of a text.
+
+        Returns:
+            [words] each: ``lengths`` i64 in characters, ``hashes`` u64, ``spoken`` whether it is more than punctuation,
+            ``alphabetic`` whether it has a letter.
+        """
         if len(self) > MOST_WORDS or self._characters > MOST_CHARACTERS:
             self._forget()
-        return np.fromiter(map(self.__getitem__, words), dtype=np.int64, count=len(words))
+        places = np.fromiter(map(self.__getitem__, words), dtype=np.int64, count=len(words))
+        return {name: column[places] for name, column in self._columns.items()}

@@ -17,6 +17,8 @@ from data_prep.report.statistics import ROW_LENGTH_BINS, encodings_of, notes_on_
 
 REPORT = "report.html"
 SHOWN_FILES = 10
+SHOWN_LANGUAGES = 12
+"""Of each source."""
 SHOWN_SHARDS = 200
 """Of each split."""
 SAMPLE_CHARACTERS = 300
@@ -73,6 +75,7 @@ def write_report(
         _inputs(folder, manifest),
         _rejected(manifest["statistics"], rejects),
         _sources(manifest["statistics"].get("sources", [])),
+        _languages(manifest["statistics"].get("sources", [])),
         _documents(manifest["statistics"]["documents"]),
         _packed(manifest),
         _masks(manifest),
@@ -198,6 +201,29 @@ def _sources(sources: Sequence[Mapping[str, Any]]) -> str:
         lines.append((name, *counts, percentage(source["documents"], source["read"]), escaped(rejects)))
     names = ("corpus.paths, first file", "files", "read", "not sampled", "kept", "tokens", "share kept", "left out")
     return "<h2>By source</h2>\n" + html_table(names, lines)
+
+
+def _languages(sources: Sequence[Mapping[str, Any]]) -> str:
+    """What the filters took of each language and source, the largest first, if languages were identified."""
+    lines = []
+    for number, source in enumerate(sources, 1):
+        found = sorted(source.get("languages", {}).items(), key=lambda item: (-item[1]["read"], item[0]))
+        for language, count in found[:SHOWN_LANGUAGES]:
+            rejected = sum(count["rejects"].values())
+            reasons = ", ".join(
+                f"{taken:,} {reason.replace('_', ' ')}" for reason, taken in sorted(count["rejects"].items())
+            )
+            share = percentage(count["read"] - rejected, count["read"])
+            lines.append((number, escaped(language), count["read"], share, escaped(reasons)))
+        rest = found[SHOWN_LANGUAGES:]
+        if rest:
+            read = sum(count["read"] for _, count in rest)
+            taken = sum(sum(count["rejects"].values()) for _, count in rest)
+            lines.append((number, f"{len(rest)} more", read, percentage(read - taken, read), ""))
+    if not lines:
+        return ""
+    names = ("entry of corpus.paths", "language", "seen by the filters", "share kept", "taken by the filters")
+    return "<h2>By language</h2>\n" + html_table(names, lines)
 
 
 def _documents(documents: Mapping[str, Any]) -> str:

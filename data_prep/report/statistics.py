@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from data_prep.corpus.documents import Document, Reject
+
 FERTILITY_LIMIT = 5
 """Tokens per word from which documents share the last bin; text without white space gets there."""
 
@@ -90,6 +92,16 @@ def merge(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     return total
 
 
+def count_language(counts: dict[str, Any], judged: Document | Reject) -> None:
+    """Count a document that the filters have seen in ``counts["languages"]``, if its language is known."""
+    if judged.language is None:
+        return
+    found = counts.setdefault("languages", {}).setdefault(judged.language, {"read": 0, "rejects": {}})
+    found["read"] += 1
+    if isinstance(judged, Reject):
+        found["rejects"][judged.reason] = found["rejects"].get(judged.reason, 0) + 1
+
+
 def counts_by_source(record: Mapping[str, Any]) -> dict[str, Any]:
     """What the record of a map task says of each source (see ``CorpusFile``): its number -> counts.
 
@@ -109,7 +121,8 @@ def source_statistics(
 
     Returns:
         For each entry of ``corpus.paths``: its files, the name of the first, documents read, not sampled, in the
-        shards, rejects (reason -> documents), and tokens in the shards, each document once.
+        shards, rejects (reason -> documents), tokens in the shards, each document once, and, where languages were
+        identified, for each the documents that the filters saw and their rejects.
     """
     names: dict[int, list[str]] = {}
     for survey, source in files:
@@ -119,7 +132,10 @@ def source_statistics(
         here, count = names.get(source, []), counts.get(str(source), {})
         numbers = {key: count.get(key, 0) for key in ("read", "not_sampled", "documents", "tokens")}
         rejects = dict(sorted(count.get("rejects", {}).items()))
-        found.append({"files": len(here), "first_file": here[0] if here else "", **numbers, "rejects": rejects})
+        entry = {"files": len(here), "first_file": here[0] if here else "", **numbers, "rejects": rejects}
+        if "languages" in count:
+            entry["languages"] = dict(sorted(count["languages"].items()))
+        found.append(entry)
     return found
 
 

@@ -16,6 +16,7 @@ from data_prep.contract.command_line import UserError
 from data_prep.contract.shard_format import DOCUMENTS_FOLDER, INPUTS
 from data_prep.contract.shards import ShardFolder, open_shards
 from data_prep.corpus.documents import CorpusFile
+from data_prep.filter_config import HASHED
 from data_prep.report.progress import Progress
 from data_prep.stages.build import build_planned
 from data_prep.stages.finish import Summary
@@ -60,7 +61,7 @@ def _options(prefix: str, values: Mapping[str, Any]) -> list[str]:
     for name, value in values.items():
         if isinstance(value, Mapping):
             options += _options(f"{prefix}{name}.", value)
-        elif (prefix, name) != ("corpus.", "weights"):  # of paths that are not there any more
+        elif (prefix, name) != ("corpus.", "weights") and not name.endswith(HASHED):  # of files that may be gone
             options += [f"--{prefix}{name}", value if isinstance(value, str) else json.dumps(value)]
     return options
 

