@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from data_prep.config import CleaningConfig, CorpusConfig
-from data_prep.corpus.character_sets import decode
 from data_prep.corpus.documents import CorpusFile, Document, Partition, Reject, sample, whole_document
 from data_prep.corpus.formats import line_formats
 from data_prep.corpus.formats.line_formats import parsed_text, undecodable
@@ -81,9 +80,9 @@ class JsonReader:
         value = record.value
         if _NO_UTF8.search(content):
             data = content.encode("utf-8", "surrogateescape")
-            text = decode(data, self.stream.legacy)
+            text = self.stream.decoder.text(data)
             if text is None:
-                yield undecodable(document_id, data)
+                yield undecodable(document_id, data, self.stream.decoder)
                 return
             try:
                 value = json.loads(text)

@@ -14,10 +14,9 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from data_prep.config import CleaningConfig, CorpusConfig, as_tuple
-from data_prep.corpus.character_sets import decode
 from data_prep.corpus.documents import CorpusFile, Document, Partition, Reject, sample, whole_document
 from data_prep.corpus.formats.line_formats import LINE_BYTES, undecodable
-from data_prep.corpus.formats.parquet_format import unpacked
+from data_prep.corpus.formats.parquet_format import decoder_of_values, unpacked
 from data_prep.corpus.formats.text_fields import text_of_record
 from data_prep.corpus.raw_files import open_raw
 from data_prep.corpus.streams import DamagedFile
@@ -31,6 +30,7 @@ class MdsReader:
 
     def __init__(self, file: CorpusFile) -> None:
         raw = open_raw(file)
+        self.decoder = decoder_of_values(file)
         self.handle: BinaryIO = raw if file.compression is None and raw.seekable() else unpacked(raw, file)
         try:
             self.samples = self._numbers(0, 1)[0]
@@ -137,9 +137,9 @@ def _record(
     for name, encoding in zip(opened.names, opened.encodings, strict=True):
         if not any(name in (field, field.split(".")[0]) for field in as_tuple(config.text_field)):
             continue
-        content = decode(columns[name], None)
+        content = opened.decoder.text(columns[name])
         if content is None:
-            return undecodable(document_id, columns[name])
+            return undecodable(document_id, columns[name], opened.decoder)
         try:
             record[name] = json.loads(content) if encoding == "json" else content
         except (ValueError, RecursionError) as error:

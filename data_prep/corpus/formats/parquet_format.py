@@ -29,10 +29,7 @@ class ParquetReader:
         raw = open_raw(file)
         self.handle: BinaryIO = raw if file.compression is None and raw.seekable() else unpacked(raw, file)
         self.path = file.path
-        # By the format a string is UTF-8, so another encoding is only looked at where one is none.
-        self.decoder = Decoder(
-            legacy=None if file.encoding == AUTO else file.encoding, replace=file.errors == "replace"
-        )
+        self.decoder = decoder_of_values(file)
         try:
             # Buffered: a row group may be larger than memory.
             self.file = pyarrow.parquet.ParquetFile(
@@ -57,6 +54,11 @@ class ParquetReader:
         """Close the file too."""
         self.file.close()
         self.handle.close()
+
+
+def decoder_of_values(file: CorpusFile) -> Decoder:
+    """Of a format whose strings are UTF-8, so that another encoding is only looked at where one is none."""
+    return Decoder(legacy=None if file.encoding == AUTO else file.encoding, replace=file.errors == "replace")
 
 
 def unpacked(raw: BinaryIO, file: CorpusFile) -> BinaryIO:
