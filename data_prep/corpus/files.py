@@ -110,7 +110,7 @@ def _nothing_found(entry: str, names: Iterable[str]) -> UserError:
                 f"corpus path {entry} holds no corpus file but .{found[0]}, which a folder is not searched for: give a "
                 f"glob, such as {entry.rstrip('/')}/**/*.{found[0]}"
             )
-    return UserError(f"corpus path {entry} does not exist or matches no readable corpus file: expected {KNOWN_FILES}")
+    return UserError(f"corpus path {entry} does not exist or matches no corpus file: expected {KNOWN_FILES}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
