@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from data_prep.config import CleaningConfig, CorpusConfig
 from data_prep.corpus.documents import CorpusFile, Document, Partition, Reject
-from data_prep.corpus.formats.parquet_format import as_damage, decoder_of_values, row_documents, unpacked
+from data_prep.corpus.formats.parquet_format import as_damage, row_documents, table_decoder, unpacked
 from data_prep.corpus.formats.text_fields import column_bytes, column_problem, column_values
 from data_prep.corpus.raw_files import open_raw
 from data_prep.corpus.streams import DamagedFile
@@ -26,7 +26,7 @@ class ArrowReader:
         raw = open_raw(file)
         self.handle: BinaryIO = raw if file.compression is None and raw.seekable() else unpacked(raw, file)
         self.path = file.path
-        self.decoder = decoder_of_values(file)
+        self.decoder = table_decoder(file)
         self.batch = 0
         """Number of the batch that is read next."""
         self.row = 1

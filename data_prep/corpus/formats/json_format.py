@@ -78,11 +78,12 @@ class JsonReader:
             yield Reject(id=document_id, reason=reason, detail=detail, sample=sample(content[:BLOCK_BYTES]))
             return
         value = record.value
-        if _NO_UTF8.search(content):
+        decoder = self.stream.decoder
+        if _NO_UTF8.search(content) or decoder.named not in (None, "utf-8"):
             data = content.encode("utf-8", "surrogateescape")
-            text = self.stream.decoder.text(data)
+            text = decoder.text(data)
             if text is None:
-                yield undecodable(document_id, data, self.stream.decoder)
+                yield undecodable(document_id, data, decoder)
                 return
             try:
                 value = json.loads(text)

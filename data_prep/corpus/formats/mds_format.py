@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 from data_prep.config import CleaningConfig, CorpusConfig, as_tuple
 from data_prep.corpus.documents import CorpusFile, Document, Partition, Reject, sample, whole_document
 from data_prep.corpus.formats.line_formats import LINE_BYTES, undecodable
-from data_prep.corpus.formats.parquet_format import decoder_of_values, unpacked
+from data_prep.corpus.formats.parquet_format import table_decoder, unpacked
 from data_prep.corpus.formats.text_fields import text_of_record
 from data_prep.corpus.raw_files import open_raw
 from data_prep.corpus.streams import DamagedFile
@@ -30,8 +30,8 @@ class MdsReader:
 
     def __init__(self, file: CorpusFile) -> None:
         raw = open_raw(file)
-        self.decoder = decoder_of_values(file)
         self.handle: BinaryIO = raw if file.compression is None and raw.seekable() else unpacked(raw, file)
+        self.decoder = table_decoder(file)
         try:
             self.samples = self._numbers(0, 1)[0]
             """In the shard."""

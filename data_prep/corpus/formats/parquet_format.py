@@ -29,7 +29,7 @@ class ParquetReader:
         raw = open_raw(file)
         self.handle: BinaryIO = raw if file.compression is None and raw.seekable() else unpacked(raw, file)
         self.path = file.path
-        self.decoder = decoder_of_values(file)
+        self.decoder = table_decoder(file)
         try:
             # Buffered: a row group may be larger than memory.
             self.file = pyarrow.parquet.ParquetFile(
@@ -56,8 +56,8 @@ class ParquetReader:
         self.handle.close()
 
 
-def decoder_of_values(file: CorpusFile) -> Decoder:
-    """Of a format whose strings are UTF-8, so that another encoding is only looked at where one is none."""
+def table_decoder(file: CorpusFile) -> Decoder:
+    """By its format a string is UTF-8, so another encoding is only looked at where one is none."""
     return Decoder(legacy=None if file.encoding == AUTO else file.encoding, replace=file.errors == "replace")
 
 

@@ -138,3 +138,11 @@ def test_shards_of_streaming_that_are_damaged(tmp_path):
         assert rejects(read(tmp_path)) == {"a.mds": "damaged_file"}
     write_mds(tmp_path / "a.mds", [])
     assert rejects(read(tmp_path)) == {"a.mds": "empty"}
+
+
+def test_encodings_and_errors_that_are_named(tmp_path):
+    write_mds(tmp_path / "a.mds", [{"text": "Wrocław".encode("cp1250")}])
+    (tmp_path / "b.json").write_bytes(json.dumps([{"text": "Wrocław"}], ensure_ascii=False).encode("cp1250"))
+    for name in ("a.mds", "b.json"):
+        assert texts(read(tmp_path / name, encoding="cp1250")) == ["Wrocław"]
+        assert texts(read(tmp_path / name, encoding="utf-8", errors="replace")) == ["Wroc\ufffdaw"]
