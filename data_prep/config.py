@@ -150,8 +150,8 @@ class PrepConfig:
     output: str = dataclasses.field(metadata=PATH)
     """The shard folder to make."""
     tokenizer: str | None = dataclasses.field(default=None, metadata=PATH)
-    """tokenizer.json that ``vocab`` writes and ``shards`` reads, or the vocab.txt of a BERT (cased or not as
-    vocabulary.lowercase says); when not given, OUTPUT.tokenizer.json."""
+    """tokenizer.json that ``vocab`` writes and ``shards`` reads, that of a BERT or RoBERTa, or the vocab.txt of a BERT
+    (cased or not as vocabulary.lowercase says); when not given, OUTPUT.tokenizer.json."""
     corpus: CorpusConfig = dataclasses.field(default_factory=CorpusConfig)
     """Where the text comes from."""
     cleaning: CleaningConfig = dataclasses.field(default_factory=CleaningConfig)

@@ -17,8 +17,9 @@ unigram    adds up probabilities in the order of the map, so scores differ in th
 
 import hashlib
 import json
+import re
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,18 @@ from data_prep.contract.text.scripts import may_begin_unspaced_word
 
 SPECIAL_TOKENS = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
 """Role -> token, in the order of their ids in a vocabulary trained here (0 to 4)."""
+
+OTHER_SPECIAL_TOKENS = {
+    "pad": ("<pad>",),
+    "unk": ("<unk>",),
+    "cls": ("<s>", "<cls>"),
+    "sep": ("</s>", "<sep>"),
+    "mask": ("<mask>",),
+}
+"""Role -> what it is called in vocabularies of RoBERTa, XLM-RoBERTa and their like; ALBERT has some of each."""
+
+MASK_TOKENS = (SPECIAL_TOKENS["mask"], *OTHER_SPECIAL_TOKENS["mask"])
+"""What a masked token may be called."""
 
 CONTINUATION = "##"
 """What BERT puts before a piece that continues a word."""
@@ -87,8 +100,8 @@ def load_tokenizer(path: str | Path, vocabulary: VocabularyConfig | None = None)
             None: as the tokenizer_config.json beside it says, or else lower-cased where it has no entry "A".
 
     Raises:
-        UserError: no such file, not a tokenizer, one without [PAD] [UNK] [CLS] [SEP] [MASK], or a vocab.txt of
-            the other case.
+        UserError: no such file, not a tokenizer, one without [PAD] [UNK] [CLS] [SEP] [MASK] or what stands for them
+            in a RoBERTa, or a vocab.txt of the other case.
     """
     path = Path(path)
     if not path.is_file():
@@ -104,10 +117,23 @@ def load_tokenizer(path: str | Path, vocabulary: VocabularyConfig | None = None)
         except Exception as error:  # the library raises a bare Exception for every kind of bad file
             raise UserError(f"{path} is not a tokenizer.json: {error}") from error
         _check_special_tokens(path, tokenizer.get_vocab(with_added_tokens=True))
+        _check_frame(path, tokenizer)
     tokenizer.no_truncation()
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = True
     return tokenizer
+
+
+def _check_frame(path: Path, tokenizer: Tokenizer) -> None:
+    """Refuse, before any work, what an export could not use: a vocabulary of other names that frames no text."""
+    ids = special_ids(tokenizer)
+    named_as_bert = [tokenizer.token_to_id(token) for token in SPECIAL_TOKENS.values()] == list(ids.values())
+    if not named_as_bert and tokenizer.encode("").ids != [ids["cls"], ids["sep"]]:
+        cls, sep = (tokenizer.id_to_token(ids[role]) for role in ("cls", "sep"))
+        raise UserError(
+            f"the tokenizer {path} does not put {cls} before and {sep} after a text: that of a BERT, a RoBERTa or "
+            "their like does"
+        )
 
 
 def _from_vocabulary_file(path: Path, config: VocabularyConfig | None) -> Tokenizer:
@@ -117,7 +143,9 @@ def _from_vocabulary_file(path: Path, config: VocabularyConfig | None) -> Tokeni
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not a vocab.txt: it is not UTF-8 text ({error.reason})") from error
     vocabulary = {token: number for number, token in enumerate(lines if lines[-1] else lines[:-1])}
-    _check_special_tokens(path, vocabulary)
+    missing = [token for token in SPECIAL_TOKENS.values() if token not in vocabulary]
+    if missing:
+        raise UserError(f"the vocabulary {path} lacks {' '.join(missing)}: a BERT's has all of them")
     cased = "A" in vocabulary
     if config is None:
         config = _as_configured_beside(path, cased)
@@ -160,9 +188,24 @@ def tokenizer_content(path: str | Path, vocabulary: VocabularyConfig | None = No
 
 
 def _check_special_tokens(path: Path, vocabulary: dict[str, int]) -> None:
-    missing = [token for token in SPECIAL_TOKENS.values() if token not in vocabulary]
+    found = _special_tokens(vocabulary, ())
+    missing = [" or ".join((token, *OTHER_SPECIAL_TOKENS[r])) for r, token in SPECIAL_TOKENS.items() if r not in found]
     if missing:
-        raise UserError(f"the tokenizer {path} lacks {' '.join(missing)}: a BERT tokenizer has all of them")
+        raise UserError(
+            f"the tokenizer {path} lacks {', '.join(missing)}: that of a BERT, a RoBERTa or their like has all of them"
+        )
+
+
+def _special_tokens(vocabulary: Collection[str], special: Collection[str]) -> dict[str, str]:
+    """Role -> token, of those roles that have one; of several names one that is registered as special comes first."""
+    if all(token in vocabulary for token in SPECIAL_TOKENS.values()):
+        return SPECIAL_TOKENS
+    found: dict[str, str] = {}
+    for role, token in SPECIAL_TOKENS.items():
+        names = [name for name in (token, *OTHER_SPECIAL_TOKENS[role]) if name in vocabulary]
+        if names:
+            found[role] = next((name for name in names if name in special), names[0])
+    return found
 
 
 def tokenizer_hash(path: str | Path) -> str:
@@ -172,7 +215,9 @@ def tokenizer_hash(path: str | Path) -> str:
 
 def special_ids(tokenizer: Tokenizer) -> dict[str, int]:
     """{"pad": id, "unk": id, "cls": id, "sep": id, "mask": id}."""
-    return {role: tokenizer.token_to_id(token) for role, token in SPECIAL_TOKENS.items()}  # type: ignore[misc]
+    special = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
+    names = _special_tokens(tokenizer.get_vocab(with_added_tokens=True), special)
+    return {role: tokenizer.token_to_id(names[role]) for role in SPECIAL_TOKENS}  # type: ignore[misc]
 
 
 def vocabulary_size(tokenizer: Tokenizer) -> int:
@@ -181,7 +226,7 @@ def vocabulary_size(tokenizer: Tokenizer) -> int:
 
 
 def ordinary_ids(tokenizer: Tokenizer) -> list[int]:
-    """Sorted ids that may stand in for a masked token: neither added tokens nor "[unusedN]"."""
+    """Sorted ids that may stand in for a masked token: neither added tokens nor "[unusedN]" and the like."""
     return sorted(number for token, number in _plain_tokens(tokenizer) if not _unused(token))
 
 
@@ -214,7 +259,8 @@ def _plain_tokens(tokenizer: Tokenizer) -> Iterator[tuple[str, int]]:
 
 
 def _unused(token: str) -> bool:
-    return token.startswith("[unused") and token.endswith("]")
+    """Whether it only takes up an id, as in the vocabularies of BERT, RoBERTa and CamemBERT."""
+    return re.fullmatch(r"\[unused.*\]|madeupword\d{4}|</?\w+>NOTUSED", token, re.DOTALL) is not None
 
 
 def _continuation_test(tokenizer: Tokenizer) -> Callable[[str], bool]:

@@ -13,6 +13,7 @@ from data_prep.contract.files import write_atomically
 from data_prep.contract.html_page import byte_size, escaped, html_page, html_table, percentage
 from data_prep.contract.shard_format import INPUTS
 from data_prep.contract.shard_index import ShardIndex
+from data_prep.contract.tokenizer import MASK_TOKENS
 from data_prep.report.statistics import ROW_LENGTH_BINS, encodings_of, notes_on_encodings
 
 REPORT = "report.html"
@@ -327,7 +328,7 @@ def _marked(words: str) -> str:
         if now is None:
             pieces.append(f'<mark class="kept">{escaped(was)}</mark>')
         else:
-            kind = "mask" if now == "[MASK]" else "random"
+            kind = "mask" if now in MASK_TOKENS else "random"
             pieces.append(f'<mark class="{kind}"><s>{escaped(was)}</s> {escaped(now)}</mark>')
         end = found.end()
     return "".join([*pieces, escaped(words[end:])])

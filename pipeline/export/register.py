@@ -1,6 +1,7 @@
 """An exported model in MLflow's registry, on the MLflow run that trained it."""
 
 import importlib.metadata
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
     from mlflow.models import ModelSignature
 
 _PACKAGES = ("mlflow", "torch", "transformers", "tokenizers", "safetensors")
-_EXAMPLE = "the [MASK] of this sentence is hidden ."
+_EXAMPLE = "the {} of this sentence is hidden ."
 
 
 def check_model_name(name: str) -> None:
@@ -48,10 +49,14 @@ def register_export(run_dir: Path, export_dir: Path, name: str) -> str:
             python_model=str(Path(__file__).with_name("pyfunc_narrowbert.py")),
             artifacts={"model": str(export_dir.resolve())},
             signature=pyfunc_signature(),
-            input_example=[_EXAMPLE],
+            input_example=[_EXAMPLE.format(_mask_token(export_dir))],
             pip_requirements=[f"{package}=={_public_version(package)}" for package in _PACKAGES],
         )
     return f"models:/{name}/{info.registered_model_version}"
+
+
+def _mask_token(export_dir: Path) -> str:
+    return json.loads((export_dir / "tokenizer_config.json").read_text(encoding="utf-8"))["mask_token"]
 
 
 def pyfunc_signature() -> "ModelSignature":
