@@ -201,12 +201,8 @@ def finish(plan: WorkPlan, identity: dict[str, Any], note: Callable[[str], None]
     }
     rows = merge(record["statistics"] for record in records_of(plan, "reduce"))
     encodings = encodings_of(survey for survey, _ in planned_files(plan))
-    for line in [
-        *notes_on_encodings(encodings),
-        *mostly_rejected(sources),
-        *_notes_on_losses(plan),
-        *notes_on_masks(plan.config.mask.unit, rows),
-    ]:
+    notes = [*notes_on_encodings(encodings), *mostly_rejected(sources)]
+    for line in [*notes, *_notes_on_losses(plan), *notes_on_masks(plan.config.mask.unit, rows)]:
         note(line)
     samples = _write_rejects(plan, rejects)
     inputs = plan.shards / INPUTS
