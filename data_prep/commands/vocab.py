@@ -16,10 +16,8 @@ def run(argv: Sequence[str]) -> int:
     start = time.monotonic()
     with TerminalProgress() as progress:
         built = build_vocabulary(config, progress)
-        for line in built.notes:
+        for line in [*notes_on_encodings(built.encodings), *built.notes]:
             progress.note(line)
-    for line in notes_on_encodings(built.encodings):
-        print(line)
     if built.rejects:
         print(f"not in the vocabulary: {listed(built.rejects)} (`{PROGRAM} shards` lists each)")
     print(

@@ -342,6 +342,19 @@ def libraries(config: PrepConfig) -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in names}
 
 
+_NEWER: tuple[tuple[str, str, Any], ...] = (
+    ("mask", "stored", True),
+    ("corpus", "csv_delimiter", None),
+    ("corpus", "csv_quoting", None),
+    ("corpus", "errors", CorpusConfig.errors),
+    ("", "filters", {}),
+    ("", "keep_documents", False),
+    ("", "write_text", False),
+)
+"""Section, option, and the value with which it is as if it did not exist: folders from before it are of that
+configuration."""
+
+
 def pinned_configuration(config: PrepConfig) -> dict[str, Any]:
     """What decides the bytes: not where things lie nor who makes them, and defaults resolved.
 
@@ -349,25 +362,15 @@ def pinned_configuration(config: PrepConfig) -> dict[str, Any]:
     """
     content = config_as_dict(dataclasses.replace(config, chunk_rows=chunk_rows(config)))
     content["mask"]["per_row"] = masked_per_row(config)
-    if config.mask.stored:  # as if the option did not exist, as below
-        del content["mask"]["stored"]
     for name in ("output", "tokenizer", "num_workers", "vocabulary"):
         del content[name]
     del content["corpus"]["paths"], content["corpus"]["encoding"]  # both are in what the inputs are
-    for name in ("csv_delimiter", "csv_quoting"):  # as if the option did not exist, as below
-        if content["corpus"][name] is None:
-            del content["corpus"][name]
     del content["duplicates"]["evaluation_paths"]
-    if not (filters := used_filters(config.filters)):
-        del content["filters"]
-    else:
-        content["filters"] = filters
-    if not config.keep_documents:  # as if the option did not exist: folders from before it are of this configuration
-        del content["keep_documents"]
-    if not config.write_text:
-        del content["write_text"]
-    if config.corpus.errors == CorpusConfig.errors:
-        del content["corpus"]["errors"]
+    content["filters"] = used_filters(config.filters)
+    for section, name, default in _NEWER:
+        place = content[section] if section else content
+        if place[name] == default:
+            del place[name]
     return content
 
 

@@ -1,13 +1,12 @@
 """.arrow -> documents, record batch by record batch: IPC files and streams, and so what `datasets` saves."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from data_prep.config import CleaningConfig, CorpusConfig
 from data_prep.corpus.documents import CorpusFile, Document, Partition, Reject
-from data_prep.corpus.formats.parquet_format import as_damage, row_documents, table_decoder, unpacked
+from data_prep.corpus.formats.parquet_format import as_damage, open_anywhere, row_documents, table_decoder
 from data_prep.corpus.formats.text_fields import column_bytes, column_problem, column_values
-from data_prep.corpus.raw_files import open_raw
 from data_prep.corpus.streams import DamagedFile
 
 if TYPE_CHECKING:
@@ -23,8 +22,7 @@ class ArrowReader:
         import pyarrow
 
         assert file.path is not None
-        raw = open_raw(file)
-        self.handle: BinaryIO = raw if file.compression is None and raw.seekable() else unpacked(raw, file)
+        self.handle = open_anywhere(file)
         self.path = file.path
         self.decoder = table_decoder(file)
         self.batch = 0

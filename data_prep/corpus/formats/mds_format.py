@@ -11,14 +11,13 @@ A shard is, all numbers u32 little-endian:
 import json
 import struct
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import Any
 
 from data_prep.config import CleaningConfig, CorpusConfig, as_tuple
 from data_prep.corpus.documents import CorpusFile, Document, Partition, Reject, sample, whole_document
 from data_prep.corpus.formats.line_formats import LINE_BYTES, undecodable
-from data_prep.corpus.formats.parquet_format import table_decoder, unpacked
+from data_prep.corpus.formats.parquet_format import open_anywhere, table_decoder
 from data_prep.corpus.formats.text_fields import text_of_record
-from data_prep.corpus.raw_files import open_raw
 from data_prep.corpus.streams import DamagedFile
 
 _TEXTS = ("str", "bytes", "json")
@@ -29,8 +28,7 @@ class MdsReader:
     """One shard, opened. It is entered anywhere, so a compressed one lies in a temporary file."""
 
     def __init__(self, file: CorpusFile) -> None:
-        raw = open_raw(file)
-        self.handle: BinaryIO = raw if file.compression is None and raw.seekable() else unpacked(raw, file)
+        self.handle = open_anywhere(file)
         self.decoder = table_decoder(file)
         try:
             self.samples = self._numbers(0, 1)[0]

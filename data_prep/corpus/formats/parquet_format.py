@@ -26,8 +26,7 @@ class ParquetReader:
         import pyarrow.parquet
 
         assert file.path is not None
-        raw = open_raw(file)
-        self.handle: BinaryIO = raw if file.compression is None and raw.seekable() else unpacked(raw, file)
+        self.handle = open_anywhere(file)
         self.path = file.path
         self.decoder = table_decoder(file)
         try:
@@ -61,13 +60,16 @@ def table_decoder(file: CorpusFile) -> Decoder:
     return Decoder(legacy=None if file.encoding == AUTO else file.encoding, replace=file.errors == "replace")
 
 
-def unpacked(raw: BinaryIO, file: CorpusFile) -> BinaryIO:
-    """The file, decompressed, as a temporary one.
+def open_anywhere(file: CorpusFile) -> BinaryIO:
+    """A file to enter at any place. It is a temporary one where the file is compressed, or its server sends it whole.
 
     Raises:
         DamagedFile: it cannot be decompressed to its end.
         UserError: there is no place for it.
     """
+    raw = open_raw(file)
+    if file.compression is None and raw.seekable():
+        return raw
     unpacked = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the reader
     try:
         with raw:
