@@ -169,7 +169,8 @@ class PrepConfig:
     mask: MaskConfig = dataclasses.field(default_factory=MaskConfig)
     """Which tokens are masked."""
     validation_fraction: float = 0.05
-    """Share of the documents, picked by a hash of their ids, that goes to the validation split."""
+    """Share of the documents, picked by a hash of their ids, that goes to the validation split; 0: there is none, and
+    training evaluates nothing."""
     seed: int = 0
     """Decides the order of the rows and the masks."""
     chunk_rows: int | None = None
@@ -328,11 +329,12 @@ def _check_shares(config: PrepConfig) -> None:
         ("vocabulary.alphabet_coverage", config.vocabulary.alphabet_coverage),
         ("mask.probability", config.mask.probability),
         ("mask.span_p", config.mask.span_p),
-        ("validation_fraction", config.validation_fraction),
     )
     for name, value in inside:
         if not 0 < value < 1:
             raise UserError(f"{name} is {value}: expected more than 0, less than 1")
+    if not 0 <= config.validation_fraction < 1:
+        raise UserError(f"validation_fraction is {config.validation_fraction}: expected 0 (no validation split) to 1")
     near = config.duplicates.near_threshold
     for name, value in (
         ("mask.mask_fraction", config.mask.mask_fraction),

@@ -22,7 +22,7 @@ def run(argv: Sequence[str]) -> int:
         raise UserError(f"--variant {options.variant}: the shards hold variants 0 to {shards.num_variants - 1}")
     if options.rows < 1:
         raise UserError(f"--rows {options.rows}: expected 1 or more")
-    split = shards.split(options.split)
+    split = shards.split_with_rows(options.split)
     print(
         f"{options.folder} {split.name}: {split.num_rows:,} rows of {shards.seq_length} tokens, "
         f"{shards.num_variants} variants of {shards.masked_per_row} masks, root hash {shards.root_hash}"

@@ -113,6 +113,19 @@ class ShardFolder:
         stored = self.geometry.masks_stored
         return ShardSplit(self.files, self.indexes[name], self.geometry, None if stored else self._masking())
 
+    def split_with_rows(self, name: str) -> ShardSplit:
+        """As ``split``, for what makes no sense without rows.
+
+        Raises:
+            UserError: no such split, or it is empty.
+        """
+        split = self.split(name)
+        if not split.num_rows:
+            raise UserError(
+                f"{self.remote or self.path} has no {name} rows: prepare it with a validation_fraction above 0"
+            )
+        return split
+
     def _masking(self) -> "Masking":
         """What the masks follow from where they are not stored."""
         from data_prep.config import MaskConfig

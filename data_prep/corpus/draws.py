@@ -46,7 +46,7 @@ def check_draws(files: Sequence[tuple[CorpusFile, int]], config: PrepConfig) -> 
         ("validation", [draw for draw, _ in draws if draw < config.validation_fraction]),
         ("train", [draw for draw, _ in draws if draw >= config.validation_fraction]),
     ):
-        if found:
+        if found or (name == "validation" and not config.validation_fraction):
             continue
         remedy = "give --corpus.txt_documents paragraph (or line), or more files"
         fraction = _ample_fraction(draws, config.seq_length, filled=name)

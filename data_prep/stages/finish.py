@@ -83,7 +83,7 @@ def check_counts(plan: WorkPlan) -> None:
         )
     for number, name in enumerate(SPLITS):
         rows = sum(packed["rows"][name])
-        if rows >= MIN_ROWS:
+        if rows >= MIN_ROWS or (number == _VALIDATION and not config.validation_fraction):
             continue
         raise UserError(
             f"the {name} split gets {rows} rows of {config.seq_length} tokens from {packed['documents'][name]} of "
@@ -95,6 +95,8 @@ def _remedy(plan: WorkPlan, short: int) -> str:
     """What gives the split of this place in ``SPLITS`` enough rows."""
     if all(map_task(plan, index).kept is not None for index in range(plan.num_tasks)):
         return "lower --seq_length"  # of documents that are what they are
+    if not plan.config.validation_fraction:
+        return f"{more_documents(plan.config)}, or lower --seq_length"
     if sum(summary_of(plan, "map")["documents"]) > _MOST_SEARCHED:
         size = "larger" if short == _VALIDATION else "smaller"
         return f"take a {size} --validation_fraction, it is {plan.config.validation_fraction:g}"

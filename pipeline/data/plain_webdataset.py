@@ -71,8 +71,8 @@ def as_webdataset(
         shuffle_seed: None keeps the order of the files.
 
     Raises:
-        UserError: the folder cannot be opened, has no such split, or ``epoch`` is negative. While reading: a shard
-            cannot be fetched, or a chunk is damaged.
+        UserError: the folder cannot be opened, has no rows in such a split, or ``epoch`` is negative. While reading: a
+            shard cannot be fetched, or a chunk is damaged.
 
     Example:
         >>> import narrowbert
@@ -84,7 +84,7 @@ def as_webdataset(
         raise UserError(f"epoch is {epoch}: give 0 or a positive number")
     opened = open_shards(folder)
     source = _Source(
-        split=opened.split(split),
+        split=opened.split_with_rows(split),
         # Validation rows always take variant 0, as in training.
         variant=variants_of_epochs(epoch, opened.num_variants) if split == "train" else 0,
         shuffle_key=None if shuffle_seed is None else (opened.root_hash, shuffle_seed, "plain", epoch),

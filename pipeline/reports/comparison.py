@@ -12,20 +12,21 @@ def report(run_dirs: list[Path]) -> str:
     """A table of runs; the last one is the control that the others are compared with.
 
     Raises:
-        UserError: a folder is no run, or has no evaluation yet.
+        UserError: a folder is no run, or has no evaluation yet, and not because its shards hold no validation rows.
     """
     runs = [_with_evaluation(run_dir) for run_dir in run_dirs]
     table = [["run", "layout", "steps", "validation loss", "accuracy", "tokens/s", "speed-up", "limit"]]
     control = runs[-1]
     for run in runs:
         losses, accuracies = run.series("validation/loss"), run.series("validation/masked_accuracy")
+        steps = losses[-1][0] if losses else run.points[-1].step
         table.append(
             [
                 run.name,
                 run.layout,
-                f"{run.steps_before} + {losses[-1][0]}" if run.steps_before else str(losses[-1][0]),
-                f"{losses[0][1]:.3f} -> {losses[-1][1]:.3f}",
-                f"{accuracies[-1][1]:.3f}",
+                f"{run.steps_before} + {steps}" if run.steps_before else str(steps),
+                f"{losses[0][1]:.3f} -> {losses[-1][1]:.3f}" if losses else "-",
+                f"{accuracies[-1][1]:.3f}" if accuracies else "-",
                 f"{run.median_rate():,.0f}",
                 f"{(run.median_rate() or 0) / (control.median_rate() or math.nan):.2f}x",
                 f"{run.limit / control.limit:.2f}x",
@@ -39,7 +40,8 @@ def report(run_dirs: list[Path]) -> str:
 
 def _with_evaluation(run_dir: Path) -> RunHistory:
     run = read_history(run_dir)
-    if not run.series("validation/loss") or run.median_rate() is None:
+    evaluated = run.finished or run.series("validation/loss")  # without validation rows a run ends without
+    if not evaluated or run.median_rate() is None:
         raise UserError(f"{run_dir} has no evaluation yet: let it train to its end")
     return run
 

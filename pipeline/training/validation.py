@@ -112,6 +112,9 @@ class Validation:
         self._engine, self._shards, self._training, self._device = engine, shards, training, device
         self._masked_per_row = masked_per_row
         self._ranks, self._gauges, self._records = ranks, gauges, records
+        self._has_rows = shards.split("validation").num_rows > 0
+        if not self._has_rows and ranks.is_main:
+            log.info("the shards have no validation rows: this run evaluates nothing")
 
     def catch_up(self, step: int) -> bool:
         """``run``, unless it was done before: a stop or a kill may have come between a checkpoint and its evaluation.
@@ -122,7 +125,7 @@ class Validation:
         return not self._records.has(step, "validation/loss") and self.run(step)
 
     def run(self, step: int) -> bool:
-        """Evaluate on the validation split after ``step`` steps and write the figures.
+        """Evaluate on the validation split, if there is one, after ``step`` steps and write the figures.
 
         Returns:
             Whether all were asked to stop; the evaluation is then given up.
@@ -130,6 +133,8 @@ class Validation:
         Raises:
             UserError: on every rank, if any cannot read its rows.
         """
+        if not self._has_rows:
+            return False
         self._ranks.reached("reading validation rows", step)
         batches, problem = try_to_read(
             lambda: list(
@@ -178,15 +183,21 @@ def evaluate_run(run_dir: Path, max_rows: int | None = None) -> tuple[int, Evalu
         The checkpoint's step and what was measured.
 
     Raises:
-        UserError: no run, no intact checkpoint, or the shards are not those of the run.
+        UserError: no run, no intact checkpoint, or the shards are not those of the run or have no validation rows.
     """
     if max_rows is not None and max_rows < 1:
         raise UserError(f"max_rows is {max_rows}: give a positive number")
     model, state = load_run_model(run_dir)
     shards = open_run_shards(run_dir)
+    rows = shards.split("validation").num_rows
+    if not rows:
+        raise UserError(
+            f"{' and '.join(shards.names)}: no validation rows, so {run_dir} cannot be evaluated; prepare shards with "
+            f"a validation_fraction above 0 and go on with them in a new run, by --init.from_run {run_dir}"
+        )
     batches = validation_batches(
         shards,
-        max_rows=max_rows or shards.split("validation").num_rows,
+        max_rows=max_rows or rows,
         micro_batch_size=state.config["training"]["micro_batch_size"],
         data_rank=0,
         data_parallel_size=1,

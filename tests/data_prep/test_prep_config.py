@@ -43,7 +43,8 @@ def test_defaults_pass_and_resolve():
     ("changes", "message"),
     [
         ({"seq_length": 4}, "seq_length is 4"),
-        ({"validation_fraction": 0.0}, "validation_fraction"),
+        ({"validation_fraction": -0.1}, "validation_fraction"),
+        ({"validation_fraction": 1.0}, "validation_fraction"),
         ({"mask": MaskConfig(probability=1.5)}, r"mask\.probability"),
         ({"mask": MaskConfig(per_row=127)}, r"expected 1 to 126"),
         ({"mask": MaskConfig(probability=0.001)}, r"mask\.per_row"),
