@@ -28,7 +28,7 @@ from data_prep.stages.build import count_tasks, unfinished_tasks
 from data_prep.stages.records import ARRAY_STAGES, STAGES
 from data_prep.stages.work_plan import work_path
 
-_MAY_HOLD_URLS = ("corpus.paths", "duplicates.evaluation_paths")
+_MAY_HOLD_URLS = ("corpus.paths", "duplicates.evaluation_paths", "validation_paths")
 _LOOKED_AT = 100
 _SIGNAL_LEAD_S = 120
 """How long before its time limit an element goes back to the queue: the controller may be slow to answer."""
@@ -130,6 +130,7 @@ def local_inputs(config: PrepConfig) -> list[tuple[str, Path]]:
     for name, entries in [
         ("corpus.paths", as_tuple(config.corpus.paths)),
         ("duplicates.evaluation_paths", as_tuple(config.duplicates.evaluation_paths)),
+        ("validation_paths", as_tuple(config.validation_paths)),
     ]:
         for entry in entries:
             if entry != BUILTIN and not is_url(entry):

@@ -168,9 +168,12 @@ class PrepConfig:
     """How documents become rows."""
     mask: MaskConfig = dataclasses.field(default_factory=MaskConfig)
     """Which tokens are masked."""
-    validation_fraction: float = 0.05
-    """Share of the documents, picked by a hash of their ids, that goes to the validation split; 0: there is none, and
-    training evaluates nothing."""
+    validation_paths: tuple[str, ...] | str = dataclasses.field(default=(), metadata=PATH)
+    """Files of any format of corpus.paths whose documents are the validation split. None of them is trained on:
+    documents of corpus.paths with the same text are dropped."""
+    validation_fraction: float | None = None
+    """Share of the documents of corpus.paths, picked by a hash of their ids, that goes to the validation split; 0:
+    none. When not given, 0.05, or 0 with validation_paths. Without either, training evaluates nothing."""
     seed: int = 0
     """Decides the order of the rows and the masks."""
     chunk_rows: int | None = None
@@ -333,8 +336,8 @@ def _check_shares(config: PrepConfig) -> None:
     for name, value in inside:
         if not 0 < value < 1:
             raise UserError(f"{name} is {value}: expected more than 0, less than 1")
-    if not 0 <= config.validation_fraction < 1:
-        raise UserError(f"validation_fraction is {config.validation_fraction}: expected 0 (no validation split) to 1")
+    if not 0 <= validation_fraction(config) < 1:
+        raise UserError(f"validation_fraction is {config.validation_fraction}: expected 0 or more, less than 1")
     near = config.duplicates.near_threshold
     for name, value in (
         ("mask.mask_fraction", config.mask.mask_fraction),
@@ -358,6 +361,13 @@ def masked_per_row(config: PrepConfig) -> int:
     if config.mask.per_row is not None:
         return config.mask.per_row
     return round(config.mask.probability * config.seq_length)
+
+
+def validation_fraction(config: PrepConfig) -> float:
+    """Share of the documents of the corpus that goes to the validation split, with the default resolved."""
+    if config.validation_fraction is not None:
+        return config.validation_fraction
+    return 0.0 if as_tuple(config.validation_paths) else 0.05
 
 
 def chunk_rows(config: PrepConfig) -> int:

@@ -122,7 +122,8 @@ class ShardFolder:
         split = self.split(name)
         if not split.num_rows:
             raise UserError(
-                f"{self.remote or self.path} has no {name} rows: prepare it with a validation_fraction above 0"
+                f"{self.remote or self.path} has no {name} rows: prepare it with a validation_fraction above 0, or "
+                "with validation_paths"
             )
         return split
 

@@ -76,11 +76,13 @@ class CorpusFile:
     size: int | None = None
     """Bytes of the file, where the listing that found it says so."""
     source: int = 0
-    """Number of the entry of ``corpus.paths`` that found it, from 0."""
+    """Number of the entry of ``corpus.paths`` that found it, from 0; entries of ``validation_paths`` come before."""
     version: str | None = None
     """What tells it from a later one at the same place, such as an ETag, where the listing says so."""
     encoding: str = AUTO
     """Of its text, as ``codec_of`` gives it, or ``AUTO``."""
+    validation: bool = False
+    """Whether its documents are the validation split."""
     errors: str = "strict"
     """What a text with bytes that cannot be decoded is: ``CorpusConfig.errors``."""
 

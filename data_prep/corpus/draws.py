@@ -1,12 +1,15 @@
 """Which split a document goes to, and how often it is taken: drawn by a hash of its id, so it can be known early."""
 
+import dataclasses
 import hashlib
 import itertools
 from collections.abc import Sequence
 
-from data_prep.config import PrepConfig
+from data_prep.config import PrepConfig, as_tuple, validation_fraction
 from data_prep.contract.command_line import UserError
+from data_prep.contract.shell.encodings import AUTO
 from data_prep.corpus.documents import CorpusFile
+from data_prep.corpus.files import find_corpus_files, place_of
 
 MIN_ROWS = 16
 """Rows either split needs at least: fewer give no meaningful loss."""
@@ -15,6 +18,36 @@ _AMPLE_BYTES = 8
 """Bytes that no tokenizer of a usual size leaves to a token on average."""
 
 _ONE_DRAW = "all of a document goes to the same split"
+
+
+def find_input_files(config: PrepConfig) -> list[CorpusFile]:
+    """The files of ``validation_paths``, then those of ``corpus.paths``; one that both name is of the former alone.
+
+    Of equal documents the first is kept: so the corpus loses what the validation split has.
+
+    Raises:
+        UserError: as ``find_corpus_files``, or nothing is left to train on.
+    """
+    corpus, paths = find_corpus_files(config.corpus, output=config.output), as_tuple(config.validation_paths)
+    if not paths:
+        return corpus
+    encoding = config.corpus.encoding if isinstance(config.corpus.encoding, str) else AUTO
+    alone = dataclasses.replace(config.corpus, paths=paths, weights=None, encoding=encoding)
+    validation = find_corpus_files(alone, output=config.output)
+    taken = {place_of(file.path) for file in validation}
+    rest = [file for file in corpus if place_of(file.path) not in taken]
+    if not rest:
+        raise UserError("every file of corpus.paths is one of validation_paths: nothing is left to train on")
+    names = {file.name for file in rest}
+    found = []
+    for file in validation:
+        name, number = file.name, 1
+        while name in names:
+            number += 1
+            name = f"{number}//{file.name}"
+        names.add(name)
+        found.append(dataclasses.replace(file, name=name, validation=True))
+    return found + [dataclasses.replace(file, source=file.source + len(paths)) for file in rest]
 
 
 def document_draw(document_id: str, purpose: str = "") -> float:
@@ -39,19 +72,21 @@ def check_draws(files: Sequence[tuple[CorpusFile, int]], config: PrepConfig) -> 
     Raises:
         UserError: naming the split, and what would fill it.
     """
-    if config.corpus.txt_documents != "file" or any(file.kind != "txt" for file, _ in files):
+    corpus = [(file, size) for file, size in files if not file.validation]
+    if config.corpus.txt_documents != "file" or any(file.kind != "txt" for file, _ in corpus):
         return
-    draws = sorted((document_draw(file.name), size) for file, size in files if copies_of(file.name, file.weight))
+    own_validation, wanted = len(corpus) < len(files), validation_fraction(config)
+    draws = sorted((document_draw(file.name), size) for file, size in corpus if copies_of(file.name, file.weight))
     for name, found in (
-        ("validation", [draw for draw, _ in draws if draw < config.validation_fraction]),
-        ("train", [draw for draw, _ in draws if draw >= config.validation_fraction]),
+        ("validation", [draw for draw, _ in draws if draw < wanted]),
+        ("train", [draw for draw, _ in draws if draw >= wanted]),
     ):
-        if found or (name == "validation" and not config.validation_fraction):
+        if found or (name == "validation" and (own_validation or not wanted)):
             continue
         remedy = "give --corpus.txt_documents paragraph (or line), or more files"
         fraction = _ample_fraction(draws, config.seq_length, filled=name)
         if fraction is not None:
-            remedy += f", or --validation_fraction {fraction} in place of {config.validation_fraction:g}"
+            remedy += f", or --validation_fraction {fraction} in place of {wanted:g}"
         found_there = "1 .txt file" if len(draws) == 1 else f"{len(draws)} .txt files"
         raise UserError(
             f"the {name} split would be empty: the corpus is {found_there}, a file is one document, and {_ONE_DRAW}; "

@@ -51,8 +51,8 @@ def find_corpus_files(config: CorpusConfig, *, output: str | None = None) -> lis
             expanded = _expand_url(entry) if is_url(entry) else _expand_local(entry, output)
         for file in expanded:
             path, name = file.path, file.name
-            identity = path if path is None or is_url(path) else os.path.realpath(path)
-            earlier = found.get(identity or BUILTIN)
+            identity = place_of(path)
+            earlier = found.get(identity)
             if earlier is not None:
                 if earlier.weight != weight:
                     raise UserError(
@@ -68,7 +68,7 @@ def find_corpus_files(config: CorpusConfig, *, output: str | None = None) -> lis
             if names[name] > 1:  # no relative name holds '//', so this one is new
                 name = f"{names[name]}//{name}"
             kind, compression = _format(name) or (BUILTIN, None)
-            found[identity or BUILTIN] = CorpusFile(
+            found[identity] = CorpusFile(
                 name=name,
                 path=path,
                 weight=weight,
@@ -85,6 +85,13 @@ def find_corpus_files(config: CorpusConfig, *, output: str | None = None) -> lis
 
         require_html(kind)
     return list(found.values())
+
+
+def place_of(path: str | None) -> str:
+    """What is the same for all paths of one file."""
+    if path is None:
+        return BUILTIN
+    return path if is_url(path) else os.path.realpath(path)
 
 
 def _format(name: str) -> tuple[Kind, Compression] | None:

@@ -69,7 +69,7 @@ def survey(file: CorpusFile, config: CorpusConfig) -> dict[str, Any]:
         ``name``; ``size`` and ``sha256`` of the file as it is; ``units`` that partitions share out; ``bytes`` of its
         text, decompressed. For files that can be entered anywhere also ``line_step`` and ``lines``, the line ends
         before each multiple of it. Where it is not UTF-8, ``encoding``, which its beginning shows, or
-        ``named_encoding`` of the configuration.
+        ``named_encoding`` of the configuration. Of a file of ``validation_paths``, ``validation``, which is true.
 
     Raises:
         UserError: the file cannot be read.
@@ -80,8 +80,9 @@ def survey(file: CorpusFile, config: CorpusConfig) -> dict[str, Any]:
 def survey_and_pin(file: CorpusFile, config: CorpusConfig) -> tuple[dict[str, Any], CorpusFile, bool]:
     """As ``survey``; the file, one of a web server with the size and version that were read, which any later reading
     of it must find again; and whether it is text without damage."""
+    split = {"validation": True} if file.validation else {}
     if file.path is None:
-        return _survey_builtin(config), file, False
+        return _survey_builtin(config) | split, file, False
     raw = open_raw(file)
     hashed, whole = _Hashed(raw), False
     try:
@@ -96,7 +97,7 @@ def survey_and_pin(file: CorpusFile, config: CorpusConfig) -> tuple[dict[str, An
     if version is not None:
         file = dataclasses.replace(file, size=hashed.size, version=version)
     named = {} if file.encoding == AUTO else {"named_encoding": file.encoding}
-    found = {"name": file.name, "size": hashed.size, "sha256": hashed.sha256.hexdigest(), **entry, **named}
+    found = {"name": file.name, "size": hashed.size, "sha256": hashed.sha256.hexdigest(), **entry, **named, **split}
     return found, file, whole
 
 

@@ -14,7 +14,7 @@ from data_prep.contract.html_page import byte_size, escaped, html_page, html_tab
 from data_prep.contract.shard_format import INPUTS
 from data_prep.contract.shard_index import ShardIndex
 from data_prep.contract.tokenizer import MASK_TOKENS
-from data_prep.report.statistics import ROW_LENGTH_BINS, encodings_of, notes_on_encodings
+from data_prep.report.statistics import ROW_LENGTH_BINS, encodings_of, entry_names, notes_on_encodings
 
 REPORT = "report.html"
 SHOWN_FILES = 10
@@ -195,19 +195,19 @@ def _sources(sources: Sequence[Mapping[str, Any]]) -> str:
     if len(sources) < 2:
         return ""
     lines = []
-    for number, source in enumerate(sources, 1):
+    for entry, source in zip(entry_names(sources), sources, strict=True):
         rejects = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in source["rejects"].items())
         counts = (source["files"], source["read"], source["not_sampled"], source["documents"], source["tokens"])
-        name = f"{number}: <code>{escaped(source['first_file'])}</code>"
+        name = f"{entry}: <code>{escaped(source['first_file'])}</code>"
         lines.append((name, *counts, percentage(source["documents"], source["read"]), escaped(rejects)))
-    names = ("corpus.paths, first file", "files", "read", "not sampled", "kept", "tokens", "share kept", "left out")
+    names = ("source, first file", "files", "read", "not sampled", "kept", "tokens", "share kept", "left out")
     return "<h2>By source</h2>\n" + html_table(names, lines)
 
 
 def _languages(sources: Sequence[Mapping[str, Any]]) -> str:
     """What the filters took of each language and source, the largest first, if languages were identified."""
     lines = []
-    for number, source in enumerate(sources, 1):
+    for entry, source in zip(entry_names(sources), sources, strict=True):
         found = sorted(source.get("languages", {}).items(), key=lambda item: (-item[1]["read"], item[0]))
         for language, count in found[:SHOWN_LANGUAGES]:
             rejected = sum(count["rejects"].values())
@@ -215,15 +215,15 @@ def _languages(sources: Sequence[Mapping[str, Any]]) -> str:
                 f"{taken:,} {reason.replace('_', ' ')}" for reason, taken in sorted(count["rejects"].items())
             )
             share = percentage(count["read"] - rejected, count["read"])
-            lines.append((number, escaped(language), count["read"], share, escaped(reasons)))
+            lines.append((entry, escaped(language), count["read"], share, escaped(reasons)))
         rest = found[SHOWN_LANGUAGES:]
         if rest:
             read = sum(count["read"] for _, count in rest)
             taken = sum(sum(count["rejects"].values()) for _, count in rest)
-            lines.append((number, f"{len(rest)} more", read, percentage(read - taken, read), ""))
+            lines.append((entry, f"{len(rest)} more", read, percentage(read - taken, read), ""))
     if not lines:
         return ""
-    names = ("entry of corpus.paths", "language", "seen by the filters", "share kept", "taken by the filters")
+    names = ("source", "language", "seen by the filters", "share kept", "taken by the filters")
     return "<h2>By language</h2>\n" + html_table(names, lines)
 
 

@@ -120,19 +120,25 @@ def source_statistics(
         counts: number of a source -> what the records of map and pack together say of it.
 
     Returns:
-        For each entry of ``corpus.paths``: its files, the name of the first, documents read, not sampled, in the
-        shards, rejects (reason -> documents), tokens in the shards, each document once, and, where languages were
-        identified, for each the documents that the filters saw and their rejects.
+        For each entry of ``validation_paths`` (with ``validation``, which is true) and of ``corpus.paths``: its files,
+        the name of the first, documents read, not sampled, in the shards, rejects (reason -> documents), tokens in the
+        shards, each document once, and, where languages were identified, for each the documents that the filters saw
+        and their rejects.
     """
     names: dict[int, list[str]] = {}
+    validation: set[int] = set()
     for survey, source in files:
         names.setdefault(source, []).append(survey["name"])
+        if survey.get("validation"):
+            validation.add(source)
     found = []
     for source in range(max(names, default=-1) + 1):
         here, count = names.get(source, []), counts.get(str(source), {})
         numbers = {key: count.get(key, 0) for key in ("read", "not_sampled", "documents", "tokens")}
         rejects = dict(sorted(count.get("rejects", {}).items()))
         entry = {"files": len(here), "first_file": here[0] if here else "", **numbers, "rejects": rejects}
+        if source in validation:
+            entry["validation"] = True
         if "languages" in count:
             entry["languages"] = dict(sorted(count["languages"].items()))
         found.append(entry)
@@ -150,16 +156,25 @@ def notes_on_encodings(counts: Mapping[str, int]) -> list[str]:
     return [f"{count:,} file{'s' if count > 1 else ''} read as {name}" for name, count in counts.items()]
 
 
+def entry_names(sources: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What to call each source of ``source_statistics``, such as 'entry 1 of corpus.paths'."""
+    own = sum(source.get("validation", False) for source in sources)  # they come first
+    return [
+        *(f"entry {number} of validation_paths" for number in range(1, own + 1)),
+        *(f"entry {number} of corpus.paths" for number in range(1, len(sources) - own + 1)),
+    ]
+
+
 def mostly_rejected(sources: Sequence[Mapping[str, Any]]) -> list[str]:
     """A line for each source of which more than half was left out."""
     lines = []
-    for number, source in enumerate(sources, 1):
+    for name, source in zip(entry_names(sources), sources, strict=True):
         rejected, read = sum(source["rejects"].values()), source["read"]
         if 2 * rejected > read:
             reasons = ", ".join(f"{count:,} {reason}" for reason, count in source["rejects"].items())
             files = f"{source['files']:,} file{'s' if source['files'] > 1 else ''}"
             lines.append(
-                f"entry {number} of corpus.paths ({source['first_file']}, {files}): {rejected:,} of {read:,} documents "
+                f"{name} ({source['first_file']}, {files}): {rejected:,} of {read:,} documents "
                 f"are not in the shards ({reasons})"
             )
     return lines

@@ -108,6 +108,11 @@ def append(parent: ShardFolder, config: PrepConfig, progress: Progress) -> Summa
 
 
 def _check_same(parent: ShardFolder, config: PrepConfig, command: str, changeable: tuple[str, ...]) -> None:
+    if config.validation_paths:
+        raise UserError(
+            f"{command} cannot change the validation split, rows of {parent.path} may be trained on already: leave "
+            "--validation_paths out, or prepare the whole corpus with it"
+        )
     wanted, found = as_json(pinned_configuration(config)), parent.manifest["configuration"]
     for field in dataclasses.fields(config):  # in this order, since some of the later ones follow from earlier ones
         name, here, there = field.name, wanted.get(field.name), found.get(field.name)
@@ -123,12 +128,15 @@ def _check_same(parent: ShardFolder, config: PrepConfig, command: str, changeabl
 
 def _planned(parent: ShardFolder, config: PrepConfig, command: str, new: Planned | None) -> Planned:
     documents = (parent.path / DOCUMENTS_FOLDER).absolute()
-    parts = parent.manifest["documents"]["parts"]
+    parts, validation_parts = (parent.manifest["documents"].get(key, 0) for key in ("parts", "validation_parts"))
     kept = [documents / f"{index:06d}" for index in range(parts)]
     for folder in kept:
         if not (folder / RECORD).is_file():
             raise UserError(f"{folder} is missing: restore {parent.path} from a copy or prepare it again")
-    tasks = [MapTask(partitions=(), bytes=_size(folder), kept=str(folder)) for folder in kept]
+    tasks = [
+        MapTask(partitions=(), bytes=_size(folder), kept=str(folder), validation=number < validation_parts)
+        for number, folder in enumerate(kept)
+    ]
     lines = (parent.path / INPUTS).read_text().splitlines()
     sources = _sources(parent, len(lines))
     files = [_known_file(json.loads(line), source) for line, source in zip(lines, sources, strict=True)]

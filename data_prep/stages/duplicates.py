@@ -52,8 +52,9 @@ PAIRS_AT_ONCE = 1 << 22
 _checked: set[Path] = set()
 """Folders whose files this process has compared with their hashes."""
 
-DROPPED = np.dtype([("document", "<i8"), ("begin", "<u8"), ("length", "<u4")])
-"""A document that does not survive, and where the id of the one that does stands among the names."""
+DROPPED = np.dtype([("document", "<i8"), ("begin", "<u8"), ("length", "<u4"), ("validation", "u1")])
+"""A document that does not survive, where the id of the one that does stands among the names, and whether that is one
+of ``validation_paths`` while the first is not."""
 
 TABLE, NAMES, PAIRS = "dropped.bin", "names.bin", "pairs.bin"
 
@@ -65,6 +66,9 @@ def run_duplicates(plan: WorkPlan, index: int) -> dict[str, Any]:
     with committed(plan, "duplicates", index, record) as folder:
         if index < exact:
             documents, survivors = _exact(plan, index, exact)
+            if not plan.config.duplicates.exact:
+                trained_on = _in_validation(plan, documents, survivors)
+                documents, survivors = documents[trained_on], survivors[trained_on]
             record["dropped"] = _write_dropped(plan, folder, documents, survivors)
         else:
             pairs = _near(plan, index - exact, near)
@@ -106,17 +110,17 @@ def dropped_documents(plan: WorkPlan, part: int, table: DocumentTable) -> tuple[
     if near not in _checked:  # once for each process: it is read by every pack task
         checked_folder(plan, "survivors", 0)
         _checked.add(near)
-    found: dict[int, tuple[str, str]] = {}  # row -> reason, id of the document that survives
-    for stage, index, reason in [
-        ("survivors", 0, "near_duplicate"),
-        *(("duplicates", index, "duplicate") for index in range(exact)),
-    ]:
-        rows, names = _read_dropped(task_folder(plan, stage, index), low, high)
-        found.update((row, (reason, name)) for row, name in zip(rows, names, strict=True))
+    # row -> reason, id of the document that survives
+    found = {row: ("near_duplicate", name) for row, name, _ in _read_dropped(near, low, high)}
+    for index in range(exact):
+        for row, name, in_validation in _read_dropped(task_folder(plan, "duplicates", index), low, high):
+            found[row] = ("in_validation" if in_validation else "duplicate", name)
     repeats = table.repeats.tolist()
     firsts = table.ids(table.repeats[:, 1])
     for (row, first), name in zip(repeats, firsts, strict=True):
-        found[row] = ("duplicate", found[first][1] if first in found else name)
+        reason, survivor = found.get(first, ("duplicate", name))
+        if reason == "in_validation" or plan.config.duplicates.exact:
+            found[row] = ("in_validation" if reason == "in_validation" else "duplicate", survivor)
     rows = np.array(sorted(found), dtype=np.int64)
     ids = table.ids(rows)
     rejects = (
@@ -133,6 +137,12 @@ def _exact(plan: WorkPlan, number: int, of: int) -> tuple[np.ndarray, np.ndarray
     documents, survivors = (np.concatenate(column) for column in zip(*found, strict=True))
     order = np.argsort(documents)
     return documents[order], survivors[order]
+
+
+def _in_validation(plan: WorkPlan, documents: np.ndarray, survivors: np.ndarray) -> np.ndarray:
+    """[d] bool, whether a document of the corpus does not survive because of one of ``validation_paths``."""
+    first = document_starts(plan)[plan.validation_tasks]
+    return (survivors < first) & (documents >= first)
 
 
 def _near(plan: WorkPlan, number: int, of: int) -> np.ndarray:
@@ -247,20 +257,20 @@ def _write_dropped(plan: WorkPlan, folder: Path, documents: np.ndarray, survivor
     sizes = np.concatenate(lengths)
     table = np.empty(len(documents), dtype=DROPPED)
     table["document"], table["begin"], table["length"] = documents, (np.cumsum(sizes) - sizes)[which], sizes[which]
+    table["validation"] = _in_validation(plan, documents, survivors)
     table.tofile(folder / TABLE)
     return len(documents)
 
 
-def _read_dropped(folder: Path, low: int, high: int) -> tuple[list[int], list[str]]:
-    """Rows, from ``low`` on, of the dropped documents below ``high``, and the ids of those that survive."""
+def _read_dropped(folder: Path, low: int, high: int) -> Iterator[tuple[int, str, bool]]:
+    """Of the dropped documents from ``low`` on and below ``high``: row from ``low`` on, the id of the one that
+    survives, and ``validation`` of ``DROPPED``."""
     if not (folder / TABLE).stat().st_size:
-        return [], []
+        return
     table = np.memmap(folder / TABLE, dtype=DROPPED, mode="r")
     documents = table["document"]
     entries = np.array(table[_first_at_least(documents, low) : _first_at_least(documents, high)])
-    names = []
     with (folder / NAMES).open("rb") as stream:
-        for begin, length in zip(entries["begin"].tolist(), entries["length"].tolist(), strict=True):
+        for document, begin, length, validation in entries.tolist():
             stream.seek(begin)
-            names.append(stream.read(length).decode())
-    return (entries["document"] - low).tolist(), names
+            yield document - low, stream.read(length).decode(), bool(validation)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.config import PrepConfig
+from data_prep.config import PrepConfig, validation_fraction
 from data_prep.contract.command_line import UserError
 from data_prep.contract.files import flush_to_disk
 from data_prep.contract.shard_format import DOCUMENTS_FOLDER, INPUTS, REJECTS, SPLITS, TEXT_FOLDER
@@ -81,9 +81,10 @@ def check_counts(plan: WorkPlan) -> None:
             f"the corpus holds no text: {f'all was rejected ({reasons}); {example}' if reasons else 'no document'}; "
             "check --corpus.paths and --corpus.text_field"
         )
-    for number, name in enumerate(SPLITS):
+    has_validation = plan.validation_tasks > 0 or validation_fraction(config) > 0
+    for number, name in enumerate(SPLITS if has_validation else SPLITS[:_VALIDATION]):
         rows = sum(packed["rows"][name])
-        if rows >= MIN_ROWS or (number == _VALIDATION and not config.validation_fraction):
+        if rows >= MIN_ROWS:
             continue
         raise UserError(
             f"the {name} split gets {rows} rows of {config.seq_length} tokens from {packed['documents'][name]} of "
@@ -95,14 +96,17 @@ def _remedy(plan: WorkPlan, short: int) -> str:
     """What gives the split of this place in ``SPLITS`` enough rows."""
     if all(map_task(plan, index).kept is not None for index in range(plan.num_tasks)):
         return "lower --seq_length"  # of documents that are what they are
-    if not plan.config.validation_fraction:
+    fraction = validation_fraction(plan.config)
+    if plan.validation_tasks and short == _VALIDATION:
+        return "give more text in --validation_paths, or lower --seq_length"
+    if plan.validation_tasks or not fraction:
         return f"{more_documents(plan.config)}, or lower --seq_length"
     if sum(summary_of(plan, "map")["documents"]) > _MOST_SEARCHED:
         size = "larger" if short == _VALIDATION else "smaller"
-        return f"take a {size} --validation_fraction, it is {plan.config.validation_fraction:g}"
-    fraction = _Survivors(plan).fraction(short)
-    other = f"--validation_fraction {fraction} in place of {plan.config.validation_fraction:g}"
-    return f"{more_documents(plan.config)}, or {'lower --seq_length' if fraction is None else other}"
+        return f"take a {size} --validation_fraction, it is {fraction:g}"
+    better = _Survivors(plan).fraction(short)
+    other = f"--validation_fraction {better} in place of {fraction:g}"
+    return f"{more_documents(plan.config)}, or {'lower --seq_length' if better is None else other}"
 
 
 class _Survivors:
@@ -227,7 +231,7 @@ def finish(plan: WorkPlan, identity: dict[str, Any], note: Callable[[str], None]
         "splits": splits,
         "statistics": statistics,
         **({"text": {"files": _put_texts(plan)}} if plan.config.write_text else {}),
-        **({"documents": {"parts": plan.num_tasks}} if plan.config.keep_documents else {}),
+        **({"documents": _kept_parts(plan)} if plan.config.keep_documents else {}),
         "files": {"rejects": file_entry(plan.shards / REJECTS), "inputs": file_entry(inputs)},
     }
     write_manifest(plan.shards, manifest, {split: _entries(plan, split) for split in SPLITS})
@@ -248,6 +252,12 @@ def _notes_on_losses(plan: WorkPlan) -> list[str]:
     counts = merge(summary_of(plan, "map")["sources"].values())
     asked = plan.config.vocabulary.strip_accents
     return notes_on_losses(documents["unknown_tokens"] / max(documents["tokens"], 1), {} if asked else counts)
+
+
+def _kept_parts(plan: WorkPlan) -> dict[str, int]:
+    """How many folders of documents there are, and how many of them, the first ones, are of ``validation_paths``."""
+    own = {"validation_parts": plan.validation_tasks} if plan.validation_tasks else {}
+    return {"parts": plan.num_tasks, **own}
 
 
 def _put_texts(plan: WorkPlan) -> int:

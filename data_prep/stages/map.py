@@ -15,7 +15,7 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from data_prep.config import CorpusConfig, PrepConfig
+from data_prep.config import CorpusConfig, PrepConfig, validation_fraction
 from data_prep.contract.command_line import UserError
 from data_prep.contract.files import safetensors_written_to
 from data_prep.contract.shard_format import TOKENIZER
@@ -52,8 +52,9 @@ DOCUMENTS, KEYS, SIGNATURES, BANDS = "documents.safetensors", "keys.bin", "signa
 REJECTS_PART, TEXT = "rejects.jsonl.gz", "text.parquet"
 
 
-Kept = tuple[Document, int, int]
-"""A document, how many copies of it are taken, and its source (see ``CorpusFile``)."""
+Kept = tuple[Document, int, int, bool]
+"""A document, how many copies of it are taken, its source, and whether it is of ``validation_paths`` (see
+``CorpusFile``)."""
 
 
 class RejectFile:
@@ -131,9 +132,10 @@ class _NewDocuments:
         self.keys: list[bytes] = []
         self.signatures: list[np.ndarray] = []
 
-    def write(self, folder: Path, config: PrepConfig) -> None:
+    def write(self, folder: Path, plan: WorkPlan) -> None:
+        config = plan.config
         repeats = np.empty((0, 2), dtype=np.uint32)
-        if config.duplicates.exact:
+        if plan.compares_texts:
             table, repeats = key_table(np.frombuffer(b"".join(self.keys), dtype="<u8").reshape(-1, 2))
             table.tofile(folder / KEYS)
         if config.duplicates.near_threshold is not None:
@@ -188,7 +190,7 @@ def run_map(plan: WorkPlan, index: int) -> dict[str, Any]:
                 _kept(plan, partition, found, sources, rejects.write) for partition, found in task.partitions
             )
             tokens.writelines(_encode_batch(plan, batch, table, rejects.write).data for batch in _batches(kept))
-        table.write(folder, plan.config)
+        table.write(folder, plan)
         record["documents"], record["sources"] = len(table.ids), merge([sources, rejects.by_source()])
         for document_filter in _filters(plan.work, plan.hash, plan.config):
             record |= document_filter.counts()
@@ -267,7 +269,7 @@ def _kept(
         if isinstance(judged, Reject):
             reject(judged, source)
         else:
-            yield judged, copies, source
+            yield judged, copies, source, found.file.validation
     _check_unchanged(plan, found)  # what was read is what was hashed
 
 
@@ -293,13 +295,16 @@ def _encode_batch(
     unknown = np.concatenate([[0], np.cumsum(tokens == plan.special_ids["unk"])])
     ends = np.cumsum(lengths)
     first = len(table.ids)
-    for (document, copies, source), length, end in zip(batch, lengths.tolist(), ends.tolist(), strict=True):
+    fraction = validation_fraction(plan.config)
+    for (document, copies, source, of_validation), length, end in zip(
+        batch, lengths.tolist(), ends.tolist(), strict=True
+    ):
         if not length:
             reject(Reject(id=document.key, reason="no_tokens", detail="", sample=document.text[:1000]), source)
             continue
         table.ids.append(document.key)
         table.keys.append(text_key(document.text))
-        validation = document_draw(document.id) < plan.config.validation_fraction
+        validation = of_validation or document_draw(document.id) < fraction
         row = (
             length,
             len(document.text),

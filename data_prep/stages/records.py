@@ -225,7 +225,7 @@ def _map_summary(plan: WorkPlan, records: Iterator[dict[str, Any]]) -> dict[str,
         sources = merge([sources, counts_by_source(record)])
     keys, bands = sum(documents), sum(documents) * band_count(plan.config.duplicates.near_threshold)
     tasks = [
-        range_tasks(keys, KEY.itemsize, plan.num_tasks) if plan.config.duplicates.exact else 0,
+        range_tasks(keys, KEY.itemsize, plan.num_tasks) if plan.compares_texts else 0,
         range_tasks(bands, BAND_KEY.itemsize, plan.num_tasks),
     ]
     return {"sources": sources, "documents": documents, "duplicates_tasks": tasks}

@@ -10,7 +10,7 @@ from data_prep.config import PrepConfig, tokenizer_path
 from data_prep.contract.command_line import UserError
 from data_prep.contract.files import check_writable
 from data_prep.contract.tokenizer import save_tokenizer, tokenizer_hash
-from data_prep.corpus.files import find_corpus_files
+from data_prep.corpus.draws import find_input_files
 from data_prep.corpus.reading import read_texts
 from data_prep.report.progress import Progress
 from data_prep.report.statistics import encodings_of
@@ -48,7 +48,7 @@ def build_vocabulary(config: PrepConfig, progress: Progress) -> VocabularySummar
     """
     path = tokenizer_path(config)
     check_writable("the folder of the tokenizer", Path(path).parent)
-    files = find_corpus_files(config.corpus, output=config.output)
+    files = [file for file in find_input_files(config) if not file.validation]
     rejects: Counter[str] = Counter()
     surveys: list[dict[str, Any]] = []
 

@@ -50,6 +50,7 @@ def read_plan(config: PrepConfig) -> tuple[WorkPlan, dict[str, Any]]:
             hash=identity_hash(identity),
             config=config,
             num_tasks=content["num_tasks"],
+            validation_tasks=content.get("validation_tasks", 0),
             total_bytes=content["total_bytes"],
             geometry=Geometry(**content["geometry"]),
             special_ids=content["special_ids"],

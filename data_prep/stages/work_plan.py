@@ -10,7 +10,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_prep.config import CorpusConfig, PrepConfig, chunk_rows, encoding_of_entries, masked_per_row, tokenizer_path
+from data_prep.config import (
+    CorpusConfig,
+    PrepConfig,
+    chunk_rows,
+    encoding_of_entries,
+    masked_per_row,
+    tokenizer_path,
+    validation_fraction,
+)
 from data_prep.contract.command_line import config_as_dict
 from data_prep.contract.files import flush_to_disk, write_atomically
 from data_prep.contract.redaction import redact_urls
@@ -23,7 +31,7 @@ from data_prep.contract.tokenizer import (
     vocabulary_size,
 )
 from data_prep.corpus.documents import CorpusFile, Partition
-from data_prep.corpus.files import find_corpus_files
+from data_prep.corpus.draws import find_input_files
 from data_prep.corpus.partitions import partition_bytes, plan_partitions
 from data_prep.corpus.raw_files import user_errors
 from data_prep.corpus.surveys import survey_and_pin
@@ -53,12 +61,19 @@ class WorkPlan:
     """The whole configuration."""
     num_tasks: int
     """Map tasks."""
+    validation_tasks: int
+    """Of them, the first ones, those that read ``validation_paths``."""
     total_bytes: int
     """Text of the corpus, decompressed."""
     geometry: Geometry
     """Shapes of the chunks."""
     special_ids: dict[str, int]
     """Role -> id."""
+
+    @property
+    def compares_texts(self) -> bool:
+        """Whether equal documents are looked for: all, or those of the validation split in the corpus."""
+        return self.config.duplicates.exact or self.validation_tasks > 0
 
     @property
     def shards(self) -> Path:
@@ -90,6 +105,8 @@ class MapTask:
     """Text in them, decompressed."""
     kept: str | None = None
     """The folder that holds the task's result already, made by an earlier preparation with keep_documents."""
+    validation: bool = False
+    """Whether its documents are the validation split."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -112,7 +129,7 @@ def make_plan(config: PrepConfig, workers: Workers, progress: Progress) -> Plann
     A file that an earlier plan in the same place has surveyed, and that has not changed since, is not read again.
     """
     tokenizer = hashlib.sha256(tokenizer_bytes(config)).hexdigest()  # first: it is missing more often than a file
-    files = find_corpus_files(config.corpus, output=config.output)
+    files = find_input_files(config)
     evaluation = evaluation_files(config)
     known = _known_surveys(config)
     surveyed: list[SurveyedFile] = []
@@ -179,12 +196,12 @@ def stamp_of(file: CorpusFile) -> list[int | str] | None:
     return [status.st_size, status.st_mtime_ns]
 
 
-def _known_key(file: CorpusFile) -> tuple[str, str | None]:
-    return file.name, file.path
+def _known_key(file: CorpusFile) -> tuple[str, str | None, bool]:
+    return file.name, file.path, file.validation
 
 
-def _known_surveys(config: PrepConfig) -> dict[tuple[str, str | None], _Known]:
-    """(name, path) -> what the plan that is there found in a file with a stamp, if it read them so."""
+def _known_surveys(config: PrepConfig) -> dict[tuple[str, str | None, bool], _Known]:
+    """``_known_key`` -> what the plan that is there found in a file with a stamp, if it read them so."""
     work = work_path(config)
     try:
         reading = json.loads((work / PLAN).read_text())["reading"]
@@ -193,7 +210,7 @@ def _known_surveys(config: PrepConfig) -> dict[tuple[str, str | None], _Known]:
             return {}
         entries = map(json.loads, lines)
         return {
-            (entry["file"]["name"], entry["file"]["path"]): _Known(
+            (entry["file"]["name"], entry["file"]["path"], entry["file"].get("validation", False)): _Known(
                 entry["survey"], entry["stamp"], entry.get("whole", False)
             )
             for entry in entries
@@ -229,6 +246,7 @@ def build_plan(config: PrepConfig, tasks: Sequence[MapTask], identity: dict[str,
         hash=identity_hash(identity),
         config=config,
         num_tasks=len(tasks),
+        validation_tasks=sum(task.validation for task in tasks),
         total_bytes=sum(task.bytes for task in tasks),
         geometry=Geometry(
             seq_length=config.seq_length,
@@ -242,7 +260,7 @@ def build_plan(config: PrepConfig, tasks: Sequence[MapTask], identity: dict[str,
 
 
 def map_tasks(files: Sequence[SurveyedFile]) -> list[MapTask]:
-    """The corpus cut into tasks: partitions of one file; consecutive small files go into one task."""
+    """The corpus cut into tasks: partitions of one file; consecutive small files of a split go into one task."""
     surveys = [found.survey for found in files]
     limit = partition_bytes(sum(found["bytes"] for found in surveys))
     tasks: list[list[tuple[Partition, SurveyedFile]]] = []
@@ -250,12 +268,16 @@ def map_tasks(files: Sequence[SurveyedFile]) -> list[MapTask]:
     for partition in plan_partitions([found.file for found in files], surveys):
         found = surveys[partition.file]
         size = round(found["bytes"] * (partition.end - partition.begin) / max(found["units"], 1))
-        if not tasks or sizes[-1] + size > limit:
+        file = files[partition.file]
+        if not tasks or sizes[-1] + size > limit or tasks[-1][-1][1].file.validation != file.file.validation:
             tasks.append([])
             sizes.append(0)
-        tasks[-1].append((partition, files[partition.file]))
+        tasks[-1].append((partition, file))
         sizes[-1] += size
-    return [MapTask(partitions=tuple(task), bytes=size) for task, size in zip(tasks, sizes, strict=True)]
+    return [
+        MapTask(partitions=tuple(task), bytes=size, validation=task[0][1].file.validation)
+        for task, size in zip(tasks, sizes, strict=True)
+    ]
 
 
 def write_plan(planned: Planned) -> None:
@@ -277,6 +299,7 @@ def write_plan(planned: Planned) -> None:
         "identity": planned.identity,
         "reading": _reading(plan.config),
         "num_tasks": plan.num_tasks,
+        "validation_tasks": plan.validation_tasks,
         "total_bytes": plan.total_bytes,
         "geometry": dataclasses.asdict(plan.geometry),
         "special_ids": plan.special_ids,
@@ -311,7 +334,8 @@ def map_task(plan: WorkPlan, index: int) -> MapTask:
         (Partition(**partition), SurveyedFile(file=CorpusFile(**file), survey=found, stamp=stamp))
         for partition, file, found, stamp in content["partitions"]
     )
-    return MapTask(partitions=partitions, bytes=content["bytes"], kept=content["kept"])
+    validation = index < plan.validation_tasks
+    return MapTask(partitions=partitions, bytes=content["bytes"], kept=content["kept"], validation=validation)
 
 
 def planned_files(plan: WorkPlan) -> Iterator[tuple[dict[str, Any], int]]:
@@ -362,9 +386,11 @@ def pinned_configuration(config: PrepConfig) -> dict[str, Any]:
     """
     content = config_as_dict(dataclasses.replace(config, chunk_rows=chunk_rows(config)))
     content["mask"]["per_row"] = masked_per_row(config)
-    for name in ("output", "tokenizer", "num_workers", "vocabulary"):
+    content["validation_fraction"] = validation_fraction(config)
+    for name in ("output", "tokenizer", "num_workers", "vocabulary", "validation_paths"):
         del content[name]
-    del content["corpus"]["paths"], content["corpus"]["encoding"]  # both are in what the inputs are
+    # These, and which files are the validation split, are in what the inputs are.
+    del content["corpus"]["paths"], content["corpus"]["encoding"]
     del content["duplicates"]["evaluation_paths"]
     content["filters"] = used_filters(config.filters)
     for section, name, default in _NEWER:

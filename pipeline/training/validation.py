@@ -193,7 +193,8 @@ def evaluate_run(run_dir: Path, max_rows: int | None = None) -> tuple[int, Evalu
     if not rows:
         raise UserError(
             f"{' and '.join(shards.names)}: no validation rows, so {run_dir} cannot be evaluated; prepare shards with "
-            f"a validation_fraction above 0 and go on with them in a new run, by --init.from_run {run_dir}"
+            "a validation_fraction above 0, or with validation_paths, and go on with them in a new run, by "
+            f"--init.from_run {run_dir}"
         )
     batches = validation_batches(
         shards,

@@ -1,15 +1,20 @@
 """Which documents are the validation split, and folders that have none."""
 
+import gzip
+import json
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from data_prep.__main__ import main
-from data_prep.config import CorpusConfig, PrepConfig
+from data_prep.config import CorpusConfig, DuplicatesConfig, PrepConfig, validation_fraction
 from data_prep.contract.command_line import UserError
+from data_prep.contract.shard_format import REJECTS, SPLITS
 from data_prep.contract.shards import open_shards
-from data_prep.corpus.draws import check_draws
+from data_prep.corpus import partitions
+from data_prep.corpus.draws import check_draws, find_input_files
 from data_prep.corpus.files import find_corpus_files
 from data_prep.stages.build import build_shards
 from data_prep.verification.folder import verify
@@ -70,3 +75,116 @@ def test_too_little_text_without_a_validation_split_asks_for_no_other_fraction(
     (tmp_path / "corpus" / "one.txt").write_text("one whole file")
     files = find_corpus_files(CorpusConfig(paths=(str(tmp_path / "corpus" / "one.txt"),)))
     check_draws([(file, 10) for file in files], few)  # one document, all of it training text
+
+
+def own_validation(config: PrepConfig, place: Path, exact: bool = True) -> PrepConfig:
+    """A corpus in two files, one of them named as the file of the validation split. Of its 64 documents two have the
+    text of one there, one but for white space, and two the text of each other."""
+    held_out, texts = sentences(20, 50), sentences(60, 51)
+    corpus_of(place / "held-out", [*held_out, held_out[3]], "part0.jsonl")
+    corpus_of(place / "corpus", [*texts[:30], held_out[3], held_out[4].replace(" ", "  ")], "part0.jsonl")
+    corpus_of(place / "corpus", [*texts[30:], texts[0], held_out[3]], "part1.jsonl")
+    return replace(
+        config,
+        corpus=CorpusConfig(paths=(str(place / "corpus"),)),
+        validation_paths=(str(place / "held-out"),),
+        validation_fraction=None,
+        duplicates=DuplicatesConfig(exact=exact),
+        output=str(place / "shards"),
+        write_text=True,
+        keep_documents=True,
+    )
+
+
+def texts_of(folder: str | Path) -> dict[str, list[str]]:
+    """Split -> its texts, by ``write_text``."""
+    rows = [row for path in sorted(Path(folder, "text").iterdir()) for row in pq.read_table(path).to_pylist()]
+    return {split: [row["text"] for row in rows if row["split"] == split] for split in SPLITS}
+
+
+def rejects_of(folder: str | Path) -> list[tuple[str, str, str]]:
+    """(id, reason, detail) of every reject."""
+    with gzip.open(Path(folder) / REJECTS, "rt") as stream:
+        return sorted((reject["id"], reject["reason"], reject["detail"]) for reject in map(json.loads, stream))
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("partition", [4 << 20, 2_000])
+def test_documents_of_validation_paths_are_the_validation_split_and_in_no_other(
+    tiny_config: PrepConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exact: bool, partition: int
+) -> None:
+    monkeypatch.setattr(partitions, "MIN_PARTITION_BYTES", partition)
+    config = own_validation(tiny_config, tmp_path, exact)
+    build_shards(config, no_progress)
+    texts = texts_of(config.output)
+    held_out, corpus = sentences(20, 50), sentences(60, 51)
+    in_validation = [
+        ("part0.jsonl:31", "in_validation", "of 2//part0.jsonl:4"),
+        ("part0.jsonl:32", "in_validation", "of 2//part0.jsonl:5"),
+        ("part1.jsonl:32", "in_validation", "of 2//part0.jsonl:4"),
+    ]
+    equal = [
+        ("2//part0.jsonl:21", "duplicate", "of 2//part0.jsonl:4"),
+        ("part1.jsonl:31", "duplicate", "of part0.jsonl:1"),
+    ]
+    assert texts["validation"] == [*held_out, *([] if exact else [held_out[3]])]
+    assert texts["train"] == [*corpus, *([] if exact else [corpus[0]])]
+    assert rejects_of(config.output) == sorted(in_validation + (equal if exact else []))
+    sources = open_shards(config.output).manifest["statistics"]["sources"]
+    assert [(source.get("validation", False), source["read"]) for source in sources] == [(True, 21), (False, 64)]
+    assert verify(config.output).problems == ()
+    assert build_shards(config, no_progress).already_there
+
+
+def test_folders_with_their_own_validation_text_grow_and_keep_it(
+    tiny_config: PrepConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = own_validation(tiny_config, tmp_path)
+    build_shards(config, no_progress)
+    corpus_of(tmp_path / "more", [*sentences(10, 60), sentences(20, 50)[7]], "part0.jsonl")
+    one = ["--num_workers", "1"]
+    more = ["append", config.output, "--corpus.paths", str(tmp_path / "more"), *one]
+    assert main([*more, "--output", str(tmp_path / "grown")]) == 0
+    assert texts_of(tmp_path / "grown")["validation"] == sentences(20, 50)
+    assert texts_of(tmp_path / "grown")["train"] == [*sentences(60, 51), *sentences(10, 60)]
+    assert ("3//part0.jsonl:11", "in_validation", "of 2//part0.jsonl:8") in rejects_of(tmp_path / "grown")
+    assert (
+        main(["repack", str(tmp_path / "grown"), "--output", str(tmp_path / "long"), "--seq_length", "64", *one]) == 0
+    )
+    assert open_shards(tmp_path / "long").split("validation").num_rows >= 16
+    capsys.readouterr()
+    refused = [*more, "--output", str(tmp_path / "other"), "--validation_paths", str(tmp_path / "more")]
+    assert main(refused) == 2
+    assert "append cannot change the validation split" in capsys.readouterr().err
+
+
+def test_a_file_of_both_is_validation_text_alone(tiny_config: PrepConfig, tmp_path: Path) -> None:
+    corpus_of(tmp_path, sentences(20, 50), "held-out.jsonl")
+    corpus_of(tmp_path, sentences(20, 51), "rest.jsonl")
+    config = replace(
+        tiny_config, corpus=CorpusConfig(paths=str(tmp_path)), validation_paths=str(tmp_path / "held-out.jsonl")
+    )
+    found = [(file.name, file.validation, file.source) for file in find_input_files(config)]
+    assert found == [("held-out.jsonl", True, 0), ("rest.jsonl", False, 1)]
+    with pytest.raises(UserError, match=r"every file of corpus\.paths is one of validation_paths"):
+        find_input_files(replace(config, validation_paths=str(tmp_path)))
+    with pytest.raises(UserError, match="does not exist"):
+        find_input_files(replace(config, validation_paths=str(tmp_path / "missing.jsonl")))
+
+
+def test_a_fraction_beside_validation_paths_holds_more_out(tiny_config: PrepConfig, tmp_path: Path) -> None:
+    config = replace(own_validation(tiny_config, tmp_path), validation_fraction=0.3, keep_documents=False)
+    assert (validation_fraction(config), validation_fraction(replace(config, validation_fraction=None))) == (0.3, 0.0)
+    assert validation_fraction(replace(config, validation_paths=(), validation_fraction=None)) == 0.05
+    build_shards(config, no_progress)
+    texts = texts_of(config.output)
+    assert set(texts["validation"]) > set(sentences(20, 50))
+    assert not set(texts["validation"]) & set(texts["train"])
+    assert len(texts["validation"]) + len(texts["train"]) == 80
+
+
+def test_too_little_validation_text_is_named(tiny_config: PrepConfig, tmp_path: Path) -> None:
+    config = own_validation(tiny_config, tmp_path)
+    (tmp_path / "held-out" / "part0.jsonl").write_text('{"text": "the quick brown fox"}\n')
+    with pytest.raises(UserError, match=r"the validation split gets 1 rows .*: give more text in --validation_paths"):
+        build_shards(config, no_progress)
