@@ -70,6 +70,9 @@ class DuplicatesConfig:
     near_threshold: float | None = None
     """Drop documents whose estimated Jaccard similarity (5-word shingles, MinHash) to an earlier one reaches
     this, for example 0.8; needs the extra 'dedup'."""
+    near_characters: int | None = None
+    """Compare shingles of so many characters, for example 5 with near_threshold 0.5: finds copies with letters changed
+    all over, such as other scans of a page, in every script. When not given, shingles of 5 words."""
     evaluation_paths: tuple[str, ...] | str = dataclasses.field(default=(), metadata=PATH)
     """Evaluation sets, in any format of corpus.paths: documents that share an n-gram of words with them are
     dropped."""
@@ -206,7 +209,7 @@ class RemaskConfig:
 
 def check_config(config: PrepConfig) -> None:
     """Raise UserError for values that make no sense, alone or together."""
-    alphabet = config.vocabulary.alphabet_size
+    alphabet, characters = config.vocabulary.alphabet_size, config.duplicates.near_characters
     limits = (
         ("seq_length", config.seq_length, 8, 32_768),
         ("vocabulary.size", config.vocabulary.size, 32, 2**31),
@@ -215,6 +218,7 @@ def check_config(config: PrepConfig) -> None:
         ("corpus.builtin_max_bytes", config.corpus.builtin_max_bytes, 1_000, 2**40),
         ("cleaning.min_characters", config.cleaning.min_characters, 1, 2**31),
         ("cleaning.max_characters", config.cleaning.max_characters, 1_000, 16_000_000),
+        ("duplicates.near_characters", 2 if characters is None else characters, 2, 100),
         ("duplicates.evaluation_ngram", config.duplicates.evaluation_ngram, 2, 100),
         ("packing.drop_remainder_below", config.packing.drop_remainder_below, 0, config.seq_length - 2),
         ("mask.variants", config.mask.variants, 1, 1_000),
@@ -349,6 +353,8 @@ def _check_shares(config: PrepConfig) -> None:
             raise UserError(f"{name} is {value}: expected 0 to 1")
     if near is not None and not 0 < near <= 1:
         raise UserError(f"duplicates.near_threshold is {near}: expected more than 0, at most 1")
+    if near is None and config.duplicates.near_characters is not None:
+        raise UserError("duplicates.near_characters needs duplicates.near_threshold: give one, such as 0.5")
 
 
 def as_tuple(paths: tuple[str, ...] | str) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Near-duplicates: documents that share most of their five-word shingles with another one.
+"""Near-duplicates: documents that share most of their shingles, of words or of characters, with another one.
 
 Documents are numbered as in ``exact_duplicates``. Two documents are compared when their signatures agree on a whole
 band (locality-sensitive hashing: Leskovec, Rajaraman, Ullman, "Mining of Massive Datasets", section 3.4). They are
@@ -16,7 +16,13 @@ import numpy as np
 
 from data_prep.arrays.ranges import ranges
 from data_prep.contract.command_line import UserError
-from data_prep.filters.word_ngrams import MULTIPLIER, ngram_hashes, words_of
+from data_prep.filters.word_ngrams import (
+    MULTIPLIER,
+    character_ngram_hashes,
+    characters_of,
+    ngram_hashes,
+    words_of,
+)
 
 SHINGLE_WORDS = 5
 NUM_PERMUTATIONS = 128
@@ -35,15 +41,20 @@ DOCUMENTS_AT_ONCE = 1 << 16
 KEPT_SIGNATURES = 1 << 18
 """Signatures that are kept once they are read, in 128 MB."""
 
-LSH_RECALL = 0.99
-"""Least chance that a pair whose similarity is exactly the threshold becomes a candidate."""
+LSH_RECALL, CHARACTERS_LSH_RECALL = 0.99, 0.85
+"""Least chance that a pair whose similarity is exactly the threshold becomes a candidate. Shingles of characters are
+compared at low thresholds, at which the bands that find 99% are so short that unlike documents share many of them."""
 
 
-def near_signature(text: str) -> np.ndarray:
+def near_signature(text: str, characters: int | None = None) -> np.ndarray:
     """[128] u32, the MinHash of the text's shingles of 5 lower-cased words (Broder 1997).
 
     A text of fewer words is one shingle, and so is one without any word. An ideograph is a word here, and so is a
     letter of South East Asia with its marks.
+
+    Args:
+        text: of a document.
+        characters: of which a shingle has so many, rather than words; signs and blanks between words are one of them.
 
     Raises:
         UserError: the library datasketch is not installed.
@@ -54,22 +65,31 @@ def near_signature(text: str) -> np.ndarray:
         raise UserError(
             "duplicates.near_threshold needs the library datasketch: pip install 'narrowbert[dedup]'"
         ) from error
-    words = words_of(text) or [" ".join(text.split())]
-    hashes = np.unique(ngram_hashes(words, min(SHINGLE_WORDS, len(words))) >> np.uint64(32))
+    hashes = np.unique(_shingle_hashes(text, characters) >> np.uint64(32))
     minhash = MinHash(num_perm=NUM_PERMUTATIONS, seed=SIGNATURE_SEED, scheme="affine32", hashfunc=int)
     for start in range(0, len(hashes), SHINGLES_AT_ONCE):
         minhash.update_batch(hashes[start : start + SHINGLES_AT_ONCE].tolist())
     return np.asarray(minhash.hashvalues, dtype=np.uint32)
 
 
-def band_table(signatures: np.ndarray, threshold: float) -> np.ndarray:
+def _shingle_hashes(text: str, characters: int | None) -> np.ndarray:
+    if characters:
+        codes = characters_of(text)
+        if len(codes):
+            return character_ngram_hashes(codes, min(characters, len(codes)))
+    words = words_of(text) or [" ".join(text.split())]
+    return ngram_hashes(words, min(SHINGLE_WORDS, len(words)))
+
+
+def band_table(signatures: np.ndarray, threshold: float, characters: int | None = None) -> np.ndarray:
     """[documents x bands] ``BAND_KEY``, rising: documents that share a key are worth comparing.
 
     Args:
         signatures: [documents, 128] u32, of ``near_signature``.
         threshold: 0 to 1; the lower it is, the shorter and the more are the bands.
+        characters: as they were made.
     """
-    bands = _bands(threshold)
+    bands = _bands(threshold, characters)
     table = np.empty((len(bands), len(signatures)), dtype=BAND_KEY)
     for number, columns in enumerate(bands):
         table["key"][number] = _band_hashes(signatures[:, columns], number)
@@ -244,17 +264,18 @@ def near_survivors(pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return documents, np.fromiter(dropped.values(), dtype=np.int64, count=len(dropped))
 
 
-def band_count(threshold: float | None) -> int:
+def band_count(threshold: float | None, characters: int | None = None) -> int:
     """Bands of a signature; none where near-duplicates are kept."""
-    return 0 if threshold is None else len(_bands(threshold))
+    return 0 if threshold is None else len(_bands(threshold, characters))
 
 
-def _bands(threshold: float) -> list[slice]:
-    """The columns of each band: the longest bands that still reach LSH_RECALL at the threshold."""
+def _bands(threshold: float, characters: int | None = None) -> list[slice]:
+    """The columns of each band: the longest bands that still reach the recall at the threshold."""
+    recall = CHARACTERS_LSH_RECALL if characters else LSH_RECALL
     fitting = (
         rows
         for rows in range(NUM_PERMUTATIONS, 1, -1)
-        if 1 - (1 - threshold**rows) ** (NUM_PERMUTATIONS // rows) >= LSH_RECALL
+        if 1 - (1 - threshold**rows) ** (NUM_PERMUTATIONS // rows) >= recall
     )
     rows = next(fitting, 1)
     return [slice(start, start + rows) for start in range(0, NUM_PERMUTATIONS - rows + 1, rows)]

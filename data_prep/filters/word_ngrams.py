@@ -1,4 +1,4 @@
-"""Hashes of the runs of words of a text.
+"""Hashes of the runs of words, or of characters, of a text.
 
 A word is a run of letters, digits, marks and joiners. Where a script writes no blanks, each ideograph or kana is a word
 of its own, and so is each letter of South East Asia with its marks. That needs no dictionary, so it is the same on
@@ -82,7 +82,7 @@ def words_of(text: str) -> list[str]:
     lower = text.lower()
     if lower.isascii():
         return _ASCII_WORD.findall(lower)
-    kinds = _kinds()[np.frombuffer(lower.encode("utf-32-le", "surrogatepass"), dtype="<u4")]
+    kinds = _kinds()[_code_points(lower)]
     attached = kinds == MARK
     if attached.any():  # a mark is what the character before it is; without one it is a letter
         place = np.maximum.accumulate(np.where(attached, 0, np.arange(len(kinds))))
@@ -103,6 +103,21 @@ def words_of(text: str) -> list[str]:
 _NO_JOINERS = str.maketrans("", "", JOINERS)
 
 
+def characters_of(text: str) -> np.ndarray:
+    """[n] u32, the lower-cased characters of a text's words in their order, a blank where anything stands between."""
+    codes = _code_points(text.lower())
+    codes = codes[~np.isin(codes, [ord(joiner) for joiner in JOINERS])]
+    outside = _kinds()[codes] == OUTSIDE
+    kept = ~outside
+    kept[1:] |= kept[:-1]  # the first of several, where it follows a word
+    found = np.where(outside, np.uint32(ord(" ")), codes)[kept]
+    return found[:-1] if len(found) and found[-1] == ord(" ") else found
+
+
+def _code_points(text: str) -> np.ndarray:
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
+
+
 def as_text(words: Sequence[str]) -> str:
     """Words as they are read: with blanks, but for scripts that write none."""
     parts: list[str] = []
@@ -116,10 +131,20 @@ def as_text(words: Sequence[str]) -> str:
 
 def ngram_hashes(words: Sequence[str], n: int) -> np.ndarray:
     """[max(0, words - n + 1)] u64, a hash of every run of n words."""
-    count = len(words) - n + 1
+    return _hashes_of_runs(_hashes_of(words), n)
+
+
+def character_ngram_hashes(codes: np.ndarray, n: int) -> np.ndarray:
+    """[max(0, characters - n + 1)] u64, a hash of every run of n characters, of their [characters] code points."""
+    hashes = (codes.astype(np.uint64) + np.uint64(1)) * MULTIPLIER  # mixed, since the runs' first bits are looked at
+    hashes ^= hashes >> np.uint64(32)
+    return _hashes_of_runs(hashes * MULTIPLIER, n)
+
+
+def _hashes_of_runs(hashes: np.ndarray, n: int) -> np.ndarray:
+    count = len(hashes) - n + 1
     if count < 1:
         return np.empty(0, dtype=np.uint64)
-    hashes = _hashes_of(words)
     combined = hashes[:count].copy()
     for offset in range(1, n):
         combined *= MULTIPLIER  # a polynomial modulo 2**64, by Horner's rule

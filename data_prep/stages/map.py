@@ -138,10 +138,10 @@ class _NewDocuments:
         if plan.compares_texts:
             table, repeats = key_table(np.frombuffer(b"".join(self.keys), dtype="<u8").reshape(-1, 2))
             table.tofile(folder / KEYS)
-        if config.duplicates.near_threshold is not None:
+        if (threshold := config.duplicates.near_threshold) is not None:
             signatures = np.array(self.signatures, dtype=np.uint32).reshape(-1, NUM_PERMUTATIONS)
             signatures.tofile(folder / SIGNATURES)
-            band_table(signatures, config.duplicates.near_threshold).tofile(folder / BANDS)
+            band_table(signatures, threshold, config.duplicates.near_characters).tofile(folder / BANDS)
         ids = [name.encode() for name in self.ids]
         columns: dict[str, np.ndarray] = {
             name: np.array(values, dtype=np.int64) for name, values in self.columns.items()
@@ -317,7 +317,7 @@ def _encode_batch(
         for column, value in zip(table.columns.values(), row, strict=True):
             column.append(value)
         if plan.config.duplicates.near_threshold is not None:
-            table.signatures.append(near_signature(document.text))
+            table.signatures.append(near_signature(document.text, plan.config.duplicates.near_characters))
     if table.texts is not None:
         texts = [document.text for (document, *_), length in zip(batch, lengths.tolist(), strict=True) if length]
         table.texts.write(table.ids[first:], table.columns["validation"][first:], texts)

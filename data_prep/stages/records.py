@@ -223,7 +223,9 @@ def _map_summary(plan: WorkPlan, records: Iterator[dict[str, Any]]) -> dict[str,
     for record in records:
         documents.append(record["documents"])
         sources = merge([sources, counts_by_source(record)])
-    keys, bands = sum(documents), sum(documents) * band_count(plan.config.duplicates.near_threshold)
+    duplicates = plan.config.duplicates
+    keys = sum(documents)
+    bands = keys * band_count(duplicates.near_threshold, duplicates.near_characters)
     tasks = [
         range_tasks(keys, KEY.itemsize, plan.num_tasks) if plan.compares_texts else 0,
         range_tasks(bands, BAND_KEY.itemsize, plan.num_tasks),

@@ -371,6 +371,7 @@ _NEWER: tuple[tuple[str, str, Any], ...] = (
     ("corpus", "csv_delimiter", None),
     ("corpus", "csv_quoting", None),
     ("corpus", "errors", CorpusConfig.errors),
+    ("duplicates", "near_characters", None),
     ("", "filters", {}),
     ("", "keep_documents", False),
     ("", "write_text", False),

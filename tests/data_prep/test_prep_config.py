@@ -136,6 +136,13 @@ def test_senseless_thresholds_are_refused(threshold):
         check_config(replace(DEFAULT, duplicates=DuplicatesConfig(near_threshold=threshold)))
 
 
+def test_senseless_lengths_of_shingles_are_refused():
+    with pytest.raises(UserError, match=r"near_characters is 1: expected 2 to 100"):
+        check_config(replace(DEFAULT, duplicates=DuplicatesConfig(near_threshold=0.5, near_characters=1)))
+    with pytest.raises(UserError, match=r"near_characters needs duplicates\.near_threshold"):
+        check_config(replace(DEFAULT, duplicates=DuplicatesConfig(near_characters=5)))
+
+
 @pytest.mark.parametrize("output", [".", "/", "", "..", "a/..", "./", "a\0b", "x" * 300])
 def test_an_output_without_a_name_is_one_line(output):
     with pytest.raises(UserError, match=r"--output '"):

@@ -26,6 +26,7 @@ from data_prep.filters.near_duplicates import (
 )
 from data_prep.filters.word_ngrams import as_text, ngram_hashes, weighted_ngram_hashes, words_of
 from data_prep.stages.duplicates import _by_part
+from tests.data_prep.filters.generated_text import LETTERS, sentences
 
 WORDS = [f"word{number}" for number in range(400)]
 
@@ -147,27 +148,6 @@ def test_runs_weigh_as_much_as_n_words(words, n):
     assert len(set(hashes.tolist())) == len(set(runs))
     plain = [ngram_hashes(run, len(run))[0] for run in runs]
     assert hashes.tolist() == plain
-
-
-LETTERS = {
-    "English": ("bcdfglmnprstvw", "aeiou", " ", ". "),
-    "Chinese": ("".join(map(chr, range(0x4E00, 0x5600))), "", "", "。"),
-    "Thai": ("กขคงจชตทนบปพมยรลวสห", ["\u0e31", "\u0e34", "\u0e35", "\u0e37", "\u0e38", "\u0e48", "\u0e32"], "", " "),
-    "Hindi": ("कखगचजटडतदनपबमयरलवसह", ["\u093e", "\u093f", "\u0940", "\u0941", "\u0947", "\u094b", "\u094d"], " ", "। "),
-}
-"""Consonants, vowels, and what stands between words and sentences."""
-
-
-def sentences(script, count, seed):
-    """Different sentences of 12 words, in a script's own way of writing."""
-    consonants, vowels, blank, end = LETTERS[script]
-    draw = random.Random(0)
-    words = [
-        "".join(draw.choice(consonants) + (draw.choice(vowels) if vowels else "") for _ in range(draw.randint(1, 4)))
-        for _ in range(1000)
-    ]
-    draw = random.Random(seed)
-    return [blank.join(draw.choices(words, k=12)) + end for _ in range(count)]
 
 
 @pytest.mark.parametrize("script", LETTERS)
@@ -390,13 +370,14 @@ def test_documents_are_looked_up_in_the_task_that_has_them(sizes, data):
 
 
 @settings(deadline=None)
-@given(threshold=st.floats(0.05, 1))
-def test_pairs_at_the_threshold_become_candidates(threshold):
-    bands = near_duplicates._bands(threshold)
+@given(threshold=st.floats(0.05, 1), shingle=st.sampled_from([(None, 0.99), (5, 0.85)]))
+def test_pairs_at_the_threshold_become_candidates(threshold, shingle):
+    characters, recall = shingle
+    bands = near_duplicates._bands(threshold, characters)
     rows = bands[0].stop
     assert all(band.stop - band.start == rows for band in bands)
     assert bands[-1].stop <= 128 < bands[-1].stop + rows
-    assert rows == 1 or 1 - (1 - threshold**rows) ** len(bands) >= 0.99
+    assert rows == 1 or 1 - (1 - threshold**rows) ** len(bands) >= recall
 
 
 def test_a_missing_library_is_one_line(monkeypatch):

@@ -40,6 +40,7 @@ from data_prep.stages.pack import shuffle_keys
 from data_prep.stages.records import STAGES
 from data_prep.verification.folder import verify
 from tests.data_prep.conftest import NoProgress, no_progress
+from tests.data_prep.filters import generated_text
 
 
 def bytes_of(folder):
@@ -289,6 +290,25 @@ def test_near_duplicates_are_dropped_on_request(tiny_config, tmp_path):
     assert build_shards(config, no_progress).rejects == {"near_duplicate": 1}
     (reject,) = rejects_of(config.output)
     assert (reject["id"], reject["detail"]) == ("texts.jsonl:101", "of texts.jsonl:6")
+
+
+def test_shingles_of_characters_find_copies_that_those_of_words_do_not(tiny_config, tmp_path):
+    texts = ["".join(generated_text.sentences("English", 12, seed)) for seed in range(40)]
+    copy = generated_text.changed(texts[5], "English", seed=1)
+    config = replace(
+        tiny_config,
+        corpus=corpus_of(tmp_path / "corpus", [*texts, copy]),
+        output=str(tmp_path / "words"),
+        duplicates=DuplicatesConfig(near_threshold=0.5),
+    )
+    assert build_shards(config, no_progress).rejects == {}
+    duplicates = DuplicatesConfig(near_threshold=0.5, near_characters=5)
+    config = replace(config, output=str(tmp_path / "characters"), duplicates=duplicates)
+    assert build_shards(config, no_progress).rejects == {"near_duplicate": 1}
+    (reject,) = rejects_of(config.output)
+    assert (reject["id"], reject["detail"]) == ("texts.jsonl:41", "of texts.jsonl:6")
+    pinned = [open_shards(tmp_path / name).manifest["configuration"]["duplicates"] for name in ("words", "characters")]
+    assert [found.get("near_characters", "as before") for found in pinned] == ["as before", 5]
 
 
 def test_documents_of_an_evaluation_set_are_dropped(tiny_config, tmp_path):
