@@ -177,6 +177,9 @@ class PrepConfig:
     validation_fraction: float | None = None
     """Share of the documents of corpus.paths, picked by a hash of their ids, that goes to the validation split; 0:
     none. When not given, 0.05, or 0 with validation_paths. Without either, training evaluates nothing."""
+    validation_split: Literal["hash", "stratified"] = "hash"
+    """hash: each document by itself, so that an entry of corpus.paths gets its share up to chance, a small one maybe
+    nothing; stratified: that share of the documents of each entry, rounded, and at least one of two."""
     seed: int = 0
     """Decides the order of the rows and the masks."""
     chunk_rows: int | None = None
@@ -342,6 +345,8 @@ def _check_shares(config: PrepConfig) -> None:
             raise UserError(f"{name} is {value}: expected more than 0, less than 1")
     if not 0 <= validation_fraction(config) < 1:
         raise UserError(f"validation_fraction is {config.validation_fraction}: expected 0 or more, less than 1")
+    if config.validation_split == "stratified" and not validation_fraction(config):
+        raise UserError("validation_split stratified needs a share to hold out: give a validation_fraction above 0")
     near = config.duplicates.near_threshold
     for name, value in (
         ("mask.mask_fraction", config.mask.mask_fraction),

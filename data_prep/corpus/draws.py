@@ -3,7 +3,10 @@
 import dataclasses
 import hashlib
 import itertools
+import re
 from collections.abc import Sequence
+
+import numpy as np
 
 from data_prep.config import PrepConfig, as_tuple, validation_fraction
 from data_prep.contract.command_line import UserError
@@ -56,6 +59,16 @@ def document_draw(document_id: str, purpose: str = "") -> float:
     return (int.from_bytes(digest[:8], "big") >> 11) / 2**53
 
 
+def draws_of(keys: Sequence[str]) -> np.ndarray:
+    """[n] f64, the draws of the documents that these are the keys of; pieces of a document have its draw."""
+    return np.array([document_draw(re.sub(r"#\d+$", "", key)) for key in keys])
+
+
+def stratified_share(documents: int, fraction: float) -> int:
+    """How many of so many documents of a source are held out: neither none nor all where there are two."""
+    return min(max(1, round(documents * fraction)), documents - 1) if documents > 1 else 0
+
+
 def copies_of(document_id: str, weight: float) -> int:
     """How often a document of a file of this weight is taken."""
     copies = int(weight)
@@ -74,6 +87,8 @@ def check_draws(files: Sequence[tuple[CorpusFile, int]], config: PrepConfig) -> 
     """
     corpus = [(file, size) for file, size in files if not file.validation]
     if config.corpus.txt_documents != "file" or any(file.kind != "txt" for file, _ in corpus):
+        return
+    if config.validation_split == "stratified":  # it is not by the draws alone
         return
     own_validation, wanted = len(corpus) < len(files), validation_fraction(config)
     draws = sorted((document_draw(file.name), size) for file, size in corpus if copies_of(file.name, file.weight))

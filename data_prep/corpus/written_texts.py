@@ -37,13 +37,21 @@ class TextFile:
             self._writer.write_table(pa.table({"id": ids, "split": splits, "text": plain}, schema=COLUMNS))
 
 
-def write_kept(source: Path, target: Path, keep: np.ndarray) -> None:
-    """Write the documents of a file that are to be kept, [documents] bool, into another one."""
+def write_kept(source: Path, target: Path, keep: np.ndarray, held_out: np.ndarray) -> None:
+    """Write the documents of a file that are to be kept into another one, each with its split.
+
+    Args:
+        keep: [documents] bool.
+        held_out: [documents] bool, those of the validation split.
+    """
+    splits = np.array(SPLITS)[held_out.astype(np.int64)]
     first = 0
     with pq.ParquetFile(source) as file, pq.ParquetWriter(target, COLUMNS, compression="zstd") as writer:
         for number in range(file.num_row_groups):
             group = file.read_row_group(number)
-            kept = group.filter(pa.array(keep[first : first + group.num_rows]))
-            first += group.num_rows
+            here = slice(first, first + group.num_rows)
+            named = group.set_column(1, COLUMNS.field("split"), pa.array(splits[here], pa.string()))
+            kept = named.filter(pa.array(keep[here]))
+            first = here.stop
             if kept.num_rows:
                 writer.write_table(kept)

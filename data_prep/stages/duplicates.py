@@ -4,11 +4,15 @@ The tasks share out the values of a hash: equal texts, and texts that share a ba
 the corpus they come from. Each reads one range of every map task's sorted table. ``survivors`` then goes
 through the pairs of near-duplicates that the tasks found.
 
+``survivors`` also decides, where ``validation_split`` is stratified, up to which draw the documents of each source are
+held out: their number is known then.
+
 A task leaves a table of dropped documents, rising, with the place of the id of the document that survives. A pack task
 reads of every table the range that concerns its part.
 """
 
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +21,9 @@ import numpy as np
 
 from data_prep.arrays.ranges import hash_limits
 from data_prep.arrays.spill import Spill
+from data_prep.config import validation_fraction
 from data_prep.corpus.documents import Reject
+from data_prep.corpus.draws import draws_of, stratified_share
 from data_prep.filters.exact_duplicates import KEY, equal_keys
 from data_prep.filters.near_duplicates import (
     BAND_KEY,
@@ -27,7 +33,7 @@ from data_prep.filters.near_duplicates import (
     near_pairs,
     near_survivors,
 )
-from data_prep.stages.map import BANDS, KEYS, SIGNATURES, DocumentTable, document_ids
+from data_prep.stages.map import BANDS, DOCUMENTS, KEYS, SIGNATURES, DocumentTable, document_ids, read_documents
 from data_prep.stages.records import (
     checked_folder,
     committed,
@@ -86,7 +92,40 @@ def run_survivors(plan: WorkPlan) -> dict[str, Any]:
             checked_folder(plan, "duplicates", index)
         documents, survivors = near_survivors(_all_pairs(plan, range(exact, exact + near)))
         record["dropped"] = _write_dropped(plan, folder, documents, survivors)
+        if plan.config.validation_split == "stratified":
+            record["held_out"] = _held_out(plan, folder)
     return record
+
+
+def _held_out(plan: WorkPlan, near: Path) -> dict[str, float]:
+    """Source -> the highest draw of its documents that are held out; of a document for each, all others are above.
+
+    No more draws are in memory than documents can be held out. ``near`` has the table of dropped near-duplicates.
+    """
+    fraction, sources = validation_fraction(plan.config), summary_of(plan, "map")["sources"]
+    lowest: dict[int, np.ndarray] = {}
+    documents: Counter[int] = Counter()
+    for part in range(plan.validation_tasks, plan.num_tasks):
+        table = read_documents(checked_folder(plan, "map", part, DOCUMENTS))
+        left = np.setdiff1d(np.arange(len(table.column("length"))), dropped_documents(plan, part, table, near)[0])
+        draws, of_source = draws_of(table.ids(left)), table.column("source")[left]
+        for source in np.unique(of_source).tolist():
+            found = np.unique(draws[of_source == source])  # pieces of a document are one
+            documents[source] += len(found)
+            most = stratified_share(sources[str(source)]["read"], fraction)
+            lowest[source] = np.sort(np.concatenate([lowest.get(source, found[:0]), found]))[:most]
+    shares = {source: stratified_share(count, fraction) for source, count in documents.items()}
+    return {str(source): float(lowest[source][share - 1]) for source, share in shares.items() if share}
+
+
+def held_out_documents(plan: WorkPlan, table: DocumentTable) -> np.ndarray:
+    """[documents] bool, which documents of a map task are of the validation split."""
+    held_out = table.column("validation") == 1
+    if plan.config.validation_split == "stratified":
+        limits = require_record(plan, "survivors", 0)["held_out"]
+        draws = draws_of(table.ids(np.arange(len(held_out))))
+        held_out |= draws <= np.array([limits.get(str(source), -1.0) for source in table.column("source").tolist()])
+    return held_out
 
 
 def _all_pairs(plan: WorkPlan, tasks: range) -> np.ndarray:
@@ -101,15 +140,21 @@ def _all_pairs(plan: WorkPlan, tasks: range) -> np.ndarray:
     return distinct_pairs([pairs, *waiting])
 
 
-def dropped_documents(plan: WorkPlan, part: int, table: DocumentTable) -> tuple[np.ndarray, Iterator[Reject]]:
-    """The documents of a map task that do not survive: their rows, and their rejects."""
+def dropped_documents(
+    plan: WorkPlan, part: int, table: DocumentTable, near: Path | None = None
+) -> tuple[np.ndarray, Iterator[Reject]]:
+    """The documents of a map task that do not survive: their rows, and their rejects.
+
+    ``near`` has the table of dropped near-duplicates, where the task that makes it has not committed yet.
+    """
     exact, _ = summary_of(plan, "map")["duplicates_tasks"]
     starts = document_starts(plan)
     low, high = int(starts[part]), int(starts[part + 1])
-    near = task_folder(plan, "survivors", 0)
-    if near not in _checked:  # once for each process: it is read by every pack task
-        checked_folder(plan, "survivors", 0)
-        _checked.add(near)
+    if near is None:
+        near = task_folder(plan, "survivors", 0)
+        if near not in _checked:  # once for each process: it is read by every pack task
+            checked_folder(plan, "survivors", 0)
+            _checked.add(near)
     # row -> reason, id of the document that survives
     found = {row: ("near_duplicate", name) for row, name, _ in _read_dropped(near, low, high)}
     for index in range(exact):

@@ -3,7 +3,6 @@
 import dataclasses
 import gzip
 import json
-import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -17,7 +16,7 @@ from data_prep.contract.files import flush_to_disk
 from data_prep.contract.shard_format import DOCUMENTS_FOLDER, INPUTS, REJECTS, SPLITS, TEXT_FOLDER
 from data_prep.contract.shard_writing import file_entry, write_manifest
 from data_prep.contract.shards import open_shards
-from data_prep.corpus.draws import MIN_ROWS, document_draw, more_documents, number_between
+from data_prep.corpus.draws import MIN_ROWS, draws_of, more_documents, number_between
 from data_prep.report.page import write_report
 from data_prep.report.rows_as_text import rows_as_text
 from data_prep.report.statistics import (
@@ -101,7 +100,7 @@ def _remedy(plan: WorkPlan, short: int) -> str:
         return "give more text in --validation_paths, or lower --seq_length"
     if plan.validation_tasks or not fraction:
         return f"{more_documents(plan.config)}, or lower --seq_length"
-    if sum(summary_of(plan, "map")["documents"]) > _MOST_SEARCHED:
+    if sum(summary_of(plan, "map")["documents"]) > _MOST_SEARCHED or plan.config.validation_split == "stratified":
         size = "larger" if short == _VALIDATION else "smaller"
         return f"take a {size} --validation_fraction, it is {fraction:g}"
     better = _Survivors(plan).fraction(short)
@@ -118,12 +117,12 @@ class _Survivors:
         for index in range(plan.num_tasks):
             table = read_documents(checked_folder(plan, "map", index, DOCUMENTS))
             left = np.setdiff1d(np.arange(len(table.column("length"))), dropped_documents(plan, index, table)[0])
-            # Pieces of a text have its draw.
-            draws += [document_draw(re.sub(r"#\d+$", "", name)) for name in table.ids(left)]
+            draws.append(draws_of(table.ids(left)))
             tasks.append(np.full(len(left), index))
             rows.append(left)
-        order = np.argsort(draws, kind="stable")
-        self._draws = np.array(draws)[order]
+        every = np.concatenate(draws)
+        order = np.argsort(every, kind="stable")
+        self._draws = every[order]
         self._tasks, self._rows = np.concatenate(tasks)[order], np.concatenate(rows)[order]
 
     def fraction(self, short: int) -> str | None:

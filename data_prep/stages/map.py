@@ -295,7 +295,7 @@ def _encode_batch(
     unknown = np.concatenate([[0], np.cumsum(tokens == plan.special_ids["unk"])])
     ends = np.cumsum(lengths)
     first = len(table.ids)
-    fraction = validation_fraction(plan.config)
+    fraction = validation_fraction(plan.config) if plan.config.validation_split == "hash" else 0.0  # later: by source
     for (document, copies, source, of_validation), length, end in zip(
         batch, lengths.tolist(), ends.tolist(), strict=True
     ):

@@ -18,7 +18,7 @@ from data_prep.corpus.documents import Reject
 from data_prep.corpus.written_texts import write_kept
 from data_prep.report.statistics import document_statistics, merge
 from data_prep.rows.packing import RowPlan, Rows, fill_rows, plan_rows, reordered
-from data_prep.stages.duplicates import dropped_documents
+from data_prep.stages.duplicates import dropped_documents, held_out_documents
 from data_prep.stages.map import TEXT, DocumentTable, RejectFile, read_documents
 from data_prep.stages.records import checked_folder, committed
 from data_prep.stages.work_plan import WorkPlan
@@ -75,11 +75,12 @@ def run_pack(plan: WorkPlan, index: int) -> dict[str, Any]:
     record: dict[str, Any] = {"rows": {}, "documents": {}, "tokens": {}, "dropped_tokens": 0}
     with committed(plan, "pack", index, record) as folder:
         rejects_by_source = _write_rejects(folder, rejects, table.column("source")[dropped])
+        held_out = held_out_documents(plan, table)
         if plan.config.write_text:
-            write_kept(source / TEXT, folder / TEXT, keep)
+            write_kept(source / TEXT, folder / TEXT, keep, held_out)
         first_row = first_boundary = 0
         for number, split in enumerate(SPLITS):
-            chosen = keep & (table.column("validation") == number)
+            chosen = keep & (held_out == number)
             rows, sequence = planned_rows(plan, index, table, chosen, number)
             ids = sequence_ids(index, first_row + np.arange(len(rows.lengths)))
             order = np.argsort(shuffle_keys(plan.config.seed, ids))

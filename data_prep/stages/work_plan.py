@@ -374,6 +374,7 @@ _NEWER: tuple[tuple[str, str, Any], ...] = (
     ("duplicates", "near_characters", None),
     ("", "filters", {}),
     ("", "keep_documents", False),
+    ("", "validation_split", PrepConfig.validation_split),
     ("", "write_text", False),
 )
 """Section, option, and the value with which it is as if it did not exist: folders from before it are of that

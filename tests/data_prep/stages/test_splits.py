@@ -5,16 +5,19 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from data_prep.__main__ import main
-from data_prep.config import CorpusConfig, DuplicatesConfig, PrepConfig, validation_fraction
+from data_prep.config import CleaningConfig, CorpusConfig, DuplicatesConfig, PrepConfig, validation_fraction
 from data_prep.contract.command_line import UserError
 from data_prep.contract.shard_format import REJECTS, SPLITS
 from data_prep.contract.shards import open_shards
 from data_prep.corpus import partitions
-from data_prep.corpus.draws import check_draws, find_input_files
+from data_prep.corpus.draws import check_draws, document_draw, find_input_files, stratified_share
 from data_prep.corpus.files import find_corpus_files
 from data_prep.stages.build import build_shards
 from data_prep.verification.folder import verify
@@ -188,3 +191,63 @@ def test_too_little_validation_text_is_named(tiny_config: PrepConfig, tmp_path: 
     (tmp_path / "held-out" / "part0.jsonl").write_text('{"text": "the quick brown fox"}\n')
     with pytest.raises(UserError, match=r"the validation split gets 1 rows .*: give more text in --validation_paths"):
         build_shards(config, no_progress)
+
+
+@given(st.integers(0, 10_000), st.floats(1e-4, 0.9999))
+def test_a_source_of_two_documents_or_more_is_in_both_splits(documents: int, fraction: float) -> None:
+    share = stratified_share(documents, fraction)
+    assert abs(share - documents * fraction) <= 1
+    assert documents < 2 or 0 < share < documents
+    assert share <= stratified_share(documents + 1, fraction)
+
+
+def test_a_stratified_split_holds_the_share_of_each_source_out(
+    tiny_config: PrepConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(partitions, "MIN_PARTITION_BYTES", 5_000)
+    sizes = {"large": 100, "small": 6, "two": 2, "one": 1}
+    texts = {name: sentences(size, number) for number, (name, size) in enumerate(sizes.items())}
+    texts["large"][50] = texts["large"][50] * 20  # comes in pieces
+    for name, of_source in texts.items():
+        corpus_of(tmp_path / name, [*of_source, of_source[0]], f"{name}.jsonl")
+    config = replace(
+        tiny_config,
+        corpus=CorpusConfig(paths=tuple(str(tmp_path / name) for name in sizes)),
+        cleaning=CleaningConfig(max_characters=2_000),
+        validation_split="stratified",
+        output=str(tmp_path / "shards"),
+        write_text=True,
+        keep_documents=True,
+    )
+    build_shards(config, no_progress)
+    ids = ids_of(config.output)
+    assert not ids["train"] & ids["validation"], "pieces of a document are in one split"
+    held_out = {name: {x for x in ids["validation"] if x.startswith(name)} for name in sizes}
+    assert {name: len(found) for name, found in held_out.items()} == {"large": 20, "small": 1, "two": 1, "one": 0}
+    every = {x for x in ids["train"] | ids["validation"] if x.startswith("large")}
+    assert held_out["large"] == set(sorted(every, key=document_draw)[:20])
+    manifest = open_shards(config.output).manifest
+    assert (
+        manifest["splits"]["validation"]["documents"]
+        == sum(map(len, texts_of(config.output).values())) - (manifest["splits"]["train"]["documents"])
+    )
+    # What is appended leaves the splits of what was there as they are.
+    corpus_of(tmp_path / "more", sentences(10, 9), "more.jsonl")
+    grown = tmp_path / "grown"
+    append = ["append", config.output, "--output", str(grown), "--corpus.paths", str(tmp_path / "more")]
+    assert main([*append, "--num_workers", "1"]) == 0
+    assert {x for x in ids_of(grown)["validation"] if not x.startswith("more")} == ids["validation"]
+    assert len(ids_of(grown)["validation"]) == 22 + 2
+
+
+def ids_of(folder: str | Path) -> dict[str, set[str]]:
+    """Split -> the ids of its documents, by ``write_text``; pieces have that of their document."""
+    rows = [row for path in sorted(Path(folder, "text").iterdir()) for row in pq.read_table(path).to_pylist()]
+    return {split: {row["id"].partition("#")[0] for row in rows if row["split"] == split} for split in SPLITS}
+
+
+def test_a_split_by_hash_is_proportional_up_to_chance() -> None:
+    held_out = [sum(document_draw(f"{source}:{n}") < 0.05 for n in range(400)) for source in range(200)]
+    mean, deviation = 400 * 0.05, (400 * 0.05 * 0.95) ** 0.5
+    assert abs(np.mean(held_out) - mean) < 4 * deviation / 200**0.5
+    assert 0.85 < np.std(held_out) / deviation < 1.15
