@@ -102,6 +102,9 @@ class VocabularyConfig:
     and a quarter of size has room for."""
     alphabet_coverage: float = 0.9995
     """Share of the corpus's characters that are in the alphabet, where alphabet_size is not given."""
+    sample_bytes: int | None = None
+    """Cleaned text in bytes that is trained on at most: documents drawn by a hash of their ids, of each source in
+    proportion to its size and weight. When not given, all text."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -213,11 +216,13 @@ class RemaskConfig:
 def check_config(config: PrepConfig) -> None:
     """Raise UserError for values that make no sense, alone or together."""
     alphabet, characters = config.vocabulary.alphabet_size, config.duplicates.near_characters
+    sample_bytes = config.vocabulary.sample_bytes
     limits = (
         ("seq_length", config.seq_length, 8, 32_768),
         ("vocabulary.size", config.vocabulary.size, 32, 2**31),
         ("vocabulary.min_frequency", config.vocabulary.min_frequency, 1, 2**31),
         ("vocabulary.alphabet_size", 1 if alphabet is None else alphabet, 1, 2**21),
+        ("vocabulary.sample_bytes", 1_000 if sample_bytes is None else sample_bytes, 1_000, 2**63 - 1),
         ("corpus.builtin_max_bytes", config.corpus.builtin_max_bytes, 1_000, 2**40),
         ("cleaning.min_characters", config.cleaning.min_characters, 1, 2**31),
         ("cleaning.max_characters", config.cleaning.max_characters, 1_000, 16_000_000),

@@ -20,6 +20,8 @@ def run(argv: Sequence[str]) -> int:
             progress.note(line)
     if built.rejects:
         print(f"not in the vocabulary: {listed(built.rejects)} (`{PROGRAM} shards` lists each)")
+    sampled = f" of {built.text_bytes:,} (vocabulary.sample_bytes)" if config.vocabulary.sample_bytes else ""
+    print(f"trained on {built.trained_bytes:,} bytes{sampled}")
     print(
         f"{built.path}{' (the same was there already)' if built.already_there else ''}: {built.entries} entries, "
         f"{built.unknown_share:.3%} of the tokens are [UNK], sha256 {built.sha256}, {time.monotonic() - start:.1f} s"

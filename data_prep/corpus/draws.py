@@ -20,6 +20,9 @@ MIN_ROWS = 16
 _AMPLE_BYTES = 8
 """Bytes that no tokenizer of a usual size leaves to a token on average."""
 
+_HALVINGS = 60
+"""Of the interval in which a sampling rate is looked for: draws have 53 bits."""
+
 _ONE_DRAW = "all of a document goes to the same split"
 
 
@@ -69,10 +72,43 @@ def stratified_share(documents: int, fraction: float) -> int:
     return min(max(1, round(documents * fraction)), documents - 1) if documents > 1 else 0
 
 
+def weight_draw(document_id: str) -> float:
+    """Uniform in [0, 1): what decides between the whole numbers below and above a weight."""
+    return document_draw(document_id, "weight:")
+
+
 def copies_of(document_id: str, weight: float) -> int:
     """How often a document of a file of this weight is taken."""
     copies = int(weight)
-    return copies + (weight > copies and document_draw(document_id, "weight:") < weight - copies)
+    return copies + (weight > copies and weight_draw(document_id) < weight - copies)
+
+
+def copies_of_draws(draws: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """[n] i64, ``copies_of`` documents with these ``weight_draw``, [n] f64, and weights, [n] f64."""
+    whole = np.floor(weights)
+    return (whole + (draws < weights - whole)).astype(np.int64)
+
+
+def sampling_rate(draws: np.ndarray, weights: np.ndarray, sizes: np.ndarray, limit: int) -> float:
+    """The largest factor of all weights, at most 1, with which the documents that are taken fit into ``limit``.
+
+    Args:
+        draws: [n] f64, ``weight_draw`` of each document.
+        weights: [n] f64, of each.
+        sizes: [n] i64, bytes of each.
+        limit: bytes of all that are taken, copies counted.
+    """
+
+    def fits(rate: float) -> bool:
+        return int((copies_of_draws(draws, rate * weights) * sizes).sum()) <= limit
+
+    if fits(1.0):
+        return 1.0
+    low, high = 0.0, 1.0
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
 
 
 def check_draws(files: Sequence[tuple[CorpusFile, int]], config: PrepConfig) -> None:

@@ -9,8 +9,7 @@ The formats are in line_formats (.txt, .jsonl), csv_format, json_format, parquet
 arrow_format, mds_format, warc_format and html_format.
 """
 
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from data_prep.config import CleaningConfig, CorpusConfig, PrepConfig
@@ -214,22 +213,10 @@ def _close(reader: Any) -> None:
     getattr(reader, "stream", reader).close()
 
 
-def read_texts(
-    files: list[CorpusFile],
-    config: PrepConfig,
-    rejects: Counter[str] | None = None,
-    surveyed: Callable[[list[dict[str, Any]]], None] | None = None,
-) -> Iterator[str]:
-    """The cleaned texts of whole files, in order.
-
-    What is rejected is counted in ``rejects`` by reason, and ``surveyed`` is told what the files hold.
-    """
+def read_texts(files: list[CorpusFile], config: PrepConfig) -> Iterator[str]:
+    """The cleaned texts of whole files, in order."""
     surveys = [survey(file, config.corpus) for file in files]
-    if surveyed is not None:
-        surveyed(surveys)
     for partition in plan_partitions(files, surveys):
         for item in read_partition(files[partition.file], partition, config.corpus, config.cleaning):
             if isinstance(item, Document):
                 yield item.text
-            elif rejects is not None:
-                rejects[item.reason] += 1

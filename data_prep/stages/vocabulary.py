@@ -1,21 +1,41 @@
-"""Corpus -> tokenizer.json: what ``narrowbert-prep vocab`` does."""
+"""Corpus -> tokenizer.json: what ``narrowbert-prep vocab`` does.
+
+The corpus is read several times, by worker processes and in the parts that ``shards`` would cut it into. The first
+reading finds how large the documents are and which of them repeat others. What is trained on follows from that.
+"""
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+from tokenizers import models
 
 from data_prep.config import PrepConfig, tokenizer_path
 from data_prep.contract.command_line import UserError
 from data_prep.contract.files import check_writable
-from data_prep.contract.tokenizer import save_tokenizer, tokenizer_hash
-from data_prep.corpus.draws import find_input_files
-from data_prep.corpus.reading import read_texts
+from data_prep.contract.tokenizer import load_tokenizer, save_tokenizer, special_ids, tokenizer_hash, vocabulary_size
+from data_prep.corpus.documents import CorpusFile, Document, Partition, Reject
+from data_prep.corpus.draws import copies_of, copies_of_draws, find_input_files, sampling_rate, weight_draw
+from data_prep.corpus.reading import read_partition
+from data_prep.filters.document_filter import DocumentFilter
+from data_prep.filters.exact_duplicates import equal_keys, text_key
+from data_prep.filters.registry import filtered, open_filters
 from data_prep.report.progress import Progress
-from data_prep.report.statistics import encodings_of
-from data_prep.tokens.losses import notes_on_losses, stripped_marks, unknown_share
-from data_prep.tokens.vocabulary import train_tokenizer
+from data_prep.report.statistics import encodings_of, merge
+from data_prep.stages.work_plan import map_tasks, stamp_of, survey_files
+from data_prep.stages.workers import Workers
+from data_prep.tokens.losses import TokenCounter, notes_on_losses
+from data_prep.tokens.vocabulary import count_characters, train_tokenizer
+from data_prep.tokens.word_table import TextEncoder
+
+Result = TypeVar("Result")
+
+ENCODED_BYTE_LEVEL = 8
+"""Of so many documents one is tokenized again with a byte-level vocabulary, which has no [UNK] to be found."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,8 +50,12 @@ class VocabularySummary:
     """Of the file."""
     already_there: bool
     """True when the same file was there before."""
+    text_bytes: int
+    """Cleaned text of the corpus, each document as often as its weight says, duplicates once."""
+    trained_bytes: int
+    """What of it the tokenizer was trained on."""
     unknown_share: float
-    """Share of the corpus's tokens that are [UNK]."""
+    """Share of the tokens of that text that are [UNK]."""
     notes: list[str]
     """What it loses of the corpus, a line each."""
     rejects: dict[str, int]
@@ -43,47 +67,219 @@ class VocabularySummary:
 def build_vocabulary(config: PrepConfig, progress: Progress) -> VocabularySummary:
     """Train a tokenizer on the corpus and write it to ``tokenizer_path(config)``.
 
+    The file is the same for any number of processes.
+
     Raises:
         UserError: wrong input, too little text, or the file cannot be written.
     """
     path = tokenizer_path(config)
     check_writable("the folder of the tokenizer", Path(path).parent)
-    files = [file for file in find_input_files(config) if not file.validation]
-    rejects: Counter[str] = Counter()
-    surveys: list[dict[str, Any]] = []
-
-    def surveyed(found: list[dict[str, Any]]) -> None:
-        surveys[:] = found
-
-    def texts() -> Iterator[str]:
-        progress.start("read", 0, "B")
-        rejects.clear()
-        for text in read_texts(files, config, rejects, surveyed):
-            progress.advance(len(text), 1)
-            yield text
-
-    try:
-        tokenizer = train_tokenizer(texts, config.vocabulary)
-    except UserError as error:
-        found = ", ".join(f"{count:,} {reason}" for reason, count in sorted(rejects.items()))
-        raise UserError(f"{error}{f' (rejected: {found})' if found else ''}") from error
-    new = save_tokenizer(tokenizer, path)
-    stripped: Counter[str] = Counter()
-
-    def sampled() -> Iterator[str]:
-        for text in texts():
-            stripped.update(stripped_marks(tokenizer, text))
-            yield text
-
-    tokenizer.encode_special_tokens = True
-    unknown = unknown_share(tokenizer, sampled())
+    with Workers(config.num_workers, own_threads=True, note=progress.note) as workers:
+        corpus = TrainingCorpus(config, workers, progress)
+        try:
+            characters = None if config.vocabulary.model == "bpe" else corpus.characters()
+            tokenizer = train_tokenizer(corpus.texts, config.vocabulary, characters)
+        except UserError as error:
+            found = ", ".join(f"{count:,} {reason}" for reason, count in sorted(corpus.rejects.items()))
+            raise UserError(f"{error}{f' (rejected: {found})' if found else ''}") from error
+        new = save_tokenizer(tokenizer, path)
+        counts = corpus.count_tokens(path)
+    unknown = counts.get("unknown_tokens", 0) / max(counts.get("tokens", 0), 1)
     return VocabularySummary(
         path=path,
         entries=tokenizer.get_vocab_size(),
         sha256=tokenizer_hash(path),
         already_there=not new,
+        text_bytes=corpus.text_bytes,
+        trained_bytes=corpus.trained_bytes,
         unknown_share=unknown,
-        notes=notes_on_losses(unknown, {} if config.vocabulary.strip_accents else stripped),
-        rejects=dict(rejects),
-        encodings=encodings_of(surveys),
+        notes=notes_on_losses(unknown, {} if config.vocabulary.strip_accents else counts),
+        rejects=dict(corpus.rejects),
+        encodings=corpus.encodings,
     )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Part:
+    """What one worker reads at once."""
+
+    config: PrepConfig
+    partitions: tuple[tuple[Partition, CorpusFile, list[int | str] | None], ...]
+    """With the ``stamp_of`` each file."""
+    bytes: int
+    """Of the files' text."""
+    copies: np.ndarray | None = None
+    """[documents] i64, how often each is trained on, when that is known."""
+
+
+class _Measured(NamedTuple):
+    """The documents of a part, or of all parts."""
+
+    keys: np.ndarray
+    """[documents, 2] u64, the ``text_key`` of each, if duplicates are dropped."""
+    draws: np.ndarray
+    """[documents] f64, the ``weight_draw`` of each."""
+    sizes: np.ndarray
+    """[documents] i64, bytes of each."""
+    weights: np.ndarray
+    """[documents] f64, of each."""
+
+
+class TrainingCorpus:
+    """The documents that the tokenizer is trained on: those that ``shards`` makes rows of, near-duplicates included,
+    or a sample of them.
+
+    Raises:
+        UserError: the corpus cannot be read or has changed since it was measured, or the sample would be empty.
+    """
+
+    rejects: Counter[str]
+    """Reason -> documents or lines that are none of them."""
+    text_bytes: int
+    """As ``VocabularySummary`` has it, and so is ``trained_bytes``."""
+    trained_bytes: int
+
+    def __init__(self, config: PrepConfig, workers: Workers, progress: Progress) -> None:
+        self._config, self._workers, self._progress = config, workers, progress
+        files = [file for file in find_input_files(config) if not file.validation]
+        surveyed = survey_files(files, config, workers, progress)
+        self.encodings = encodings_of(found.survey for found in surveyed)
+        self._parts = [
+            _Part(
+                config=config,
+                partitions=tuple((partition, found.file, found.stamp) for partition, found in task.partitions),
+                bytes=task.bytes,
+            )
+            for task in map_tasks(surveyed)
+        ]
+        self.rejects = Counter()
+        measured: list[_Measured] = []
+        for table, rejects in self._each("measure", _measure):
+            measured.append(table)
+            self.rejects.update(rejects)
+        self._choose(_Measured(*map(np.concatenate, zip(*measured, strict=True))), [len(t.sizes) for t in measured])
+
+    def _choose(self, table: _Measured, lengths: list[int]) -> None:
+        """Decide how often each document is trained on; ``lengths`` are the documents of each part."""
+        weights = table.weights
+        if self._config.duplicates.exact:
+            repeats, _ = equal_keys(table.keys[:, 0], table.keys[:, 1], np.arange(len(table.keys)))
+            weights = weights.copy()
+            weights[repeats] = 0
+            if len(repeats):
+                self.rejects["duplicate"] = len(repeats)
+        self.text_bytes = int((copies_of_draws(table.draws, weights) * table.sizes).sum())
+        limit = self._config.vocabulary.sample_bytes
+        rate = 1.0 if limit is None else sampling_rate(table.draws, weights, table.sizes, limit)
+        copies = copies_of_draws(table.draws, rate * weights)
+        self.trained_bytes = int((copies * table.sizes).sum())
+        if self.text_bytes and not self.trained_bytes:
+            raise UserError(
+                f"vocabulary.sample_bytes {limit} is smaller than any sample of whole documents: the smallest document "
+                f"has {table.sizes[weights > 0].min():,} bytes; raise it"
+            )
+        shares = np.split(copies, np.cumsum(lengths)[:-1])
+        self._parts = [dataclasses.replace(part, copies=share) for part, share in zip(self._parts, shares, strict=True)]
+
+    def _each(self, stage: str, task: Callable[[Any], Result], *arguments: str) -> Iterator[Result]:
+        """``task((part, *arguments))`` of each part that has something to train on, in their order."""
+        parts = [part for part in self._parts if part.copies is None or part.copies.any()]
+        self._progress.start(stage, sum(part.bytes for part in parts), "B")
+        results = self._workers.run(task, [(part, *arguments) for part in parts])
+        for part, result in zip(parts, results, strict=True):
+            yield result
+            documents = 0 if part.copies is None else int(np.count_nonzero(part.copies))
+            self._progress.advance(part.bytes, documents)
+
+    def texts(self) -> Iterator[str]:
+        """The texts that are trained on, in the order of the corpus, copies side by side."""
+        for texts in self._each("train", _texts):
+            yield from texts
+
+    def characters(self) -> Counter[str]:
+        """``count_characters`` of the texts."""
+        counts: Counter[str] = Counter()
+        for found in self._each("characters", _characters):
+            counts.update(found)
+        return counts
+
+    def count_tokens(self, path: str) -> dict[str, int]:
+        """What the tokenizer at ``path`` makes of the documents, each once; the sum of ``TokenCounter``."""
+        return merge(self._each("tokens", _count_tokens, path, tokenizer_hash(path)))
+
+
+@lru_cache(maxsize=1)
+def _filters(config: PrepConfig) -> list[DocumentFilter]:
+    return open_filters(config)
+
+
+def _documents(part: _Part, rejects: Counter[str]) -> Iterator[tuple[Document, CorpusFile]]:
+    """The documents that ``shards`` would look for duplicates in, as the filters leave them; the others are counted."""
+    filters = _filters(part.config)
+    for partition, file, stamp in part.partitions:
+        for item in read_partition(file, partition, part.config.corpus, part.config.cleaning):
+            if isinstance(item, Document) and not copies_of(item.id, file.weight):
+                continue
+            if isinstance(item, Document) and filters:
+                item = filtered(item, filters, part.config.cleaning.min_characters)
+            if isinstance(item, Reject):
+                rejects[item.reason] += 1
+            else:
+                yield item, file
+        if stamp_of(file) != stamp:
+            raise UserError(f"corpus file {file.path or file.name} changed while it was read: give the command again")
+
+
+def _measure(task: tuple[_Part]) -> tuple[_Measured, Counter[str]]:
+    (part,) = task
+    rejects: Counter[str] = Counter()
+    keys: list[bytes] = []
+    columns: list[tuple[float, int, float]] = []
+    for document, file in _documents(part, rejects):
+        if part.config.duplicates.exact:
+            keys.append(text_key(document.text))
+        columns.append((weight_draw(document.id), len(document.text.encode()), file.weight))
+    draws, sizes, weights = zip(*columns, strict=True) if columns else ((), (), ())
+    table = _Measured(
+        keys=np.frombuffer(b"".join(keys), dtype="<u8").reshape(-1, 2),
+        draws=np.array(draws, dtype=np.float64),
+        sizes=np.array(sizes, dtype=np.int64),
+        weights=np.array(weights, dtype=np.float64),
+    )
+    return table, rejects
+
+
+def _chosen(part: _Part) -> Iterator[tuple[Document, int]]:
+    """The documents of a part that are trained on, and how often."""
+    assert part.copies is not None
+    for (document, _), copies in zip(_documents(part, Counter()), part.copies.tolist(), strict=True):
+        if copies:
+            yield document, copies
+
+
+def _texts(task: tuple[_Part]) -> list[str]:
+    return [document.text for document, copies in _chosen(task[0]) for _ in range(copies)]
+
+
+def _characters(task: tuple[_Part]) -> Counter[str]:
+    (part,) = task
+    return count_characters(
+        (document.text for document, copies in _chosen(part) for _ in range(copies)), part.config.vocabulary
+    )
+
+
+@lru_cache(maxsize=1)
+def _counter(path: str, _sha256: str) -> TokenCounter:
+    tokenizer = load_tokenizer(path)
+    dtype = np.dtype("<u2" if vocabulary_size(tokenizer) <= 1 << 16 else "<u4")
+    return TokenCounter(TextEncoder(tokenizer, dtype), special_ids(tokenizer)["unk"])
+
+
+def _count_tokens(task: tuple[_Part, str, str]) -> dict[str, int]:
+    part, path, sha256 = task
+    counter = _counter(path, sha256)
+    step = ENCODED_BYTE_LEVEL if isinstance(counter.tokenizer.model, models.BPE) else 1
+    for number, (document, _) in enumerate(_chosen(part)):
+        if number % step == 0:
+            counter.add(document.text)
+    return counter.taken()

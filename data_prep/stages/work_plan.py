@@ -124,20 +124,11 @@ class Planned:
 
 
 def make_plan(config: PrepConfig, workers: Workers, progress: Progress) -> Planned:
-    """Plan the preparation of a corpus.
-
-    A file that an earlier plan in the same place has surveyed, and that has not changed since, is not read again.
-    """
+    """Plan the preparation of a corpus."""
     tokenizer = hashlib.sha256(tokenizer_bytes(config)).hexdigest()  # first: it is missing more often than a file
     files = find_input_files(config)
     evaluation = evaluation_files(config)
-    known = _known_surveys(config)
-    surveyed: list[SurveyedFile] = []
-    progress.start("read", len(files) + len(evaluation), "files")
-    tasks = [(file, config, known.get(_known_key(file))) for file in [*files, *evaluation]]
-    for found in workers.run(_survey, tasks):
-        surveyed.append(found)
-        progress.advance(1)
+    surveyed = survey_files([*files, *evaluation], config, workers, progress)
     inputs = surveyed[: len(files)]
     identity = {
         "configuration": pinned_configuration(config),
@@ -148,6 +139,22 @@ def make_plan(config: PrepConfig, workers: Workers, progress: Progress) -> Plann
     }
     tasks = map_tasks(inputs)
     return Planned(plan=build_plan(config, tasks, identity), identity=identity, files=inputs, tasks=tasks)
+
+
+def survey_files(
+    files: Sequence[CorpusFile], config: PrepConfig, workers: Workers, progress: Progress
+) -> list[SurveyedFile]:
+    """What each file holds.
+
+    A file that an earlier plan in the same place has surveyed, and that has not changed since, is not read again.
+    """
+    known = _known_surveys(config)
+    surveyed: list[SurveyedFile] = []
+    progress.start("read", len(files), "files")
+    for found in workers.run(_survey, [(file, config, known.get(_known_key(file))) for file in files]):
+        surveyed.append(found)
+        progress.advance(1)
+    return surveyed
 
 
 def inputs_identity(surveys: Iterable[dict[str, Any]]) -> dict[str, Any]:

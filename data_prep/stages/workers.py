@@ -35,13 +35,22 @@ class Workers:
     Args:
         num_workers: how many; 0 takes the cores that this process may use.
         apart: never run a task in this process. Without it one worker, and a task alone, are this process itself.
+        own_threads: leave the tokenizer's threads of this process as they are; those of the workers are one each.
         note: told when fewer workers go on.
     """
 
-    def __init__(self, num_workers: int, *, apart: bool = False, note: Callable[[str], None] = _LOG.warning) -> None:
+    def __init__(
+        self,
+        num_workers: int,
+        *,
+        apart: bool = False,
+        own_threads: bool = False,
+        note: Callable[[str], None] = _LOG.warning,
+    ) -> None:
         self._count = num_workers or _usable_cores()
         self._only_here = self._count == 1 and not apart
         self._apart = apart
+        self._own_threads = own_threads
         self._note = note
         self._pool: ProcessPoolExecutor | None = None
 
@@ -51,7 +60,8 @@ class Workers:
         return 2 * self._count
 
     def __enter__(self) -> "Workers":
-        _one_thread()
+        if not self._own_threads:
+            _one_thread()
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,15 +1,14 @@
 """What a tokenizer does not keep of a text: words that become [UNK], accents and vowel signs that it strips."""
 
 import unicodedata
-from collections import deque
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Mapping
 from itertools import pairwise
 
 import numpy as np
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer
 
 from data_prep.contract.text.scripts import is_mark
-from data_prep.contract.tokenizer import special_ids, vocabulary_size
 from data_prep.tokens.word_table import TextEncoder
 
 SAMPLED_CHARACTERS = 256
@@ -21,29 +20,37 @@ LIMIT = 0.01
 _BATCH_CHARACTERS = 1 << 19
 
 
-def unknown_share(tokenizer: Tokenizer, texts: Iterable[str]) -> float:
-    """Share of the tokens of cleaned texts that are [UNK]; 0 where there are none. Takes all texts."""
-    if isinstance(tokenizer.model, models.BPE):  # its alphabet is the bytes
-        deque(texts, maxlen=0)
-        return 0.0
-    encoder = TextEncoder(tokenizer, np.dtype("<u2" if vocabulary_size(tokenizer) <= 1 << 16 else "<u4"))
-    unk, unknown, total = special_ids(tokenizer)["unk"], 0, 0
-    batch: list[str] = []
+class TokenCounter:
+    """Adds up what a tokenizer makes of cleaned texts: ``words`` at white space, ``tokens``, ``unknown_tokens`` that
+    are [UNK], and the counts of ``stripped_marks``."""
 
-    def count() -> tuple[int, int]:
-        tokens, _ = encoder.encode(batch)
-        batch.clear()
-        return int(np.count_nonzero(tokens == unk)), len(tokens)
+    def __init__(self, encoder: TextEncoder, unknown_id: int) -> None:
+        self.tokenizer = encoder.tokenizer
+        self._encoder, self._unknown_id = encoder, unknown_id
+        self._batch: list[str] = []
+        self._size = 0
+        self._counts: Counter[str] = Counter()
 
-    size = 0
-    for text in texts:
-        batch.append(text)
-        size += len(text)
-        if size >= _BATCH_CHARACTERS:
-            found, of = count()
-            unknown, total, size = unknown + found, total + of, 0
-    found, of = count()
-    return (unknown + found) / max(total + of, 1)
+    def add(self, text: str) -> None:
+        """Count a text."""
+        self._counts.update(stripped_marks(self.tokenizer, text))
+        self._batch.append(text)
+        self._size += len(text)
+        if self._size >= _BATCH_CHARACTERS:
+            self._encode()
+
+    def taken(self) -> dict[str, int]:
+        """The counts since they were taken last."""
+        self._encode()
+        counts, self._counts = self._counts, Counter()
+        return dict(counts)
+
+    def _encode(self) -> None:
+        tokens, _ = self._encoder.encode(self._batch)
+        self._counts["words"] += sum(len(text.split()) for text in self._batch)
+        self._counts["tokens"] += len(tokens)
+        self._counts["unknown_tokens"] += int(np.count_nonzero(tokens == self._unknown_id))
+        self._batch, self._size = [], 0
 
 
 def stripped_marks(tokenizer: Tokenizer, text: str) -> dict[str, int]:

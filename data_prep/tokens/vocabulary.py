@@ -10,7 +10,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 
 from data_prep.config import VocabularyConfig
 from data_prep.contract.command_line import UserError
-from data_prep.contract.text.normalizers import unicode_normalizer, wordpiece_normalizer
+from data_prep.contract.text.normalizers import normalizer
 from data_prep.contract.text.scripts import LONG_PHRASE, is_complex_context
 from data_prep.contract.tokenizer import BLANK, CONTINUATION, SPECIAL_TOKENS, with_template
 
@@ -26,25 +26,48 @@ ALPHABET_SIZE = 1_000
 Texts = Callable[[], Iterable[str]]
 
 
-def train_tokenizer(texts: Texts, config: VocabularyConfig) -> Tokenizer:
+def count_characters(texts: Iterable[str], config: VocabularyConfig) -> Counter[str]:
+    """The characters of cleaned texts as the normaliser of the tokenizer leaves them, white space aside."""
+    words: Counter[str] = Counter()
+    for text in texts:
+        words.update(text.split())
+    # No step of the normaliser looks across white space, and most words come again and again.
+    normalize = normalizer(config, cleaned=True).normalize_str
+    counts: Counter[str] = Counter()
+    for word, number in words.items():
+        for character in normalize(word):
+            if not character.isspace():
+                counts[character] += number
+    return counts
+
+
+def train_tokenizer(texts: Texts, config: VocabularyConfig, characters: Counter[str] | None = None) -> Tokenizer:
     """Train a tokenizer; the same text gives the same ids, whatever the threads.
 
     Args:
-        texts: called several times, must give the same texts each time.
+        texts: cleaned; called several times, must give the same texts each time.
+        config: which tokenizer.
+        characters: ``count_characters`` of the texts, where that is known already.
 
     Raises:
         UserError: the text holds no character, the size has no room for its alphabet, or two Unigram trainings
             differ.
     """
-    train = {"wordpiece": _train_wordpiece, "bpe": _train_bpe, "unigram": _train_unigram}[config.model]
-    return with_template(train(texts, config))
+    if config.model == "bpe":
+        tokenizer = _train_bpe(texts, config)
+    else:
+        counts = count_characters(texts(), config) if characters is None else characters
+        train = _train_wordpiece if config.model == "wordpiece" else _train_unigram
+        tokenizer = train(texts, config, counts)
+    tokenizer.normalizer = normalizer(config)  # type: ignore[assignment]
+    return with_template(tokenizer)
 
 
-def _train_wordpiece(texts: Texts, config: VocabularyConfig) -> Tokenizer:
+def _train_wordpiece(texts: Texts, config: VocabularyConfig, characters: Counter[str]) -> Tokenizer:
     tokenizer = Tokenizer(models.WordPiece(unk_token=SPECIAL_TOKENS["unk"]))
-    tokenizer.normalizer = wordpiece_normalizer(config)  # type: ignore[assignment]
+    tokenizer.normalizer = normalizer(config, cleaned=True)  # type: ignore[assignment]
     tokenizer.decoder = decoders.WordPiece(prefix=CONTINUATION)  # type: ignore[assignment]
-    alphabet, _ = _alphabet(texts(), tokenizer.normalizer, config)
+    alphabet, _ = _alphabet(characters, config)
     _check_size(config, 2 * len(alphabet), f"the corpus's {len(alphabet)} characters (each needs two entries)")
     tokenizer.pre_tokenizer = _bert_pre_tokenizer(alphabet)  # type: ignore[assignment]
     trainer = trainers.WordPieceTrainer(
@@ -78,7 +101,7 @@ def _train_bpe(texts: Texts, config: VocabularyConfig) -> Tokenizer:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     _check_size(config, len(alphabet), f"the {len(alphabet)} bytes", adjustable=False)
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = unicode_normalizer(config)  # type: ignore[assignment]
+    tokenizer.normalizer = normalizer(config, cleaned=True)  # type: ignore[assignment]
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
     tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
     trainer = trainers.BpeTrainer(
@@ -92,16 +115,16 @@ def _train_bpe(texts: Texts, config: VocabularyConfig) -> Tokenizer:
     return tokenizer
 
 
-def _train_unigram(texts: Texts, config: VocabularyConfig) -> Tokenizer:
+def _train_unigram(texts: Texts, config: VocabularyConfig, characters: Counter[str]) -> Tokenizer:
     """Unigram (Kudo 2018) over words at white space and punctuation, as in ALBERT."""
-    normalizer = unicode_normalizer(config)
-    alphabet, rare = _alphabet(texts(), normalizer, config)
+    normalize = normalizer(config, cleaned=True).normalize_str
+    alphabet, rare = _alphabet(characters, config)
     _check_size(config, len(alphabet) + 1, f"the corpus's {len(alphabet)} characters")
     # The trainer keeps every character it meets, so it must not meet the rare ones.
     blanks = str.maketrans(dict.fromkeys(rare, " "))
     trainings = []
     for _ in range(2):
-        known = (normalizer.normalize_str(text).translate(blanks) for text in texts())
+        known = (normalize(text).translate(blanks) for text in texts())
         trainings.append(_unigram_training(known, config.size))
     first, second = (dict(content["model"]["vocab"]) for content in trainings)
     if first != second:
@@ -111,7 +134,6 @@ def _train_unigram(texts: Texts, config: VocabularyConfig) -> Tokenizer:
             "wordpiece or bpe"
         )
     tokenizer = Tokenizer.from_str(json.dumps(trainings[0]))
-    tokenizer.normalizer = normalizer  # type: ignore[assignment]
     tokenizer.decoder = decoders.Metaspace(replacement=BLANK)  # type: ignore[assignment]
     return tokenizer
 
@@ -147,12 +169,9 @@ def _unigram_training(texts: Iterable[str], size: int) -> dict[str, Any]:
     return content
 
 
-def _alphabet(texts: Iterable[str], normalizer: Any, config: VocabularyConfig) -> tuple[list[str], list[str]]:
+def _alphabet(counts: Counter[str], config: VocabularyConfig) -> tuple[list[str], list[str]]:
     """The most frequent characters of the normalised text that become pieces, sorted; and the others."""
-    counts: Counter[str] = Counter()
-    for text in texts:
-        counts.update(normalizer.normalize_str(text))
-    by_frequency = sorted((c for c in counts if not c.isspace()), key=lambda c: (-counts[c], c))
+    by_frequency = sorted(counts, key=lambda c: (-counts[c], c))
     if not by_frequency:
         raise _no_text()
     limit = config.alphabet_size or _covering([counts[c] for c in by_frequency], config)

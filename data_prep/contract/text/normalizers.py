@@ -22,16 +22,22 @@ def _visible(pattern: str) -> str:
     return "".join(c if " " <= c <= "~" else f"\\x{{{ord(c):X}}}" for c in pattern)
 
 
-def wordpiece_normalizer(config: VocabularyConfig) -> normalizers.Normalizer:
-    """Of a WordPiece tokenizer trained here: BERT's, without the joiners and vowels that it loses."""
-    return normalizers.Sequence([*cleaning(), *_bert_steps(config.lowercase, config.strip_accents)])
+def normalizer(config: VocabularyConfig, *, cleaned: bool = False) -> normalizers.Normalizer:
+    """Of a tokenizer trained here.
+
+    Args:
+        config: which tokenizer. WordPiece has BERT's normaliser, without the joiners and vowels that it loses.
+        cleaned: without the steps that find nothing in a text that ``clean`` gave, and take most of the time.
+    """
+    steps = _bert_steps if config.model == "wordpiece" else _unicode_steps
+    first = [] if cleaned else cleaning()
+    return normalizers.Sequence([*first, *steps(config.lowercase, config.strip_accents)])
 
 
-def unicode_normalizer(config: VocabularyConfig) -> normalizers.Normalizer:
-    """Of a byte-level BPE or Unigram tokenizer trained here."""
-    lowercase: list[normalizers.Normalizer] = [normalizers.Lowercase()] if config.lowercase else []
-    accents = _accents(config.lowercase, config.strip_accents)
-    return normalizers.Sequence([*cleaning(), *lowercase, *accents, normalizers.NFC()])
+def _unicode_steps(lowercase: bool, strip_accents: bool | None) -> list[normalizers.Normalizer]:
+    """Of a byte-level BPE or Unigram tokenizer."""
+    folded: list[normalizers.Normalizer] = [normalizers.Lowercase()] if lowercase else []
+    return [*folded, *_accents(lowercase, strip_accents), normalizers.NFC()]
 
 
 def _bert_steps(lowercase: bool, strip_accents: bool | None) -> list[normalizers.Normalizer]:
@@ -73,7 +79,7 @@ def without_cleaning(tokenizer: Tokenizer) -> Tokenizer:
 
 
 def is_wordpiece_normalizer(content: dict) -> bool:
-    """Whether the normaliser of a tokenizer.json is one of ``wordpiece_normalizer``, with its cleaning or without."""
+    """Whether the normaliser of a tokenizer.json is WordPiece's of ``normalizer``, with its cleaning or without."""
     steps = content.get("normalizers", [])
     rest = steps[len(cleaning()) :] if cleans(content) else steps
     return any(

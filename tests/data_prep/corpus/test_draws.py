@@ -2,13 +2,22 @@ import dataclasses
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep.config import CorpusConfig
 from data_prep.contract.command_line import UserError
-from data_prep.corpus.draws import check_draws, copies_of, document_draw, number_between
+from data_prep.corpus.draws import (
+    check_draws,
+    copies_of,
+    copies_of_draws,
+    document_draw,
+    number_between,
+    sampling_rate,
+    weight_draw,
+)
 from data_prep.corpus.files import find_corpus_files
 from data_prep.stages.build import build_shards, run_task
 from tests.data_prep.conftest import WORDS, NoProgress, no_progress
@@ -104,6 +113,37 @@ def test_weights_are_met_on_average():
         assert sum(copies) / 4_000 == pytest.approx(weight, abs=0.03)
         assert set(copies) <= {int(weight), int(weight) + 1}
     assert 0 <= document_draw("a") < 1
+
+
+WEIGHTS = st.floats(0, 5) | st.sampled_from([0.0, 0.5, 1.0, 2.0])
+
+
+@given(st.lists(WEIGHTS, max_size=30))
+def test_copies_of_many_documents_are_those_of_each(weights):
+    draws = np.array([weight_draw(f"file:{number}") for number in range(len(weights))])
+    copies = [copies_of(f"file:{number}", weight) for number, weight in enumerate(weights)]
+    assert copies_of_draws(draws, np.array(weights)).tolist() == copies
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 1, exclude_max=True), WEIGHTS, st.integers(1, 10_000)), min_size=1, max_size=30),
+    st.integers(0, 200_000),
+    st.randoms(),
+)
+def test_a_sample_is_the_largest_that_fits_in_any_order(documents, limit, random):
+    def columns(documents):
+        return [np.array(column) for column in zip(*documents, strict=True)]
+
+    draws, weights, sizes = columns(documents)
+    rate = sampling_rate(draws, weights, sizes, limit)
+
+    def taken(rate):
+        return int((copies_of_draws(draws, rate * weights) * sizes).sum())
+
+    assert taken(rate) <= limit
+    assert rate == 1 or taken(rate + 1e-12) > limit
+    random.shuffle(documents)
+    assert sampling_rate(*columns(documents), limit) == rate
 
 
 @pytest.mark.parametrize("pattern", ["", "/**/*.jsonl*", "/**"])

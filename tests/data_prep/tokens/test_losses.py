@@ -2,13 +2,15 @@
 
 import random
 
+import numpy as np
 import pytest
 
 from data_prep.config import VocabularyConfig
-from data_prep.contract.tokenizer import load_tokenizer, save_tokenizer
+from data_prep.contract.tokenizer import load_tokenizer, save_tokenizer, special_ids
 from data_prep.corpus.cleaning import clean
-from data_prep.tokens.losses import notes_on_losses, stripped_marks, unknown_share
+from data_prep.tokens.losses import TokenCounter, notes_on_losses, stripped_marks
 from data_prep.tokens.vocabulary import train_tokenizer
+from data_prep.tokens.word_table import TextEncoder
 from tests.data_prep.tokens.languages import SAMPLES
 
 
@@ -18,12 +20,32 @@ def tokenizer_of(texts, tmp_path, **config):
     return load_tokenizer(tmp_path / "t.json")
 
 
-def test_the_share_of_unknown_tokens_is_that_of_the_library(tmp_path):
+def counted(tokenizer, texts):
+    counter = TokenCounter(TextEncoder(tokenizer, np.dtype("<u2")), special_ids(tokenizer)["unk"])
+    for text in texts:
+        counter.add(text)
+    counts = counter.taken()
+    assert not any(counter.taken().values())
+    return counts
+
+
+def unknown_share(tokenizer, texts):
+    counts = counted(tokenizer, texts)
+    return counts["unknown_tokens"] / counts["tokens"]
+
+
+def test_tokens_are_counted_as_the_library_makes_them(tmp_path):
     tokenizer = tokenizer_of(["abc abd", "b"], tmp_path, size=100)
     texts = ["abc xyz", "", "q", *["abd"] * 5]
-    assert unknown_share(tokenizer, texts) == pytest.approx(2 / 8)
-    assert unknown_share(tokenizer, []) == 0
-    assert unknown_share(tokenizer, ["abc " * 200_000, "x"]) == pytest.approx(1 / 200_001)
+    tokens = [token for text in texts for token in tokenizer.encode(text, add_special_tokens=False).tokens]
+    assert counted(tokenizer, texts) == {
+        "words": 8,
+        "tokens": len(tokens),
+        "unknown_tokens": tokens.count("[UNK]"),
+        "sampled_characters": sum(map(len, texts)),
+        "stripped_marks": 0,
+    }
+    assert counted(tokenizer, ["abc " * 200_000, "x"])["unknown_tokens"] == 1
 
 
 @pytest.mark.parametrize(("model", "known"), [("wordpiece", True), ("unigram", True)])

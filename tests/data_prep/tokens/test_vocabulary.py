@@ -5,6 +5,7 @@ import pydoc_data.topics
 import string
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 from hypothesis import assume, given
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from data_prep.config import VocabularyConfig
 from data_prep.contract.command_line import UserError
+from data_prep.contract.text.normalizers import normalizer
 from data_prep.contract.tokenizer import (
     SPECIAL_TOKENS,
     continues_word,
@@ -23,7 +25,8 @@ from data_prep.contract.tokenizer import (
     vocabulary_size,
 )
 from data_prep.corpus.cleaning import clean
-from data_prep.tokens.vocabulary import train_tokenizer
+from data_prep.tokens.vocabulary import count_characters, train_tokenizer
+from tests.data_prep.tokens.languages import SAMPLES
 
 MODELS = ("wordpiece", "bpe", "unigram")
 
@@ -209,6 +212,19 @@ def test_missing_tokenizer_and_missing_special_tokens(tmp_path):
     (tmp_path / "t.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match=r"lacks \[MASK\]"):
         load_tokenizer(tmp_path / "t.json")
+
+
+@given(
+    texts=st.lists(st.text(max_size=30) | st.text(alphabet="aÉ \n\u0301\u200d\u3000नि東", max_size=20), max_size=4),
+    model=st.sampled_from(["wordpiece", "unigram"]),
+    lowercase=st.booleans(),
+)
+def test_characters_are_those_of_the_normalised_texts(texts, model, lowercase):
+    config = VocabularyConfig(model=model, lowercase=lowercase)
+    texts = [clean(text) for text in [*texts, *SAMPLES.values()]]
+    whole = normalizer(config)  # what the tokenizer of an export does
+    expected = Counter(c for text in texts for c in whole.normalize_str(text) if not c.isspace())
+    assert count_characters(texts, config) == expected
 
 
 @pytest.mark.parametrize("model", MODELS)
