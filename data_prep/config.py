@@ -13,6 +13,7 @@ from data_prep.contract.shell.paths import PATH
 from data_prep.filter_config import FiltersConfig, check_filters
 
 MAX_WEIGHT = 1_000
+MAX_TEMPERATURE = 1_000
 MAX_ROWS_PER_SHARD = 2**31
 MAX_NAME_BYTES = 200  # file systems take 255, and the names beside it are longer
 
@@ -28,6 +29,10 @@ class CorpusConfig:
     weights: tuple[float, ...] | None = None
     """One number for each entry of paths: 2 takes its documents twice, 0.5 takes half of them, drawn by a hash
     of their ids."""
+    temperature: float | None = None
+    """Evens out the sizes of the entries of paths, in place of weights: an entry of n bytes of text is taken in
+    proportion to n^(1/temperature), for vocabulary and rows. 1 leaves the sizes as they are, 2 is alpha 0.5 of XLM
+    (Conneau and Lample 2019, section 3.1). The largest entry is taken once, smaller ones are repeated."""
     text_field: tuple[str, ...] | str = "text"
     """The field or column that holds the text in .jsonl, .json, .parquet, .arrow, .mds, .csv and .tsv; body.text is a
     field within body. Of a list, such as [title, body.text], the texts are joined by a blank line; those that are empty
@@ -289,6 +294,13 @@ def _check_fields(corpus: CorpusConfig) -> None:
 
 def _check_weights(corpus: CorpusConfig) -> None:
     weights, paths = corpus.weights, as_tuple(corpus.paths)
+    if corpus.temperature is not None:
+        if not 1 <= corpus.temperature <= MAX_TEMPERATURE:
+            raise UserError(f"corpus.temperature is {corpus.temperature}: expected 1 to {MAX_TEMPERATURE}")
+        if weights is not None:
+            raise UserError(
+                "corpus.weights and corpus.temperature both say how often documents are taken: give one of them"
+            )
     if weights is None:
         return
     if len(weights) != len(paths) or not all(0 <= weight <= MAX_WEIGHT for weight in weights) or not max(weights) > 0:

@@ -9,14 +9,14 @@ from data_prep.commands.terminal_progress import TerminalProgress
 
 def run(argv: Sequence[str]) -> int:
     """Train a tokenizer and write it; the exit code."""
-    from data_prep.report.statistics import notes_on_encodings
+    from data_prep.report.statistics import notes_on_encodings, notes_on_weights
     from data_prep.stages.vocabulary import build_vocabulary
 
     config = prep_config(argv, "vocab", "Train a tokenizer on the corpus and write tokenizer.json.")
     start = time.monotonic()
     with TerminalProgress() as progress:
         built = build_vocabulary(config, progress)
-        for line in [*notes_on_encodings(built.encodings), *built.notes]:
+        for line in [*notes_on_encodings(built.encodings), *notes_on_weights(built.weights), *built.notes]:
             progress.note(line)
     if built.rejects:
         print(f"not in the vocabulary: {listed(built.rejects)} (`{PROGRAM} shards` lists each)")

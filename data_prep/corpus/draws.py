@@ -4,11 +4,11 @@ import dataclasses
 import hashlib
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from data_prep.config import PrepConfig, as_tuple, validation_fraction
+from data_prep.config import MAX_WEIGHT, PrepConfig, as_tuple, validation_fraction
 from data_prep.contract.command_line import UserError
 from data_prep.contract.shell.encodings import AUTO
 from data_prep.corpus.documents import CorpusFile
@@ -62,9 +62,9 @@ def document_draw(document_id: str, purpose: str = "") -> float:
     return (int.from_bytes(digest[:8], "big") >> 11) / 2**53
 
 
-def draws_of(keys: Sequence[str]) -> np.ndarray:
+def draws_of(keys: Sequence[str], draw: Callable[[str], float] = document_draw) -> np.ndarray:
     """[n] f64, the draws of the documents that these are the keys of; pieces of a document have its draw."""
-    return np.array([document_draw(re.sub(r"#\d+$", "", key)) for key in keys])
+    return np.array([draw(re.sub(r"#\d+$", "", key)) for key in keys], dtype=np.float64)
 
 
 def stratified_share(documents: int, fraction: float) -> int:
@@ -87,6 +87,37 @@ def copies_of_draws(draws: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """[n] i64, ``copies_of`` documents with these ``weight_draw``, [n] f64, and weights, [n] f64."""
     whole = np.floor(weights)
     return (whole + (draws < weights - whole)).astype(np.int64)
+
+
+def temperature_weights(sizes: Mapping[int, int], temperature: float) -> dict[int, float]:
+    """How often the documents of each source are taken, so that a source of n bytes gets a share of n^(1/temperature).
+
+    The shares are those of XLM (Conneau and Lample 2019, arXiv 1901.07291, section 3.1, alpha = 1/temperature). XLM
+    draws documents anew in each epoch. Shards hold them once for all, so the largest source keeps all of its own.
+
+    Args:
+        sizes: source (see ``CorpusFile``) -> bytes of its documents.
+        temperature: from 1 on.
+
+    Returns:
+        Source -> weight, rounded to four digits so that every machine has the same; 1 for the largest source.
+
+    Raises:
+        UserError: a source would be taken more than ``MAX_WEIGHT`` times.
+    """
+    largest = max(sizes.values(), default=0)
+    weights = {
+        source: round((largest / size) ** (1 - 1 / temperature), 4) if size else 1.0
+        for source, size in sorted(sizes.items())
+    }
+    for number, (source, weight) in enumerate(weights.items(), 1):
+        if weight > MAX_WEIGHT:
+            raise UserError(
+                f"corpus.temperature {temperature:g} takes entry {number} of corpus.paths {weight:,.0f} times, for it "
+                f"has {sizes[source]:,} bytes of text and the largest entry {largest:,}: expected at most "
+                f"{MAX_WEIGHT:,} times; lower corpus.temperature, or leave the entry out"
+            )
+    return weights
 
 
 def sampling_rate(draws: np.ndarray, weights: np.ndarray, sizes: np.ndarray, limit: int) -> float:

@@ -194,13 +194,17 @@ def _sources(sources: Sequence[Mapping[str, Any]]) -> str:
     """Where the documents of each entry of ``corpus.paths`` went, if there are several."""
     if len(sources) < 2:
         return ""
+    weighted = any("weight" in source for source in sources)
     lines = []
     for entry, source in zip(entry_names(sources), sources, strict=True):
         rejects = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in source["rejects"].items())
         counts = (source["files"], source["read"], source["not_sampled"], source["documents"], source["tokens"])
         name = f"{entry}: <code>{escaped(source['first_file'])}</code>"
-        lines.append((name, *counts, percentage(source["documents"], source["read"]), escaped(rejects)))
-    names = ("source, first file", "files", "read", "not sampled", "kept", "tokens", "share kept", "left out")
+        times = (f"{source.get('weight', 1):g}",) if weighted else ()
+        lines.append((name, *counts, *times, percentage(source["documents"], source["read"]), escaped(rejects)))
+    times = ("times taken",) if weighted else ()
+    names = ("source, first file", "files", "read", "not sampled", "kept", "tokens", *times)
+    names += ("share kept", "left out")
     return "<h2>By source</h2>\n" + html_table(names, lines)
 
 

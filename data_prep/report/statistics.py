@@ -111,19 +111,20 @@ def counts_by_source(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def source_statistics(
-    files: Iterable[tuple[Mapping[str, Any], int]], counts: Mapping[str, Any]
+    files: Iterable[tuple[Mapping[str, Any], int]], counts: Mapping[str, Any], weights: Mapping[int, float]
 ) -> list[dict[str, Any]]:
     """Where the documents of each source went.
 
     Args:
         files: (survey, source) of the corpus files.
         counts: number of a source -> what the records of map and pack together say of it.
+        weights: source -> how often ``corpus.temperature`` takes its documents, if it is given.
 
     Returns:
         For each entry of ``validation_paths`` (with ``validation``, which is true) and of ``corpus.paths``: its files,
         the name of the first, documents read, not sampled, in the shards, rejects (reason -> documents), tokens in the
-        shards, each document once, and, where languages were identified, for each the documents that the filters saw
-        and their rejects.
+        shards, each document once, the weight, if any, and, where languages were identified, for each the documents
+        that the filters saw and their rejects.
     """
     names: dict[int, list[str]] = {}
     validation: set[int] = set()
@@ -139,6 +140,8 @@ def source_statistics(
         entry = {"files": len(here), "first_file": here[0] if here else "", **numbers, "rejects": rejects}
         if source in validation:
             entry["validation"] = True
+        if source in weights:
+            entry["weight"] = weights[source]
         if "languages" in count:
             entry["languages"] = dict(sorted(count["languages"].items()))
         found.append(entry)
@@ -163,6 +166,14 @@ def entry_names(sources: Sequence[Mapping[str, Any]]) -> list[str]:
         *(f"entry {number} of validation_paths" for number in range(1, own + 1)),
         *(f"entry {number} of corpus.paths" for number in range(1, len(sources) - own + 1)),
     ]
+
+
+def notes_on_weights(weights: Mapping[int, float]) -> list[str]:
+    """A line on the weights that ``corpus.temperature`` gives, if there are any."""
+    if not weights:
+        return []
+    times = ", ".join(f"entry {number} {weight:g}" for number, (_, weight) in enumerate(sorted(weights.items()), 1))
+    return [f"corpus.temperature takes the documents of corpus.paths so many times: {times}"]
 
 
 def mostly_rejected(sources: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -98,6 +98,9 @@ def append(parent: ShardFolder, config: PrepConfig, progress: Progress) -> Summa
         UserError: ``config`` asks for more than that, or the documents are damaged; else as ``build_shards``.
     """
     _check_same(parent, config, "append", APPENDED)
+    temperature = parent.manifest["configuration"]["corpus"].get("temperature")
+    if config.corpus.temperature != temperature:  # all sources follow from it, also those that are there
+        raise UserError(f"append cannot change corpus.temperature: {parent.path} was made with {temperature}")
     with Workers(config.num_workers) as workers:
         new = make_plan(config, workers, progress)
         if as_json(new.identity["evaluation_inputs"]) != parent.manifest["evaluation_inputs"]:

@@ -25,11 +25,12 @@ from data_prep.report.statistics import (
     mostly_rejected,
     notes_on_encodings,
     notes_on_masks,
+    notes_on_weights,
     source_statistics,
 )
 from data_prep.stages.duplicates import dropped_documents
 from data_prep.stages.map import DOCUMENTS, REJECTS_PART, TEXT, read_documents
-from data_prep.stages.pack import planned_rows
+from data_prep.stages.pack import planned_rows, source_weights
 from data_prep.stages.records import checked_folder, records_of, require_stage_before, summary_of
 from data_prep.stages.work_plan import WorkPlan, input_line, map_task, planned_files, work_path
 from data_prep.tokens.losses import notes_on_losses
@@ -194,7 +195,8 @@ def finish(plan: WorkPlan, identity: dict[str, Any], note: Callable[[str], None]
     require_stage_before(plan, "finish")
     check_counts(plan)
     mapped, packed = summary_of(plan, "map"), summary_of(plan, "pack")
-    sources = source_statistics(planned_files(plan), merge([mapped["sources"], packed["sources"]]))
+    weights = source_weights(plan)
+    sources = source_statistics(planned_files(plan), merge([mapped["sources"], packed["sources"]]), weights)
     rejects = merge(source["rejects"] for source in sources)
     splits = {
         split: {
@@ -206,7 +208,7 @@ def finish(plan: WorkPlan, identity: dict[str, Any], note: Callable[[str], None]
     }
     rows = merge(record["statistics"] for record in records_of(plan, "reduce"))
     encodings = encodings_of(survey for survey, _ in planned_files(plan))
-    notes = [*notes_on_encodings(encodings), *mostly_rejected(sources)]
+    notes = [*notes_on_encodings(encodings), *notes_on_weights(weights), *mostly_rejected(sources)]
     for line in [*notes, *_notes_on_losses(plan), *notes_on_masks(plan.config.mask.unit, rows)]:
         note(line)
     samples = _write_rejects(plan, rejects)

@@ -246,6 +246,8 @@ def _kept(
     """What is kept of one partition; the others are counted."""
     weight, source = found.file.weight, found.file.source
     counts = sources.setdefault(str(source), {"read": 0, "not_sampled": 0})
+    if not found.file.validation:  # what corpus.temperature evens out
+        counts.setdefault("bytes", 0)
     filters = _filters(plan.work, plan.hash, plan.config)
     _check_unchanged(plan, found)
     index = GzipIndex(plan.work / GZIP_INDEXES, found.survey["sha256"])
@@ -269,6 +271,8 @@ def _kept(
         if isinstance(judged, Reject):
             reject(judged, source)
         else:
+            if not found.file.validation:
+                counts["bytes"] += len(judged.text.encode())
             yield judged, copies, source, found.file.validation
     _check_unchanged(plan, found)  # what was read is what was hashed
 

@@ -15,12 +15,13 @@ from data_prep.arrays.mapped_array import MappedArray
 from data_prep.contract.masking.random_streams import stream_keys
 from data_prep.contract.shard_format import SPLITS, Geometry
 from data_prep.corpus.documents import Reject
+from data_prep.corpus.draws import copies_of_draws, draws_of, temperature_weights, weight_draw
 from data_prep.corpus.written_texts import write_kept
 from data_prep.report.statistics import document_statistics, merge
 from data_prep.rows.packing import RowPlan, Rows, fill_rows, plan_rows, reordered
 from data_prep.stages.duplicates import dropped_documents, held_out_documents
 from data_prep.stages.map import TEXT, DocumentTable, RejectFile, read_documents
-from data_prep.stages.records import checked_folder, committed
+from data_prep.stages.records import checked_folder, committed, summary_of
 from data_prep.stages.work_plan import WorkPlan
 
 FILL_ROWS = 1 << 13
@@ -110,7 +111,8 @@ def planned_rows(
         chosen: [documents] bool, those of the split.
         number: of the split, as its place in ``SPLITS``.
     """
-    sequence = _sequence(chosen, table, repeat=SPLITS[number] == "train")
+    copies = _copies(plan, table) if SPLITS[number] == "train" else np.ones_like(table.column("copies"))
+    sequence = _sequence(chosen, copies)
     rows = plan_rows(
         table.column("length"),
         packing=plan.config.packing,
@@ -139,11 +141,33 @@ def _by_source(table: DocumentTable, keep: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _sequence(chosen: np.ndarray, table: DocumentTable, *, repeat: bool) -> np.ndarray:
+def source_weights(plan: WorkPlan) -> dict[int, float]:
+    """Source -> how often ``corpus.temperature`` takes its documents; empty where that is not given.
+
+    Raises:
+        UserError: one would be taken too often.
+    """
+    temperature = plan.config.corpus.temperature
+    if temperature is None:
+        return {}
+    sources = summary_of(plan, "map")["sources"]
+    sizes = {int(source): counts["bytes"] for source, counts in sources.items() if "bytes" in counts}
+    return temperature_weights(sizes, temperature)
+
+
+def _copies(plan: WorkPlan, table: DocumentTable) -> np.ndarray:
+    """[documents] i64, how often each is taken."""
+    weights = source_weights(plan)
+    if not weights:
+        return table.column("copies")
+    names = table.ids(np.arange(len(table.column("length"))))
+    draws = draws_of(names, weight_draw)
+    return copies_of_draws(draws, np.array([weights.get(source, 1.0) for source in table.column("source").tolist()]))
+
+
+def _sequence(chosen: np.ndarray, copies: np.ndarray) -> np.ndarray:
     """The chosen documents in their order; copies of a document stand apart: all of the task's text lies between."""
-    if not repeat:
-        return np.flatnonzero(chosen)
-    copies = np.where(chosen, table.column("copies"), 0)
+    copies = np.where(chosen, copies, 0)
     rounds = [np.flatnonzero(copies > number) for number in range(max(copies, default=0))]
     return np.concatenate([np.empty(0, dtype=np.int64), *rounds])
 

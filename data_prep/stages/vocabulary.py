@@ -19,7 +19,14 @@ from data_prep.contract.command_line import UserError
 from data_prep.contract.files import check_writable
 from data_prep.contract.tokenizer import load_tokenizer, save_tokenizer, special_ids, tokenizer_hash, vocabulary_size
 from data_prep.corpus.documents import CorpusFile, Document, Partition, Reject
-from data_prep.corpus.draws import copies_of, copies_of_draws, find_input_files, sampling_rate, weight_draw
+from data_prep.corpus.draws import (
+    copies_of,
+    copies_of_draws,
+    find_input_files,
+    sampling_rate,
+    temperature_weights,
+    weight_draw,
+)
 from data_prep.corpus.reading import read_partition
 from data_prep.filters.document_filter import DocumentFilter
 from data_prep.filters.exact_duplicates import equal_keys, text_key
@@ -54,6 +61,8 @@ class VocabularySummary:
     """Cleaned text of the corpus, each document as often as its weight says, duplicates once."""
     trained_bytes: int
     """What of it the tokenizer was trained on."""
+    weights: dict[int, float]
+    """Source -> how often ``corpus.temperature`` takes its documents; empty where that is not given."""
     unknown_share: float
     """Share of the tokens of that text that are [UNK]."""
     notes: list[str]
@@ -92,6 +101,7 @@ def build_vocabulary(config: PrepConfig, progress: Progress) -> VocabularySummar
         already_there=not new,
         text_bytes=corpus.text_bytes,
         trained_bytes=corpus.trained_bytes,
+        weights={} if config.corpus.temperature is None else corpus.weights,
         unknown_share=unknown,
         notes=notes_on_losses(unknown, {} if config.vocabulary.strip_accents else counts),
         rejects=dict(corpus.rejects),
@@ -108,6 +118,8 @@ class _Part:
     """With the ``stamp_of`` each file."""
     bytes: int
     """Of the files' text."""
+    compared: bool
+    """Whether equal documents are looked for."""
     copies: np.ndarray | None = None
     """[documents] i64, how often each is trained on, when that is known."""
 
@@ -116,13 +128,13 @@ class _Measured(NamedTuple):
     """The documents of a part, or of all parts."""
 
     keys: np.ndarray
-    """[documents, 2] u64, the ``text_key`` of each, if duplicates are dropped."""
+    """[documents, 2] u64, the ``text_key`` of each, if they are compared."""
     draws: np.ndarray
     """[documents] f64, the ``weight_draw`` of each."""
     sizes: np.ndarray
     """[documents] i64, bytes of each."""
-    weights: np.ndarray
-    """[documents] f64, of each."""
+    sources: np.ndarray
+    """[documents] i64, of each (see ``CorpusFile``)."""
 
 
 class TrainingCorpus:
@@ -133,6 +145,8 @@ class TrainingCorpus:
         UserError: the corpus cannot be read or has changed since it was measured, or the sample would be empty.
     """
 
+    weights: dict[int, float]
+    """Source -> how often its documents are taken, before they are sampled."""
     rejects: Counter[str]
     """Reason -> documents or lines that are none of them."""
     text_bytes: int
@@ -141,14 +155,18 @@ class TrainingCorpus:
 
     def __init__(self, config: PrepConfig, workers: Workers, progress: Progress) -> None:
         self._config, self._workers, self._progress = config, workers, progress
-        files = [file for file in find_input_files(config) if not file.validation]
+        files = find_input_files(config)
+        self._validation = {file.source for file in files if file.validation}
+        self.weights = {file.source: file.weight for file in files if not file.validation}
         surveyed = survey_files(files, config, workers, progress)
-        self.encodings = encodings_of(found.survey for found in surveyed)
+        self.encodings = encodings_of(found.survey for found in surveyed if not found.file.validation)
+        compared = config.duplicates.exact or bool(self._validation)
         self._parts = [
             _Part(
                 config=config,
                 partitions=tuple((partition, found.file, found.stamp) for partition, found in task.partitions),
                 bytes=task.bytes,
+                compared=compared,
             )
             for task in map_tasks(surveyed)
         ]
@@ -161,13 +179,11 @@ class TrainingCorpus:
 
     def _choose(self, table: _Measured, lengths: list[int]) -> None:
         """Decide how often each document is trained on; ``lengths`` are the documents of each part."""
-        weights = table.weights
-        if self._config.duplicates.exact:
-            repeats, _ = equal_keys(table.keys[:, 0], table.keys[:, 1], np.arange(len(table.keys)))
-            weights = weights.copy()
-            weights[repeats] = 0
-            if len(repeats):
-                self.rejects["duplicate"] = len(repeats)
+        sizes = np.bincount(table.sources, table.sizes, minlength=max(self.weights) + 1).astype(np.int64).tolist()
+        if (temperature := self._config.corpus.temperature) is not None:
+            self.weights = temperature_weights({source: sizes[source] for source in self.weights}, temperature)
+        weights = np.array([self.weights.get(source, 0.0) for source in table.sources.tolist()], dtype=np.float64)
+        weights[self._repeats(table)] = 0
         self.text_bytes = int((copies_of_draws(table.draws, weights) * table.sizes).sum())
         limit = self._config.vocabulary.sample_bytes
         rate = 1.0 if limit is None else sampling_rate(table.draws, weights, table.sizes, limit)
@@ -180,6 +196,20 @@ class TrainingCorpus:
             )
         shares = np.split(copies, np.cumsum(lengths)[:-1])
         self._parts = [dataclasses.replace(part, copies=share) for part, share in zip(self._parts, shares, strict=True)]
+
+    def _repeats(self, table: _Measured) -> np.ndarray:
+        """The documents that ``shards`` drops since an earlier one has their text; they are counted."""
+        if not len(table.keys):
+            return np.empty(0, dtype=np.int64)
+        repeats, firsts = equal_keys(table.keys[:, 0], table.keys[:, 1], np.arange(len(table.keys)))
+        of_validation = np.isin(table.sources, list(self._validation))
+        if not self._config.duplicates.exact:
+            repeats, firsts = repeats[of_validation[firsts]], firsts[of_validation[firsts]]
+        for reason, first_of_validation in (("in_validation", True), ("duplicate", False)):
+            found = np.count_nonzero(~of_validation[repeats] & (of_validation[firsts] == first_of_validation))
+            if found:
+                self.rejects[reason] = int(found)
+        return repeats
 
     def _each(self, stage: str, task: Callable[[Any], Result], *arguments: str) -> Iterator[Result]:
         """``task((part, *arguments))`` of each part that has something to train on, in their order."""
@@ -223,7 +253,8 @@ def _documents(part: _Part, rejects: Counter[str]) -> Iterator[tuple[Document, C
             if isinstance(item, Document) and filters:
                 item = filtered(item, filters, part.config.cleaning.min_characters)
             if isinstance(item, Reject):
-                rejects[item.reason] += 1
+                if not file.validation:
+                    rejects[item.reason] += 1
             else:
                 yield item, file
         if stamp_of(file) != stamp:
@@ -234,17 +265,17 @@ def _measure(task: tuple[_Part]) -> tuple[_Measured, Counter[str]]:
     (part,) = task
     rejects: Counter[str] = Counter()
     keys: list[bytes] = []
-    columns: list[tuple[float, int, float]] = []
+    columns: list[tuple[float, int, int]] = []
     for document, file in _documents(part, rejects):
-        if part.config.duplicates.exact:
+        if part.compared:
             keys.append(text_key(document.text))
-        columns.append((weight_draw(document.id), len(document.text.encode()), file.weight))
-    draws, sizes, weights = zip(*columns, strict=True) if columns else ((), (), ())
+        columns.append((weight_draw(document.id), len(document.text.encode()), file.source))
+    draws, sizes, sources = zip(*columns, strict=True) if columns else ((), (), ())
     table = _Measured(
         keys=np.frombuffer(b"".join(keys), dtype="<u8").reshape(-1, 2),
         draws=np.array(draws, dtype=np.float64),
         sizes=np.array(sizes, dtype=np.int64),
-        weights=np.array(weights, dtype=np.float64),
+        sources=np.array(sources, dtype=np.int64),
     )
     return table, rejects
 

@@ -375,6 +375,7 @@ def libraries(config: PrepConfig) -> dict[str, str]:
 
 _NEWER: tuple[tuple[str, str, Any], ...] = (
     ("mask", "stored", True),
+    ("corpus", "temperature", None),
     ("corpus", "csv_delimiter", None),
     ("corpus", "csv_quoting", None),
     ("corpus", "errors", CorpusConfig.errors),

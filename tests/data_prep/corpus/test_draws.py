@@ -16,6 +16,7 @@ from data_prep.corpus.draws import (
     document_draw,
     number_between,
     sampling_rate,
+    temperature_weights,
     weight_draw,
 )
 from data_prep.corpus.files import find_corpus_files
@@ -144,6 +145,24 @@ def test_a_sample_is_the_largest_that_fits_in_any_order(documents, limit, random
     assert rate == 1 or taken(rate + 1e-12) > limit
     random.shuffle(documents)
     assert sampling_rate(*columns(documents), limit) == rate
+
+
+@given(st.dictionaries(st.integers(0, 9), st.integers(10**6, 10**8), min_size=1), st.floats(1, 100))
+def test_a_temperature_evens_out_the_shares_of_sources(sizes, temperature):
+    weights = temperature_weights(sizes, temperature)
+    largest = max(sizes, key=lambda source: sizes[source])
+    assert weights[largest] == 1
+    for source, size in sizes.items():  # the shares are size^(1/temperature), and nothing is left out
+        share = weights[source] * size / sizes[largest]
+        assert share == pytest.approx((size / sizes[largest]) ** (1 / temperature), rel=1e-4)
+        assert weights[source] >= 1
+    assert temperature_weights({0: 100, 1: 1, 2: 0}, 2) == {0: 1, 1: 10, 2: 1}
+    assert temperature_weights({0: 7, 1: 3}, 1) == {0: 1, 1: 1}
+
+
+def test_a_temperature_that_repeats_a_source_too_often_is_refused():
+    with pytest.raises(UserError, match=r"takes entry 2 of corpus\.paths 10,000 times.* lower corpus\.temperature"):
+        temperature_weights({3: 10**8, 4: 1}, 2)
 
 
 @pytest.mark.parametrize("pattern", ["", "/**/*.jsonl*", "/**"])

@@ -92,6 +92,27 @@ def test_weights_are_those_of_the_rows(tiny_config, folder, tmp_path):
     assert len(set(texts)) == len(texts)  # other documents rather than the same ones again
 
 
+def test_a_temperature_repeats_the_smaller_source(tiny_config, folder, tmp_path):
+    texts, corpus = texts_of(config_of(tiny_config, folder, tmp_path, temperature=2.0))
+    assert corpus.weights == {0: 1, 1: pytest.approx(3**0.5, abs=1e-4)}
+    assert begins(texts)["large"] == 600
+    assert begins(texts)["small"] == sum(copies_of(f"small.jsonl:{n + 1}", corpus.weights[1]) for n in range(200))
+    texts, _ = texts_of(config_of(tiny_config, folder, tmp_path, temperature=1000.0, sample_bytes=40_000))
+    assert begins(texts)["small"] == pytest.approx(100, abs=20)
+
+
+def test_the_validation_split_and_what_equals_it_are_not_trained_on(tiny_config, folder, tmp_path):
+    texts = write_corpus(tmp_path / "held-out", "held", 5, seed=9)
+    (folder / "with.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in [*texts[:2], "some text"]))
+    config = config_of(tiny_config, folder, tmp_path, names=("with", "small"), temperature=2.0)
+    config = dataclasses.replace(config, validation_paths=(str(tmp_path / "held-out"),))
+    for exact in (True, False):
+        found, corpus = texts_of(dataclasses.replace(config, duplicates=DuplicatesConfig(exact=exact)))
+        assert begins(found).keys() == {"some", "small"}
+        assert corpus.rejects == {"in_validation": 2}
+        assert min(corpus.weights) == 1, "those of the corpus alone"
+
+
 def test_an_exact_duplicate_counts_once(tiny_config, folder, tmp_path):
     texts = write_corpus(tmp_path / "twice", "large", 50, seed=600)
     write_corpus(tmp_path / "twice", "other", 10, seed=1)
