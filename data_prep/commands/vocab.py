@@ -9,7 +9,7 @@ from data_prep.commands.terminal_progress import TerminalProgress
 
 def run(argv: Sequence[str]) -> int:
     """Train a tokenizer and write it; the exit code."""
-    from data_prep.report.statistics import notes_on_encodings, notes_on_weights
+    from data_prep.report.statistics import notes_on_encodings, notes_on_tokens, notes_on_weights
     from data_prep.stages.vocabulary import build_vocabulary
 
     config = prep_config(argv, "vocab", "Train a tokenizer on the corpus and write tokenizer.json.")
@@ -20,6 +20,8 @@ def run(argv: Sequence[str]) -> int:
             progress.note(line)
     if built.rejects:
         print(f"not in the vocabulary: {listed(built.rejects)} (`{PROGRAM} shards` lists each)")
+    for line in notes_on_tokens(built.tokens):
+        print(line)
     sampled = f" of {built.text_bytes:,} (vocabulary.sample_bytes)" if config.vocabulary.sample_bytes else ""
     print(f"trained on {built.trained_bytes:,} bytes{sampled}")
     print(

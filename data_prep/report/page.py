@@ -14,7 +14,7 @@ from data_prep.contract.html_page import byte_size, escaped, html_page, html_tab
 from data_prep.contract.shard_format import INPUTS
 from data_prep.contract.shard_index import ShardIndex
 from data_prep.contract.tokenizer import MASK_TOKENS
-from data_prep.report.statistics import ROW_LENGTH_BINS, encodings_of, entry_names, notes_on_encodings
+from data_prep.report.statistics import ROW_LENGTH_BINS, encodings_of, entry_names, fertility, merge, notes_on_encodings
 
 REPORT = "report.html"
 SHOWN_FILES = 10
@@ -201,11 +201,21 @@ def _sources(sources: Sequence[Mapping[str, Any]]) -> str:
         counts = (source["files"], source["read"], source["not_sampled"], source["documents"], source["tokens"])
         name = f"{entry}: <code>{escaped(source['first_file'])}</code>"
         times = (f"{source.get('weight', 1):g}",) if weighted else ()
-        lines.append((name, *counts, *times, percentage(source["documents"], source["read"]), escaped(rejects)))
+        share = percentage(source["documents"], source["read"])
+        lines.append((name, *counts, *_token_cells(source), *times, share, escaped(rejects)))
     times = ("times taken",) if weighted else ()
-    names = ("source, first file", "files", "read", "not sampled", "kept", "tokens", *times)
+    names = ("source, first file", "files", "read", "not sampled", "kept", "tokens", *_TOKEN_CELLS, *times)
     names += ("share kept", "left out")
     return "<h2>By source</h2>\n" + html_table(names, lines)
+
+
+_TOKEN_CELLS = ("tokens a word", "[UNK]")
+
+
+def _token_cells(counts: Mapping[str, Any]) -> tuple[str, str]:
+    """What the tokenizer makes of a source or a language."""
+    unknown = percentage(counts["unknown_tokens"], counts["tokens"]) if counts.get("tokens") else ""
+    return fertility(counts), unknown
 
 
 def _languages(sources: Sequence[Mapping[str, Any]]) -> str:
@@ -219,15 +229,19 @@ def _languages(sources: Sequence[Mapping[str, Any]]) -> str:
                 f"{taken:,} {reason.replace('_', ' ')}" for reason, taken in sorted(count["rejects"].items())
             )
             share = percentage(count["read"] - rejected, count["read"])
-            lines.append((entry, escaped(language), count["read"], share, escaped(reasons)))
+            lines.append((entry, escaped(language), count["read"], *_token_cells(count), share, escaped(reasons)))
         rest = found[SHOWN_LANGUAGES:]
         if rest:
             read = sum(count["read"] for _, count in rest)
             taken = sum(sum(count["rejects"].values()) for _, count in rest)
-            lines.append((entry, f"{len(rest)} more", read, percentage(read - taken, read), ""))
+            total = merge(
+                {key: count.get(key, 0) for key in ("words", "tokens", "unknown_tokens")} for _, count in rest
+            )
+            kept = percentage(read - taken, read)
+            lines.append((entry, f"{len(rest)} more", read, *_token_cells(total), kept, ""))
     if not lines:
         return ""
-    names = ("source", "language", "seen by the filters", "share kept", "taken by the filters")
+    names = ("source", "language", "seen by the filters", *_TOKEN_CELLS, "share kept", "taken by the filters")
     return "<h2>By language</h2>\n" + html_table(names, lines)
 
 

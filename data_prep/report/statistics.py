@@ -13,6 +13,8 @@ FERTILITY_LIMIT = 5
 
 ROW_LENGTH_BINS = 16
 
+_SOURCE_COUNTS = ("read", "not_sampled", "documents", "words", "tokens", "unknown_tokens")
+
 MOST_TOKENS_A_RUN = 4
 """Masked tokens side by side where words are masked, on average over a corpus; English has 1.7, Thai 6."""
 
@@ -102,6 +104,31 @@ def count_language(counts: dict[str, Any], judged: Document | Reject) -> None:
         found["rejects"][judged.reason] = found["rejects"].get(judged.reason, 0) + 1
 
 
+def count_tokens_of_language(counts: dict[str, Any], language: str | None, tokens: Mapping[str, int]) -> None:
+    """Add what the tokenizer makes of a document to what ``count_language`` has counted."""
+    if language is not None:
+        found = counts["languages"][language]
+        found |= {name: found.get(name, 0) + number for name, number in tokens.items()}
+
+
+def fertility(counts: Mapping[str, int]) -> str:
+    """Tokens a word, of ``tokens`` and ``words``, in words; nothing where no words were counted."""
+    return f"{counts['tokens'] / counts['words']:.2f}" if counts.get("words") else ""
+
+
+def notes_on_tokens(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """A line on what the tokenizer makes of each source or language.
+
+    Args:
+        counts: what to call it -> its ``words``, ``tokens`` and ``unknown_tokens``.
+    """
+    return [
+        f"{name}: {fertility(found)} tokens a word, {found['unknown_tokens'] / found['tokens']:.3%} [UNK]"
+        for name, found in counts.items()
+        if found.get("tokens")
+    ]
+
+
 def counts_by_source(record: Mapping[str, Any]) -> dict[str, Any]:
     """What the record of a map task says of each source (see ``CorpusFile``): its number -> counts.
 
@@ -122,9 +149,9 @@ def source_statistics(
 
     Returns:
         For each entry of ``validation_paths`` (with ``validation``, which is true) and of ``corpus.paths``: its files,
-        the name of the first, documents read, not sampled, in the shards, rejects (reason -> documents), tokens in the
-        shards, each document once, the weight, if any, and, where languages were identified, for each the documents
-        that the filters saw and their rejects.
+        the name of the first, documents read, not sampled, in the shards, words, tokens and [UNK] of these, each
+        document once, rejects (reason -> documents), the weight, if any, and, where languages were identified, for
+        each the documents that the filters saw, their rejects, and words, tokens and [UNK] of what they left.
     """
     names: dict[int, list[str]] = {}
     validation: set[int] = set()
@@ -135,7 +162,7 @@ def source_statistics(
     found = []
     for source in range(max(names, default=-1) + 1):
         here, count = names.get(source, []), counts.get(str(source), {})
-        numbers = {key: count.get(key, 0) for key in ("read", "not_sampled", "documents", "tokens")}
+        numbers = {key: count.get(key, 0) for key in _SOURCE_COUNTS}
         rejects = dict(sorted(count.get("rejects", {}).items()))
         entry = {"files": len(here), "first_file": here[0] if here else "", **numbers, "rejects": rejects}
         if source in validation:

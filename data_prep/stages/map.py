@@ -32,7 +32,7 @@ from data_prep.filters.evaluation_ngrams import evaluation_files
 from data_prep.filters.exact_duplicates import key_table, text_key
 from data_prep.filters.near_duplicates import NUM_PERMUTATIONS, band_table, near_signature
 from data_prep.filters.registry import filtered, open_filters
-from data_prep.report.statistics import count_language, merge
+from data_prep.report.statistics import count_language, count_tokens_of_language, merge
 from data_prep.stages.records import RECORD, committed, sizes_and_hashes
 from data_prep.stages.work_plan import GZIP_INDEXES, PLAN, SurveyedFile, WorkPlan, as_json, map_task, stamp_of
 from data_prep.tokens.losses import stripped_marks
@@ -189,7 +189,8 @@ def run_map(plan: WorkPlan, index: int) -> dict[str, Any]:
             kept = itertools.chain.from_iterable(
                 _kept(plan, partition, found, sources, rejects.write) for partition, found in task.partitions
             )
-            tokens.writelines(_encode_batch(plan, batch, table, rejects.write).data for batch in _batches(kept))
+            for batch in _batches(kept):
+                tokens.write(_encode_batch(plan, batch, table, sources, rejects.write).data)
         table.write(folder, plan)
         record["documents"], record["sources"] = len(table.ids), merge([sources, rejects.by_source()])
         for document_filter in _filters(plan.work, plan.hash, plan.config):
@@ -291,9 +292,13 @@ def _batches(items: Iterable[Kept]) -> Iterator[list[Kept]]:
 
 
 def _encode_batch(
-    plan: WorkPlan, batch: list[Kept], table: _NewDocuments, reject: Callable[[Reject, int], None]
+    plan: WorkPlan,
+    batch: list[Kept],
+    table: _NewDocuments,
+    sources: dict[str, dict[str, Any]],
+    reject: Callable[[Reject, int], None],
 ) -> np.ndarray:
-    """Tokens of a batch; its documents go into the table."""
+    """Tokens of a batch; its documents go into the table, what they are by language into ``sources``."""
     encoder = _encoder(plan.shards, plan.hash, plan.geometry.token_dtype.str)
     tokens, lengths = encoder.encode([document.text for document, *_ in batch])
     unknown = np.concatenate([[0], np.cumsum(tokens == plan.special_ids["unk"])])
@@ -309,15 +314,10 @@ def _encode_batch(
         table.ids.append(document.key)
         table.keys.append(text_key(document.text))
         validation = of_validation or document_draw(document.id) < fraction
-        row = (
-            length,
-            len(document.text),
-            len(document.text.split()),
-            int(unknown[end] - unknown[end - length]),
-            validation,
-            copies,
-            source,
-        )
+        words, of_unknown = len(document.text.split()), int(unknown[end] - unknown[end - length])
+        row = (length, len(document.text), words, of_unknown, validation, copies, source)
+        made = {"words": words, "tokens": length, "unknown_tokens": of_unknown}
+        count_tokens_of_language(sources[str(source)], document.language, made)
         for column, value in zip(table.columns.values(), row, strict=True):
             column.append(value)
         if plan.config.duplicates.near_threshold is not None:

@@ -133,12 +133,15 @@ def _write_rejects(folder: Path, rejects: Iterator[Reject], sources: np.ndarray)
 
 
 def _by_source(table: DocumentTable, keep: np.ndarray) -> dict[str, Any]:
-    """Source -> documents and tokens that are kept of it."""
-    sources, lengths = table.column("source")[keep], table.column("length")[keep]
-    return {
-        str(source): {"documents": int((sources == source).sum()), "tokens": int(lengths[sources == source].sum())}
-        for source in np.unique(sources).tolist()
-    }
+    """Source -> documents that are kept of it, their words, tokens and tokens that are [UNK]."""
+    sources = table.column("source")
+    columns = {"words": "words", "tokens": "length", "unknown_tokens": "unknown"}
+    counts: dict[str, Any] = {}
+    for source in np.unique(sources[keep]).tolist():
+        chosen = keep & (sources == source)
+        sums = {name: int(table.column(column)[chosen].sum()) for name, column in columns.items()}
+        counts[str(source)] = {"documents": int(chosen.sum()), **sums}
+    return counts
 
 
 def source_weights(plan: WorkPlan) -> dict[int, float]:

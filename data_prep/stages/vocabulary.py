@@ -65,6 +65,9 @@ class VocabularySummary:
     """Source -> how often ``corpus.temperature`` takes its documents; empty where that is not given."""
     unknown_share: float
     """Share of the tokens of that text that are [UNK]."""
+    tokens: dict[str, dict[str, int]]
+    """What to call a source, and a language where ``filters.language`` identifies them -> words, tokens and
+    unknown_tokens of that text."""
     notes: list[str]
     """What it loses of the corpus, a line each."""
     rejects: dict[str, int]
@@ -92,7 +95,7 @@ def build_vocabulary(config: PrepConfig, progress: Progress) -> VocabularySummar
             found = ", ".join(f"{count:,} {reason}" for reason, count in sorted(corpus.rejects.items()))
             raise UserError(f"{error}{f' (rejected: {found})' if found else ''}") from error
         new = save_tokenizer(tokenizer, path)
-        counts = corpus.count_tokens(path)
+        counts, tokens = corpus.count_tokens(path)
     unknown = counts.get("unknown_tokens", 0) / max(counts.get("tokens", 0), 1)
     return VocabularySummary(
         path=path,
@@ -103,6 +106,7 @@ def build_vocabulary(config: PrepConfig, progress: Progress) -> VocabularySummar
         trained_bytes=corpus.trained_bytes,
         weights={} if config.corpus.temperature is None else corpus.weights,
         unknown_share=unknown,
+        tokens=tokens,
         notes=notes_on_losses(unknown, {} if config.vocabulary.strip_accents else counts),
         rejects=dict(corpus.rejects),
         encodings=corpus.encodings,
@@ -233,9 +237,19 @@ class TrainingCorpus:
             counts.update(found)
         return counts
 
-    def count_tokens(self, path: str) -> dict[str, int]:
-        """What the tokenizer at ``path`` makes of the documents, each once; the sum of ``TokenCounter``."""
-        return merge(self._each("tokens", _count_tokens, path, tokenizer_hash(path)))
+    def count_tokens(self, path: str) -> tuple[dict[str, int], dict[str, dict[str, int]]]:
+        """What the tokenizer at ``path`` makes of the documents, each once: the counts of ``TokenCounter`` of all of
+        them, and of each source and language, with its name; the largest language first."""
+        found: dict[Any, dict[str, int]] = merge(self._each("tokens", _count_tokens, path, tokenizer_hash(path)))
+        entries = {source: f"entry {number} of corpus.paths" for number, source in enumerate(self.weights, 1)}
+        by_source: dict[str, dict[str, int]] = {}
+        by_language: dict[str, dict[str, int]] = {}
+        for (source, language), counts in sorted(found.items(), key=lambda item: (item[0][0], item[0][1] or "")):
+            by_source[entries[source]] = merge([by_source.get(entries[source], {}), counts])
+            if language is not None:
+                by_language[language] = merge([by_language.get(language, {}), counts])
+        languages = sorted(by_language.items(), key=lambda item: (-item[1]["tokens"], item[0]))
+        return merge(by_source.values()), {**by_source, **{f"language {name}": counts for name, counts in languages}}
 
 
 @lru_cache(maxsize=1)
@@ -280,37 +294,43 @@ def _measure(task: tuple[_Part]) -> tuple[_Measured, Counter[str]]:
     return table, rejects
 
 
-def _chosen(part: _Part) -> Iterator[tuple[Document, int]]:
-    """The documents of a part that are trained on, and how often."""
+def _chosen(part: _Part) -> Iterator[tuple[Document, int, int]]:
+    """The documents of a part that are trained on, their sources, and how often."""
     assert part.copies is not None
-    for (document, _), copies in zip(_documents(part, Counter()), part.copies.tolist(), strict=True):
+    for (document, file), copies in zip(_documents(part, Counter()), part.copies.tolist(), strict=True):
         if copies:
-            yield document, copies
+            yield document, file.source, copies
 
 
 def _texts(task: tuple[_Part]) -> list[str]:
-    return [document.text for document, copies in _chosen(task[0]) for _ in range(copies)]
+    return [document.text for document, _, copies in _chosen(task[0]) for _ in range(copies)]
 
 
 def _characters(task: tuple[_Part]) -> Counter[str]:
     (part,) = task
-    return count_characters(
-        (document.text for document, copies in _chosen(part) for _ in range(copies)), part.config.vocabulary
-    )
+    texts = (document.text for document, _, copies in _chosen(part) for _ in range(copies))
+    return count_characters(texts, part.config.vocabulary)
+
+
+Group = tuple[int, str | None]
+"""A source, and the language of a document where it is known."""
 
 
 @lru_cache(maxsize=1)
-def _counter(path: str, _sha256: str) -> TokenCounter:
+def _counter(path: str, _sha256: str) -> TokenCounter[Group]:
     tokenizer = load_tokenizer(path)
     dtype = np.dtype("<u2" if vocabulary_size(tokenizer) <= 1 << 16 else "<u4")
     return TokenCounter(TextEncoder(tokenizer, dtype), special_ids(tokenizer)["unk"])
 
 
-def _count_tokens(task: tuple[_Part, str, str]) -> dict[str, int]:
+def _count_tokens(task: tuple[_Part, str, str]) -> dict[Any, Any]:
     part, path, sha256 = task
     counter = _counter(path, sha256)
     step = ENCODED_BYTE_LEVEL if isinstance(counter.tokenizer.model, models.BPE) else 1
-    for number, (document, _) in enumerate(_chosen(part)):
-        if number % step == 0:
-            counter.add(document.text)
+    seen: Counter[Group] = Counter()
+    for document, source, _ in _chosen(part):
+        group = (source, document.language)
+        if seen[group] % step == 0:
+            counter.add(group, document.text)
+        seen[group] += 1
     return counter.taken()

@@ -2,8 +2,9 @@
 
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from itertools import pairwise
+from typing import Generic, TypeVar
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -20,36 +21,42 @@ LIMIT = 0.01
 _BATCH_CHARACTERS = 1 << 19
 
 
-class TokenCounter:
-    """Adds up what a tokenizer makes of cleaned texts: ``words`` at white space, ``tokens``, ``unknown_tokens`` that
-    are [UNK], and the counts of ``stripped_marks``."""
+Group = TypeVar("Group", bound=Hashable)
+
+
+class TokenCounter(Generic[Group]):
+    """Adds up what a tokenizer makes of cleaned texts, for each group of them: ``words`` at white space, ``tokens``,
+    ``unknown_tokens`` that are [UNK], and the counts of ``stripped_marks``."""
 
     def __init__(self, encoder: TextEncoder, unknown_id: int) -> None:
         self.tokenizer = encoder.tokenizer
         self._encoder, self._unknown_id = encoder, unknown_id
-        self._batch: list[str] = []
+        self._batch: list[tuple[Group, str]] = []
         self._size = 0
-        self._counts: Counter[str] = Counter()
+        self._counts: dict[Group, Counter[str]] = {}
 
-    def add(self, text: str) -> None:
+    def add(self, group: Group, text: str) -> None:
         """Count a text."""
-        self._counts.update(stripped_marks(self.tokenizer, text))
-        self._batch.append(text)
+        self._batch.append((group, text))
         self._size += len(text)
         if self._size >= _BATCH_CHARACTERS:
             self._encode()
 
-    def taken(self) -> dict[str, int]:
-        """The counts since they were taken last."""
+    def taken(self) -> dict[Group, dict[str, int]]:
+        """The counts of each group since they were taken last."""
         self._encode()
-        counts, self._counts = self._counts, Counter()
-        return dict(counts)
+        counts, self._counts = self._counts, {}
+        return {group: dict(found) for group, found in counts.items()}
 
     def _encode(self) -> None:
-        tokens, _ = self._encoder.encode(self._batch)
-        self._counts["words"] += sum(len(text.split()) for text in self._batch)
-        self._counts["tokens"] += len(tokens)
-        self._counts["unknown_tokens"] += int(np.count_nonzero(tokens == self._unknown_id))
+        tokens, lengths = self._encoder.encode([text for _, text in self._batch])
+        unknown = np.concatenate([[0], np.cumsum(tokens == self._unknown_id)])
+        ends = np.cumsum(lengths)
+        of_each = zip(lengths.tolist(), (unknown[ends] - unknown[ends - lengths]).tolist(), strict=True)
+        for (group, text), (number, of_unknown) in zip(self._batch, of_each, strict=True):
+            counts = self._counts.setdefault(group, Counter())
+            counts.update(stripped_marks(self.tokenizer, text))
+            counts.update(words=len(text.split()), tokens=number, unknown_tokens=of_unknown)
         self._batch, self._size = [], 0
 
 

@@ -287,7 +287,11 @@ def test_the_report_counts_by_language_and_source(tiny_config: PrepConfig, tmp_p
         taken.update(found["rejects"])
     assert dict(taken) == statistics["rejects"] != {}
     assert statistics["documents"]["documents"] + sum(taken.values()) == 60
-    assert "<h2>By language</h2>" in (tmp_path / "a/report.html").read_text()
+    for key in ("words", "tokens", "unknown_tokens"):  # no duplicate is among them
+        assert sum(found.get(key, 0) for found in languages.values()) == statistics["documents"][key]
+    report = (tmp_path / "a/report.html").read_text().split("<h2>By language</h2>")[1].split("</table>")[0]
+    largest = max(languages.values(), key=lambda found: found["read"])
+    assert f"{largest['tokens'] / largest['words']:.2f}" in report
 
 
 @pytest.mark.parametrize("preset", sorted((ROOT / "configs/prep/filters").glob("*.yaml")), ids=lambda path: path.stem)

@@ -367,13 +367,13 @@ def test_each_source_is_counted(tiny_config: PrepConfig, tmp_path: Path) -> None
     first, second, third = statistics["sources"]
     assert first == {
         "files": 2, "first_file": "one.jsonl", "read": 60, "not_sampled": 0, "documents": 60,
-        "tokens": first["tokens"], "rejects": {},
+        "words": first["words"], "tokens": first["tokens"], "unknown_tokens": first["unknown_tokens"], "rejects": {},
     }  # fmt: skip
     assert second["read"] == 22
     assert second["documents"] == 8
     assert second["rejects"] == {"duplicate": 12, "empty": 2}
     assert 10 < third["not_sampled"] == 50 - third["documents"] < 40
-    for key in ("documents", "tokens"):
+    for key in ("documents", "words", "tokens", "unknown_tokens"):
         assert sum(source[key] for source in statistics["sources"]) == statistics["documents"][key]
     assert merge(source["rejects"] for source in statistics["sources"]) == statistics["rejects"]
     assert [note for note in progress.notes if "[UNK]" not in note] == [

@@ -10,8 +10,10 @@ import pytest
 
 from data_prep.config import CorpusConfig, DuplicatesConfig, VocabularyConfig
 from data_prep.contract.command_line import UserError
+from data_prep.contract.tokenizer import load_tokenizer
 from data_prep.corpus.draws import copies_of
-from data_prep.filter_config import FiltersConfig, RatiosConfig
+from data_prep.filter_config import FiltersConfig, LanguageConfig, RatiosConfig
+from data_prep.report.statistics import notes_on_tokens
 from data_prep.stages.vocabulary import TrainingCorpus, build_vocabulary
 from data_prep.stages.workers import Workers
 from tests.data_prep.conftest import WORDS, no_progress
@@ -134,6 +136,36 @@ def test_what_the_filters_drop_is_not_trained_on(tiny_config, folder, tmp_path):
     assert sum(corpus.rejects.values()) == 800
     with pytest.raises(UserError, match=r"holds no text .*\(rejected: 800 ratios"):
         build_vocabulary(dataclasses.replace(config, filters=filters), no_progress)
+
+
+@pytest.mark.parametrize("model", ["wordpiece", "bpe"])
+def test_fertility_and_unknown_tokens_of_each_source_and_language(tiny_config, tmp_path, model):
+    pytest.importorskip("fasttext")
+    texts = {
+        "en": "The old house stands near the river, and nobody has lived there for many years.",
+        "de": "Das alte Haus steht am Fluss, und seit vielen Jahren hat dort niemand mehr gewohnt.",
+    }
+    for name, text in texts.items():
+        lines = [json.dumps({"text": f"{text} {number}"}) for number in range(30)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    config = config_of(tiny_config, tmp_path, tmp_path, names=("en", "de"), weights=(1, 3))
+    vocabulary = VocabularyConfig(size=300, alphabet_size=20, model=model)
+    filters = FiltersConfig(language=LanguageConfig(enabled=True))
+    built = build_vocabulary(dataclasses.replace(config, vocabulary=vocabulary, filters=filters), no_progress)
+    assert list(built.tokens)[:2] == ["entry 1 of corpus.paths", "entry 2 of corpus.paths"]
+    assert built.tokens["entry 1 of corpus.paths"] == built.tokens["language en"]
+    tokenizer = load_tokenizer(built.path)
+    notes = notes_on_tokens(built.tokens)
+    for number, (name, text) in enumerate(texts.items()):
+        sampled = [f"{text} {n}" for n in range(0, 30, 8 if model == "bpe" else 1)]
+        encoded = [tokenizer.encode(text, add_special_tokens=False).tokens for text in sampled]
+        counts = built.tokens[f"language {name}"]
+        assert counts["words"] == sum(len(text.split()) for text in sampled)
+        assert counts["tokens"] == sum(map(len, encoded))
+        assert counts["unknown_tokens"] == sum(tokens.count("[UNK]") for tokens in encoded)
+        fertility = counts["tokens"] / counts["words"]
+        assert notes[number].startswith(f"entry {number + 1} of corpus.paths: {fertility:.2f} tokens a word")
+    assert (built.unknown_share > 0) == (model == "wordpiece")
 
 
 def test_a_sample_that_holds_no_document_is_refused(tiny_config, tmp_path):

@@ -4,6 +4,8 @@ import random
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from data_prep.config import VocabularyConfig
 from data_prep.contract.tokenizer import load_tokenizer, save_tokenizer, special_ids
@@ -23,10 +25,10 @@ def tokenizer_of(texts, tmp_path, **config):
 def counted(tokenizer, texts):
     counter = TokenCounter(TextEncoder(tokenizer, np.dtype("<u2")), special_ids(tokenizer)["unk"])
     for text in texts:
-        counter.add(text)
+        counter.add("all", text)
     counts = counter.taken()
-    assert not any(counter.taken().values())
-    return counts
+    assert counter.taken() == {}
+    return counts["all"]
 
 
 def unknown_share(tokenizer, texts):
@@ -46,6 +48,21 @@ def test_tokens_are_counted_as_the_library_makes_them(tmp_path):
         "stripped_marks": 0,
     }
     assert counted(tokenizer, ["abc " * 200_000, "x"])["unknown_tokens"] == 1
+
+
+@settings(max_examples=10)
+@given(st.lists(st.tuples(st.sampled_from("ab"), st.text(alphabet="abcx ", max_size=12)), max_size=12))
+def test_each_group_has_the_counts_of_its_own_texts(known_tokenizer, texts):
+    counter = TokenCounter(TextEncoder(known_tokenizer, np.dtype("<u2")), special_ids(known_tokenizer)["unk"])
+    for group, text in texts:
+        counter.add(group, text)
+    expected = {group: counted(known_tokenizer, [t for g, t in texts if g == group]) for group, _ in texts}
+    assert counter.taken() == expected
+
+
+@pytest.fixture(scope="module")
+def known_tokenizer(tmp_path_factory):
+    return tokenizer_of(["abc abd", "b"], tmp_path_factory.mktemp("tokenizer"), size=100)
 
 
 @pytest.mark.parametrize(("model", "known"), [("wordpiece", True), ("unigram", True)])
