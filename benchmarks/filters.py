@@ -5,9 +5,9 @@
 Both run FineWeb's filters in its order, Gopher's repetition and quality rules, C4's and FineWeb's own, each document
 through all of them until one drops it, in one process. Documents are pieces of the texts; half of them are spoiled in
 ways that the rules look for, differently in each round, so that a small corpus fills any number of megabytes. They are
-made as they are used: memory does not grow with ``--megabytes``. ``--datatrove`` names the Python of an environment
-with datatrove and spaCy. It runs twice: as it is, and with words and sentences found as here, which tells whether the
-rules are the same. ``--record`` adds the table.
+made as they are used, and verdicts are counted: memory does not grow with ``--megabytes``. ``--datatrove`` names the
+Python of an environment with datatrove and spaCy. It runs twice: as it is, and with words and sentences found as here,
+which tells whether the rules are the same. ``--record`` adds the table.
 """
 
 import argparse
@@ -134,20 +134,24 @@ def documents(found: list[str], size: int, seed: int) -> Iterator[str]:
             yield text
 
 
-def ours(texts: Iterator[str]) -> tuple[list[str], float]:
-    """The filter that drops each document, and CPU seconds."""
+def ours(texts: Iterator[str], compared: int) -> tuple[Counter[str], float, list[str]]:
+    """How many documents each filter drops, CPU seconds, and the filters that drop the first ``compared`` documents."""
     off = [f"--filters.{name}.enabled=false" for name in OFF]
     config = read_config(PrepConfig, ["--config", str(PRESET), "--output", "x", *off], "benchmark", "")
     filters = open_filters(config)
-    verdicts: list[str] = []
+    counts: Counter[str] = Counter()
+    first: list[str] = []
     seconds = 0.0
     for text in texts:
         document = Document(id="x", text=text)
         start = time.process_time()
         found = filtered(document, filters, 1)
         seconds += time.process_time() - start
-        verdicts.append(found.reason.split(".")[0] if isinstance(found, Reject) else "kept")
-    return verdicts, seconds
+        verdict = found.reason.split(".")[0] if isinstance(found, Reject) else "kept"
+        counts[verdict] += 1
+        if len(first) < compared:
+            first.append(verdict)
+    return counts, seconds, first
 
 
 def theirs(python: str, path: str, words: str) -> tuple[list[str], float, int]:
@@ -167,19 +171,25 @@ def main() -> None:
     parser.add_argument("--compared", type=float, default=5, help="megabytes of them that go through datatrove's")
     parser.add_argument("--record", action="store_true")
     options = parser.parse_args()
+    if options.datatrove and options.compared > options.megabytes:
+        parser.error("--compared is more than --megabytes")
     found = pieces(options.texts)
-    verdicts, seconds = ours(documents(found, int(options.megabytes * 1e6), 0))
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    rows = [row("narrowbert-prep", options.megabytes, seconds, memory, verdicts, verdicts)]
-    if options.datatrove:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "documents.jsonl"
-            texts = list(documents(found, int(options.compared * 1e6), 0))
-            path.write_text("".join(json.dumps(text) + "\n" for text in texts))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "documents.jsonl"
+        compared = 0
+        with path.open("w") as stream:
+            for text in documents(found, int(options.compared * 1e6) if options.datatrove else 0, 0):
+                stream.write(json.dumps(text) + "\n")
+                compared += 1
+        counts, seconds, first = ours(documents(found, int(options.megabytes * 1e6), 0), compared)
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        rows = [row("narrowbert-prep", options.megabytes, seconds, memory, counts, 1.0)]
+        if options.datatrove:
             for name, words in (("datatrove", "own"), ("datatrove, words found as here", "same")):
                 other, cost, used = theirs(options.datatrove, str(path), words)
-                rows.append(row(name, options.compared, cost, used, other, verdicts))
-                pairs = Counter((a, b) for a, b in zip(verdicts, other, strict=False) if a != b)
+                pairs = Counter((a, b) for a, b in zip(first, other, strict=True) if a != b)
+                same = 1 - pairs.total() / compared
+                rows.append(row(name, options.compared, cost, used, Counter(other), same))
                 print(name, pairs.most_common(8), file=sys.stderr)
     for line in rows:
         print(line)
@@ -189,19 +199,16 @@ def main() -> None:
         record("filters", "fineweb", rows)
 
 
-def row(
-    name: str, megabytes: float, seconds: float, memory: int, verdicts: list[str], expected: list[str]
-) -> dict[str, str]:
+def row(name: str, megabytes: float, seconds: float, memory: int, counts: Counter[str], same: float) -> dict[str, str]:
     """One line of the table."""
-    same = sum(a == b for a, b in zip(verdicts, expected, strict=False))
     return {
         "filters of FineWeb": name,
         "MB": f"{megabytes:g}",
-        "documents": f"{len(verdicts):,}",
+        "documents": f"{counts.total():,}",
         "CPU s": f"{seconds:.1f}",
         "MB a CPU s": f"{megabytes / seconds:.2f}",
-        "kept": f"{verdicts.count('kept') / len(verdicts):.1%}",
-        "same verdict": f"{same / len(verdicts):.2%}",
+        "kept": f"{counts['kept'] / counts.total():.1%}",
+        "same verdict": f"{same:.2%}",
         "memory, MB": f"{memory / 1024:.0f}",
     }
 
