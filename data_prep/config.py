@@ -37,6 +37,11 @@ class CorpusConfig:
     """The field or column that holds the text in .jsonl, .json, .parquet, .arrow, .mds, .csv and .tsv; body.text is a
     field within body. Of a list, such as [title, body.text], the texts are joined by a blank line; those that are empty
     or null are left out, and a record that lacks one of the fields is rejected."""
+    url_field: str | None = None
+    """The field or column with the URL of a document, which filters.url_blocklist looks at; .warc and .wet have theirs
+    without it."""
+    score_field: str | None = None
+    """The field or column with a number, which filters.score looks at."""
     csv_delimiter: str | None = None
     """The character between the fields of .csv and .tsv, or the word 'tab'; when not given, the first of the usual ones
     with which the header has the text_field."""
@@ -248,6 +253,8 @@ def check_config(config: PrepConfig) -> None:
     _check_shares(config)
     _check_output(config.output)
     check_filters(config.filters)
+    if config.filters.score.enabled and not config.corpus.score_field:
+        raise UserError("filters.score.enabled needs corpus.score_field: name the field with the score")
     if config.cleaning.min_characters > config.cleaning.max_characters:
         raise UserError(
             f"cleaning.min_characters {config.cleaning.min_characters} is more than cleaning.max_characters "

@@ -49,6 +49,29 @@ SHORT_NGRAMS, LONG_NGRAMS = range(2, 5), range(5, 11)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class UrlBlocklistConfig:
+    """Lists of blocked sites and pages, one a line; lines that begin with # are left out. A document's URL is that of
+    its record in .warc and .wet, or stands in corpus.url_field; without one it passes."""
+
+    enabled: bool = False
+    """Whether they are looked at."""
+    domains: str | None = dataclasses.field(default=None, metadata=PATH)
+    """A file of domains such as example.com, each with its subdomains."""
+    urls: str | None = dataclasses.field(default=None, metadata=PATH)
+    """A file of URLs; scheme, www. and a slash at the end do not count."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScoreConfig:
+    """The number in corpus.score_field, such as FineWeb-Edu's int_score; a record without one is dropped."""
+
+    enabled: bool = False
+    """Whether it is looked at."""
+    min_score: float | None = None
+    """Least score of a document that is kept; FineWeb-Edu's is 3."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class LanguageConfig:
     """fastText's identification of 176 languages by the beginning of a document; needs the extra 'language'."""
 
@@ -175,6 +198,10 @@ class FiltersConfig:
     """Rules by which documents are dropped or changed before they are tokenized; all rejects are listed in
     rejects.jsonl.gz with rule and score. The rules run in the order of this list."""
 
+    url_blocklist: UrlBlocklistConfig = dataclasses.field(default_factory=UrlBlocklistConfig)
+    """Blocked sites and pages."""
+    score: ScoreConfig = dataclasses.field(default_factory=ScoreConfig)
+    """A number that each record carries."""
     language: LanguageConfig = dataclasses.field(default_factory=LanguageConfig)
     """Language by its beginning."""
     gopher_repetition: GopherRepetitionConfig = dataclasses.field(default_factory=GopherRepetitionConfig)
@@ -201,6 +228,13 @@ def check_filters(filters: FiltersConfig) -> None:
         options = getattr(filters, section.name)
         for field in dataclasses.fields(options):
             _check_numbers(f"filters.{section.name}.{field.name}", getattr(options, field.name))
+    blocked, score = filters.url_blocklist, filters.score
+    if blocked.enabled and not (blocked.domains or blocked.urls):
+        raise UserError("filters.url_blocklist.enabled needs filters.url_blocklist.domains or urls: name a file")
+    if score.enabled and score.min_score is None:
+        raise UserError(
+            "filters.score.enabled needs filters.score.min_score: give the least score that is kept, such as 3"
+        )
     if filters.language.min_score > 1:
         raise UserError(f"filters.language.min_score is {filters.language.min_score}: expected 0 to 1")
     if filters.ratios.enabled and filters.ratios.min_stop_words and not filters.ratios.stop_words:

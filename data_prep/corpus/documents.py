@@ -29,6 +29,10 @@ class Document:
     """Number of the piece, where the text is longer than a document may be."""
     language: str | None = None
     """Its code, where a filter has identified it."""
+    url: str | None = None
+    """Where it was found, if its record says so."""
+    score: float | None = None
+    """The number in ``corpus.score_field``, if there is one."""
 
     @property
     def key(self) -> str:

@@ -17,8 +17,12 @@ from data_prep.filters.rules.own_python import OwnPython
 from data_prep.filters.rules.pii import Pii
 from data_prep.filters.rules.ratios import Ratios
 from data_prep.filters.rules.repeated_lines import RepeatedLines
+from data_prep.filters.rules.score import Score
+from data_prep.filters.rules.url_blocklist import UrlBlocklist
 
 DOCUMENT_FILTERS: list[type[DocumentFilter]] = [
+    UrlBlocklist,
+    Score,
     Language,
     GopherRepetition,
     GopherQuality,

@@ -376,6 +376,8 @@ def libraries(config: PrepConfig) -> dict[str, str]:
 _NEWER: tuple[tuple[str, str, Any], ...] = (
     ("mask", "stored", True),
     ("corpus", "temperature", None),
+    ("corpus", "url_field", None),
+    ("corpus", "score_field", None),
     ("corpus", "csv_delimiter", None),
     ("corpus", "csv_quoting", None),
     ("corpus", "errors", CorpusConfig.errors),

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from data_prep.config import CleaningConfig, CorpusConfig
 from data_prep.corpus.documents import CorpusFile, Document, Partition, Reject
 from data_prep.corpus.formats.parquet_format import as_damage, open_anywhere, row_documents, table_decoder
-from data_prep.corpus.formats.text_fields import column_bytes, column_problem, column_values
+from data_prep.corpus.formats.text_fields import column_bytes, column_facts, column_problem, column_values, with_facts
 from data_prep.corpus.streams import DamagedFile
 
 if TYPE_CHECKING:
@@ -114,11 +114,13 @@ def read_arrow(
             batch = opened.read()
             if batch is None:
                 return
-            rows = column_values(batch, config) if number >= partition.begin else ()
+            wanted = number >= partition.begin
+            rows = zip(column_values(batch, config), column_facts(batch, config), strict=True) if wanted else ()
         except DamagedFile as damage:
             if number >= partition.begin:
                 detail = f"record batch {number}: {damage}"
                 yield Reject(id=f"{file.name}:{first}", reason="damaged_file", detail=detail, sample="")
             continue
-        for place, values in enumerate(rows, start=first):
-            yield from row_documents(f"{file.name}:{place}", values, opened.decoder, config, cleaning)
+        for place, (values, facts) in enumerate(rows, start=first):
+            items = row_documents(f"{file.name}:{place}", values, opened.decoder, config, cleaning)
+            yield from with_facts(items, facts)

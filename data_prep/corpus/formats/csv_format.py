@@ -10,7 +10,13 @@ from data_prep.corpus.documents import CorpusFile, Document, Kind, Partition, Re
 from data_prep.corpus.encodings.detection import HEAD_BYTES
 from data_prep.corpus.formats.csv_dialects import Dialect, dialect_of, header_names
 from data_prep.corpus.formats.line_formats import LINE_BYTES, decoded
-from data_prep.corpus.formats.text_fields import BETWEEN_FIELDS, no_text_field
+from data_prep.corpus.formats.text_fields import (
+    BETWEEN_FIELDS,
+    fact_fields,
+    facts_of,
+    no_text_field,
+    with_facts,
+)
 from data_prep.corpus.streams import BLOCK_BYTES, DamagedFile, TextStream
 
 RECORD_LINES = 1 << 17
@@ -175,7 +181,10 @@ class CsvReader:
         else:
             texts = [fields[column] for column in self.columns]
             text = texts[0] if len(texts) == 1 else BETWEEN_FIELDS.encode().join(filter(None, texts))
-            yield from decoded(document_id, text, self.records.stream.decoder, self.cleaning)
+            header = self.header or []
+            places = [header.index(name) if name in header else len(fields) for name in fact_fields(self.config)]
+            facts = facts_of(*(fields[place] if place < len(fields) else None for place in places))
+            yield from with_facts(decoded(document_id, text, self.records.stream.decoder, self.cleaning), facts)
 
 
 def _no_csv(document_id: str, line: bytes, problem: Exception) -> Reject:

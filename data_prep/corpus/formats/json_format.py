@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from data_prep.config import CleaningConfig, CorpusConfig
-from data_prep.corpus.documents import CorpusFile, Document, Partition, Reject, sample, whole_document
+from data_prep.corpus.documents import CorpusFile, Document, Partition, Reject, sample
 from data_prep.corpus.formats import line_formats
-from data_prep.corpus.formats.line_formats import parsed_text, undecodable
+from data_prep.corpus.formats.line_formats import parsed_documents, undecodable
 from data_prep.corpus.streams import BLOCK_BYTES, TextStream
 
 _BLANK = re.compile(r"[ \t\r\n]*")
@@ -90,11 +90,7 @@ class JsonReader:
             except (ValueError, RecursionError) as error:
                 yield Reject(id=document_id, reason="not_json", detail=str(error), sample=sample(text))
                 return
-        found = parsed_text(document_id, value, content, self.config)
-        if isinstance(found, Reject):
-            yield found
-        else:
-            yield from whole_document(document_id, found, self.cleaning)
+        yield from parsed_documents(document_id, value, content, self.config, self.cleaning)
 
     def _all_records(self) -> Iterator[_Record]:
         self._fill(1)

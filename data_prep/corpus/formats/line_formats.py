@@ -8,7 +8,7 @@ from typing import Any
 from data_prep.config import CleaningConfig, CorpusConfig
 from data_prep.corpus.documents import CorpusFile, Document, Partition, Reject, clean_documents, sample, whole_document
 from data_prep.corpus.encodings.decoder import Decoder
-from data_prep.corpus.formats.text_fields import text_of_record
+from data_prep.corpus.formats.text_fields import documents_of_record
 from data_prep.corpus.streams import BLOCK_BYTES, DamagedFile, TextStream
 
 LINE_BYTES = 1 << 25
@@ -180,13 +180,8 @@ def _read_jsonl(
                 continue
         if line.isspace():
             continue
-        text = _json_text(
-            document_id, line.removeprefix(b"\xef\xbb\xbf") if start == 0 else line, stream.decoder, config
-        )
-        if isinstance(text, Reject):
-            yield text
-        else:
-            yield from whole_document(document_id, text, cleaning)
+        content = line.removeprefix(b"\xef\xbb\xbf") if start == 0 else line
+        yield from _json_documents(document_id, content, stream.decoder, config, cleaning)
 
 
 def _unfinished_line(stream: TextStream, document_id: str, line: bytes) -> Reject | None:
@@ -202,23 +197,28 @@ def _unfinished_line(stream: TextStream, document_id: str, line: bytes) -> Rejec
     return None
 
 
-def _json_text(document_id: str, line: bytes, decoder: Decoder, config: CorpusConfig) -> str | Reject:
+def _json_documents(
+    document_id: str, line: bytes, decoder: Decoder, config: CorpusConfig, cleaning: CleaningConfig
+) -> Iterator[Document | Reject]:
     content = decoder.text(line)
     if content is None:
-        return undecodable(document_id, line, decoder)
+        yield undecodable(document_id, line, decoder)
+        return
     try:
         record = json.loads(content)
     except (ValueError, RecursionError) as error:
-        return Reject(
-            id=document_id, reason="not_json", detail=str(error) or "nested too deeply", sample=sample(content)
-        )
-    return parsed_text(document_id, record, content, config)
+        detail = str(error) or "nested too deeply"
+        yield Reject(id=document_id, reason="not_json", detail=detail, sample=sample(content))
+        return
+    yield from parsed_documents(document_id, record, content, config, cleaning)
 
 
-def parsed_text(document_id: str, record: Any, content: str, config: CorpusConfig) -> str | Reject:
-    """The text of what JSON was parsed to."""
-    if not isinstance(record, dict):
-        return Reject(
-            id=document_id, reason="not_an_object", detail=f"a {type(record).__name__}", sample=sample(content)
-        )
-    return text_of_record(document_id, record, content, config)
+def parsed_documents(
+    document_id: str, record: Any, content: str, config: CorpusConfig, cleaning: CleaningConfig
+) -> Iterator[Document | Reject]:
+    """The documents of what JSON was parsed to."""
+    if isinstance(record, dict):
+        yield from documents_of_record(document_id, record, content, config, cleaning)
+    else:
+        detail = f"a {type(record).__name__}"
+        yield Reject(id=document_id, reason="not_an_object", detail=detail, sample=sample(content))

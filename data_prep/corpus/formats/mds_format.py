@@ -13,14 +13,21 @@ import struct
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
 from data_prep.config import CleaningConfig, CorpusConfig, as_tuple
-from data_prep.corpus.documents import CorpusFile, Document, Partition, Reject, sample, whole_document
+from data_prep.corpus.documents import CorpusFile, Document, Partition, Reject, sample
 from data_prep.corpus.formats.line_formats import LINE_BYTES, undecodable
 from data_prep.corpus.formats.parquet_format import open_anywhere, table_decoder
-from data_prep.corpus.formats.text_fields import text_of_record
+from data_prep.corpus.formats.text_fields import documents_of_record, fact_fields
 from data_prep.corpus.streams import DamagedFile
 
 _TEXTS = ("str", "bytes", "json")
+_NUMBERS = {
+    "int": "<i8",
+    **{f"{sign}int{bits}": f"<{sign or 'i'}{bits // 8}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
+    **{f"float{bits}": f"<f{bits // 8}" for bits in (16, 32, 64)},
+}
 _HEAD_BYTES = 1 << 24
 
 
@@ -120,22 +127,29 @@ def read_mds(
             yield Reject(id=document_id, reason="damaged_file", detail=str(damage), sample="")
             continue
         record = _record(document_id, columns, opened, config)
-        text = record if isinstance(record, Reject) else text_of_record(document_id, record, "", config)
-        if isinstance(text, Reject):
-            yield text
+        if isinstance(record, Reject):
+            yield record
         else:
-            yield from whole_document(document_id, text, cleaning)
+            yield from documents_of_record(document_id, record, "", config, cleaning)
 
 
 def _record(
     document_id: str, columns: dict[str, bytes], opened: MdsReader, config: CorpusConfig
 ) -> dict[str, Any] | Reject:
-    """The columns that the text is in, decoded; or the reject of the one that cannot be."""
+    """The columns that the text and its facts are in, decoded; or the reject of the one that cannot be."""
     record: dict[str, Any] = {}
+    tops = {part for field in as_tuple(config.text_field) for part in (field, field.split(".")[0])}
+    facts = {part for field in filter(None, fact_fields(config)) for part in (field, field.split(".")[0])}
     for name, encoding in zip(opened.names, opened.encodings, strict=True):
-        if not any(name in (field, field.split(".")[0]) for field in as_tuple(config.text_field)):
+        if name not in tops and (name not in facts or encoding not in (*_TEXTS, *_NUMBERS, "str_int", "str_float")):
+            continue
+        if (kind := _NUMBERS.get(encoding)) is not None:
+            data = columns[name]
+            record[name] = np.frombuffer(data, dtype=kind)[0].item() if len(data) == np.dtype(kind).itemsize else None
             continue
         content = opened.decoder.text(columns[name])
+        if content is None and name not in tops:
+            continue
         if content is None:
             return undecodable(document_id, columns[name], opened.decoder)
         try:

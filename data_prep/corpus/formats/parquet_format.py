@@ -11,7 +11,16 @@ from data_prep.contract.shell.encodings import AUTO
 from data_prep.corpus.documents import CorpusFile, Document, Partition, Reject, whole_document
 from data_prep.corpus.encodings.decoder import Decoder
 from data_prep.corpus.formats.line_formats import undecodable
-from data_prep.corpus.formats.text_fields import column_problem, column_values, joined_fields, no_text_field
+from data_prep.corpus.formats.text_fields import (
+    Facts,
+    column_facts,
+    column_problem,
+    column_values,
+    fact_fields,
+    joined_fields,
+    no_text_field,
+    with_facts,
+)
 from data_prep.corpus.raw_files import open_raw, user_errors
 from data_prep.corpus.streams import BLOCK_BYTES, DamagedFile, decompressed
 
@@ -112,8 +121,9 @@ def read_parquet(
     for group in range(partition.begin, min(partition.end, metadata.num_row_groups)):
         number = first
         try:
-            for number, values in enumerate(_values(opened, group, config), start=first):
-                yield from row_documents(f"{file.name}:{number}", values, opened.decoder, config, cleaning)
+            for number, (values, facts) in enumerate(_values(opened, group, config), start=first):
+                items = row_documents(f"{file.name}:{number}", values, opened.decoder, config, cleaning)
+                yield from with_facts(items, facts)
         except DamagedFile as damage:
             detail = f"row group {group}: {damage}"
             yield Reject(id=f"{file.name}:{number + 1}", reason="damaged_file", detail=detail, sample="")
@@ -138,15 +148,15 @@ def row_documents(
     yield from whole_document(document_id, joined_fields(texts), cleaning)
 
 
-def _values(opened: ParquetReader, group: int, config: CorpusConfig) -> Iterator[list[bytes | None]]:
-    columns = list(as_tuple(config.text_field))
+def _values(opened: ParquetReader, group: int, config: CorpusConfig) -> Iterator[tuple[list[bytes | None], Facts]]:
+    columns = [*as_tuple(config.text_field), *filter(None, fact_fields(config))]
     batches: Iterator[Any] = opened.file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=columns)
     while True:
         try:
             batch = next(batches, None)
             if batch is None:
                 return
-            rows = column_values(batch, config)
+            rows = zip(column_values(batch, config), column_facts(batch, config), strict=True)
         except Exception as error:
             raise as_damage(error, opened.path, "parquet") from error
         yield from rows

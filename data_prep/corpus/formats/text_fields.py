@@ -1,10 +1,13 @@
 """Which fields of a record, or columns of a table, are its text."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+import contextlib
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from data_prep.config import CorpusConfig, as_tuple
-from data_prep.corpus.documents import Reject, sample
+from data_prep.config import CleaningConfig, CorpusConfig, as_tuple
+from data_prep.corpus.documents import Document, Reject, sample, whole_document
 
 if TYPE_CHECKING:
     import pyarrow
@@ -13,6 +16,53 @@ BETWEEN_FIELDS = "\n\n"
 """What stands between the texts of several fields."""
 
 _MISSING = object()
+
+
+class Facts(NamedTuple):
+    """What a record says of its text."""
+
+    url: str | None = None
+    """In ``corpus.url_field``."""
+    score: float | None = None
+    """In ``corpus.score_field``."""
+
+
+def facts_of(url: object, score: object) -> Facts:
+    """By the values of both fields; one that is no string, or no finite number, is none."""
+    url = url.decode("utf-8", "replace") if isinstance(url, bytes) else url
+    number = None
+    if score is not None and not isinstance(score, bool):
+        with contextlib.suppress(TypeError, ValueError, OverflowError):
+            number = float(score)  # pyright: ignore[reportArgumentType]
+    if number is not None and not math.isfinite(number):
+        number = None
+    return Facts(url if isinstance(url, str) and url else None, number)
+
+
+def with_facts(items: Iterable[Document | Reject], facts: Facts) -> Iterator[Document | Reject]:
+    """The documents of one record, with what it says of them."""
+    if facts == Facts():
+        yield from items
+        return
+    for item in items:
+        yield dataclasses.replace(item, **facts._asdict()) if isinstance(item, Document) else item
+
+
+def documents_of_record(
+    document_id: str, record: Mapping[str, Any], content: str, config: CorpusConfig, cleaning: CleaningConfig
+) -> Iterator[Document | Reject]:
+    """The documents of a record, by its fields."""
+    text = text_of_record(document_id, record, content, config)
+    if isinstance(text, Reject):
+        yield text
+        return
+    values = (_value(record, name) if name else None for name in fact_fields(config))
+    yield from with_facts(whole_document(document_id, text, cleaning), facts_of(*values))
+
+
+def fact_fields(config: CorpusConfig) -> tuple[str | None, str | None]:
+    """The fields of ``Facts``."""
+    return config.url_field, config.score_field
 
 
 def text_of_record(document_id: str, record: Mapping[str, Any], content: str, config: CorpusConfig) -> str | Reject:
@@ -92,18 +142,44 @@ def column_values(batch: "pyarrow.RecordBatch", config: CorpusConfig) -> Iterato
         Exception: of pyarrow, where the batch is damaged.
     """
     import pyarrow
+
+    columns = [_column(batch, name).cast(pyarrow.large_binary()) for name in as_tuple(config.text_field)]
+    return map(list, zip(*(column.to_pylist() for column in columns), strict=True))
+
+
+def column_facts(batch: "pyarrow.RecordBatch", config: CorpusConfig) -> Iterator[Facts]:
+    """For each row of a record batch what it says of its text; nothing where it has no such columns.
+
+    Raises:
+        Exception: of pyarrow, where the batch is damaged.
+    """
+    import pyarrow
+
+    found: list[list[object]] = []
+    for name in fact_fields(config):
+        column = None
+        if name is not None:
+            with contextlib.suppress(ValueError, pyarrow.ArrowException):  # there is none
+                column = _column(batch, name)
+        if column is None:
+            found.append([None] * batch.num_rows)
+            continue
+        if pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type):
+            column = column.cast(pyarrow.large_binary())  # it need not be UTF-8
+        found.append(column.to_pylist())
+    return map(facts_of, *found)
+
+
+def _column(batch: "pyarrow.RecordBatch", name: str) -> Any:
+    """The array that a column's name, or its dots, lead to."""
+    import pyarrow
     import pyarrow.compute
 
-    columns = []
-    for name in as_tuple(config.text_field):
-        top, *inner = _path(batch.schema, name)
-        column = batch.column(batch.schema.names.index(top))
-        for part in inner:
-            column = pyarrow.compute.struct_field(column, part)  # pyright: ignore[reportAttributeAccessIssue]
-        if pyarrow.types.is_dictionary(column.type):
-            column = column.dictionary_decode()
-        columns.append(column.cast(pyarrow.large_binary()).to_pylist())
-    return map(list, zip(*columns, strict=True))
+    top, *inner = _path(batch.schema, name)
+    column = batch.column(batch.schema.names.index(top))
+    for part in inner:
+        column = pyarrow.compute.struct_field(column, part)  # pyright: ignore[reportAttributeAccessIssue]
+    return column.dictionary_decode() if pyarrow.types.is_dictionary(column.type) else column
 
 
 def column_bytes(batch: "pyarrow.RecordBatch", config: CorpusConfig) -> int:

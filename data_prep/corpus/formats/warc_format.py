@@ -19,6 +19,7 @@ from data_prep.corpus.formats.html_format import (
     problem_of,
 )
 from data_prep.corpus.formats.line_formats import undecodable
+from data_prep.corpus.formats.text_fields import Facts, with_facts
 from data_prep.corpus.streams import TextStream
 
 _PLAIN = "text/plain"
@@ -71,7 +72,8 @@ class WarcReader:
             self._number += 1
             self.last_start = record.stream_pos
             if record.stream_pos >= partition.begin:
-                yield from self._documents(_record_id(f"{self.name}:{self._number}", record), record)
+                items = self._documents(_record_id(f"{self.name}:{self._number}", record), record)
+                yield from with_facts(items, Facts(url=_url(record) or None))
             self._next = None
         if record is None and self._problem is not None and partition.begin < self.stream.fetched <= partition.end:
             yield Reject(id=self.name, reason="damaged_file", detail=self._problem, sample="")
@@ -97,9 +99,12 @@ class WarcReader:
 
 def _record_id(place: str, record: Any) -> str:
     """The place of a record, when it was fetched and from where."""
-    url = record.headers.get("WARC-Target-URI", "").strip("<>")[:_URL_CHARACTERS]
-    parts = [place, record.headers.get("WARC-Date", ""), url]
+    parts = [place, record.headers.get("WARC-Date", ""), _url(record)]
     return " ".join(filter(None, parts)).encode("utf-8", "backslashreplace").decode()
+
+
+def _url(record: Any) -> str:
+    return record.headers.get("WARC-Target-URI", "").strip("<>")[:_URL_CHARACTERS]
 
 
 def _answer(document_id: str, record: Any, cleaning: CleaningConfig) -> Iterator[Document | Reject]:

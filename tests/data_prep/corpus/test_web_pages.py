@@ -82,7 +82,7 @@ def test_every_record_with_a_page_is_a_document_or_a_reject_with_its_reason(tmp_
     for item, wanted in zip(items, expected, strict=True):
         if isinstance(wanted, str):
             assert isinstance(item, Document)
-            assert item.text == wanted
+            assert (item.text, item.url) == (wanted, "http://a.example/x")
         else:
             assert isinstance(item, Reject)
             assert (item.reason, wanted[1] and item.detail) == wanted
