@@ -82,7 +82,8 @@ class DuplicatesConfig:
     this, for example 0.8; needs the extra 'dedup'."""
     near_characters: int | None = None
     """Compare shingles of so many characters, for example 5 with near_threshold 0.5: finds copies with letters changed
-    all over, such as other scans of a page, in every script. When not given, shingles of 5 words."""
+    all over, such as other scans of a page, in every script. Not for texts of more than 100,000 characters, which share
+    such shingles by chance. When not given, shingles of 5 words."""
     evaluation_paths: tuple[str, ...] | str = dataclasses.field(default=(), metadata=PATH)
     """Evaluation sets, in any format of corpus.paths: documents that share an n-gram of words with them are
     dropped."""
