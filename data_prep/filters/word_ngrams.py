@@ -103,6 +103,11 @@ def words_of(text: str) -> list[str]:
 _NO_JOINERS = str.maketrans("", "", JOINERS)
 
 
+def has_marks_or_no_blanks(text: str) -> bool:
+    """Whether a text has a mark, or a letter of a script that writes no blanks between words."""
+    return not text.isascii() and bool((_kinds()[_code_points(text)] >= IDEOGRAPH).any())
+
+
 def characters_of(text: str) -> np.ndarray:
     """[n] u32, the lower-cased characters of a text's words in their order, a blank where anything stands between."""
     codes = _code_points(text.lower())

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from data_prep.config import PrepConfig, check_config
 from data_prep.contract.command_line import UserError
@@ -14,6 +16,7 @@ from data_prep.corpus.documents import Document, Reject
 from data_prep.filter_config import FiltersConfig, GopherQualityConfig
 from data_prep.filters.analysis import AnalysedText, count_sentences
 from data_prep.filters.registry import filtered, open_filters
+from data_prep.filters.word_ngrams import words_of
 from data_prep.stages.build import build_shards
 from tests.data_prep.conftest import no_progress
 
@@ -68,6 +71,27 @@ def test_words_and_sentences() -> None:
     assert [count_sentences(line) for line in ("One.", "One. Two", 'He said "no." Go! 3.5 m', "", "  ", "一。")] == [
         1, 2, 3, 0, 0, 1,
     ]  # fmt: skip
+
+
+@settings(deadline=None)
+@given(st.text(st.sampled_from("ab人ア กข\u0e31\u0e49क\u093e\u093c\u0301é1 \n")))
+def test_words_of_letters_are_those_of_ngrams_in_every_script(text: str) -> None:
+    assert AnalysedText(Document(id="", text=text)).words == words_of(text)
+
+
+def test_marks_belong_to_words_and_each_letter_of_a_script_without_blanks_is_one() -> None:
+    words = AnalysedText(Document(id="", text="हिन्दी, 1,000.5 don't -- می\u200cخواهم 你好。น้ำใจ")).words
+    assert words[:7] == ["हिन्दी", ",", "1,000.5", "don", "'t", "--", "می\u200cخواهم"]
+    assert words[7:] == ["你", "好", "。", "น้", "ำ", "ใ", "จ"]
+    long = AnalysedText(Document(id="", text="क्" * 300_000)).words
+    assert list(map(len, long)) == [600_000]
+
+
+def test_rules_take_chinese_and_hindi_as_they_take_english() -> None:
+    assert verdict("मैं हिन्दी पढ़ता हूँ। " * 20, min_stop_words=None) is None
+    chinese = "我们今天去图书馆看书。" * 8
+    assert verdict(chinese, min_stop_words=None, min_mean_word_length=None) is None
+    assert verdict(chinese[:44], min_stop_words=None, min_mean_word_length=None) == ("gopher_quality.few_words", 40)
 
 
 def test_documents_in_are_documents_kept_and_rejects(tiny_config: PrepConfig, tmp_path: Path) -> None:
