@@ -46,7 +46,7 @@ demo: $(VENV)/installed
 
 # Most of a test's time goes into starting processes: two tests at a time, whatever the machine.
 test: $(VENV)/installed-dev
-	pytest -n 2
+	pytest -n 2 -m 'not long'
 
 test-fast: $(VENV)/installed-dev
 	pytest -n 2 -m 'not slow'
@@ -55,9 +55,10 @@ test-fast: $(VENV)/installed-dev
 coverage: $(VENV)/installed-dev
 	pytest -n 2 -m 'not slow' --cov --cov-report=term
 
-# The faults many times over: 20 kills of a run, 20 of a preparation, 10,000 steps, 300 wrong command lines; a preparation
-# of few descriptors; what make gpu runs, on a CPU.
+# What `make test` has no time for. The faults many times over: 20 kills of a run, 20 of a preparation, 10,000 steps, 300
+# wrong command lines; a preparation of few descriptors; what make gpu runs, on a CPU.
 test-long: $(VENV)/installed-dev
+	pytest -n 2 -m long --ignore tests/faults
 	NARROWBERT_TEST_LONG=1 NARROWBERT_TEST_KILLS=20 pytest tests/faults tests/data_prep/stages/test_stages.py tests/tracking/test_embedded_store.py tests/end_to_end/test_fuzz.py
 	ulimit -n 256 && pytest tests/data_prep tests/cluster/test_prep_failures.py
 	NARROWBERT_TEST_GPU=cpu pytest tests/gpu

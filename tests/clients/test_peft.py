@@ -1,5 +1,6 @@
 """peft: an adapter that is saved and put on the export again gives the outputs of the trained model."""
 
+import itertools
 import json
 import os
 import shutil
@@ -22,6 +23,7 @@ from pipeline.export import (
 )
 from pipeline.export.folder import AUTO_MAP
 from tests.clients.layouts import LAYOUTS, first_output, masked_inputs
+from tests.marks import long_unless
 from tests.tiny_exports import assert_close
 
 TASKS = {
@@ -33,11 +35,7 @@ TASKS = {
 }
 
 # Every layout with the head that has a pooler, every head with one layout; all pairs where time does not matter.
-PAIRS = [
-    pytest.param(kind, task, marks=() if task == "SEQ_CLS" or kind == "shared_keys" else pytest.mark.slow)
-    for kind in LAYOUTS
-    for task in TASKS
-]
+PAIRS = long_unless(lambda kind, task: task == "SEQ_CLS" or kind == "shared_keys", itertools.product(LAYOUTS, TASKS))
 
 
 def labels_of(task: str | None) -> dict[str, torch.Tensor]:

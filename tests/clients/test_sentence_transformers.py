@@ -15,6 +15,7 @@ import narrowbert
 from pipeline.export import NarrowBertForMaskedLM, NarrowBertForSequenceClassification
 from pipeline.export.folder import pooling_of, write_pooling
 from tests.clients.layouts import LAYOUTS, each_layout
+from tests.marks import long
 from tests.tiny_exports import HIDDEN, write_folder
 
 TEXTS = ["the cat sat on the mat.", "a dog", "", "the cats ran on a road. the dog sat"]
@@ -112,7 +113,7 @@ def test_an_export_of_an_earlier_version_is_pooled_as_it_says(tmp_path: Path) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pooling", ["cls", "mean"])
+@pytest.mark.parametrize("pooling", ["cls", long("mean")])
 def test_its_trainer_trains_an_export(embedders: Callable[[str, str], Path], tmp_path: Path, pooling: str) -> None:
     from datasets import Dataset
     from sentence_transformers import SentenceTransformerTrainingArguments

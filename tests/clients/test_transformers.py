@@ -1,5 +1,6 @@
 """transformers: every pipeline and the Trainer on every layout; what is right, or plainly an error."""
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from pipeline.export import (
     NarrowBertForTokenClassification,
     NarrowBertModel,
 )
-from tests.clients.layouts import each_layout, first_output
+from tests.clients.layouts import LAYOUTS, each_layout, first_output
+from tests.marks import long_unless
 from tests.tiny_exports import MASK, assert_close, batch, shaken, tiny_config, write_folder
 
 
@@ -158,8 +160,13 @@ def examples(head: str) -> list[dict[str, torch.Tensor]]:
 
 
 @pytest.mark.slow
-@each_layout
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize(
+    ("kind", "head"),
+    long_unless(
+        lambda kind, head: kind == "shared_keys" or (kind == "modern" and head == "AutoModelForMaskedLM"),
+        itertools.product(LAYOUTS, HEADS),
+    ),
+)
 def test_what_the_trainer_made_is_saved_and_loaded(
     exported: Callable[..., Path], tmp_path: Path, kind: str, head: str
 ) -> None:

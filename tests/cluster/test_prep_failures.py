@@ -169,6 +169,7 @@ def test_an_element_that_runs_out_of_time_goes_on_or_gives_up(
     assert line.endswith("give this stage more (cluster.prep.time_limits)")
 
 
+@pytest.mark.long
 def test_a_requeue_in_each_stage_changes_no_byte_and_repeats_no_task(
     slurm: SlurmCluster, tmp_path: Path, shard_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

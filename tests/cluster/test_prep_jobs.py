@@ -92,6 +92,7 @@ def test_stages_as_jobs_give_the_same_shards(
     assert "verified" in run_process("cluster.prep_stage", *finish).stdout
 
 
+@pytest.mark.long
 def test_training_with_a_signal_equals_the_run_by_hand(
     slurm: SlurmCluster, tmp_path: Path, shard_folder: Path, cluster_file: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,

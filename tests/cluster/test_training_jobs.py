@@ -157,6 +157,7 @@ def test_one_run_survives_crash_controller_preemption_node_set_down_and_signal(
     assert attempts(run_dir) == 5
 
 
+@pytest.mark.long
 def test_time_limit_of_a_training(
     slurm: SlurmCluster, tmp_path: Path, shard_folder: Path, two_ranks: Path, undisturbed: dict[int, float]
 ) -> None:
@@ -170,6 +171,7 @@ def test_time_limit_of_a_training(
     assert "TIME LIMIT" not in output(run_dir)
 
 
+@pytest.mark.long
 def test_node_that_loses_its_power(
     slurm: SlurmCluster, tmp_path: Path, shard_folder: Path, two_ranks: Path, undisturbed: dict[int, float]
 ) -> None:
@@ -186,6 +188,7 @@ def test_node_that_loses_its_power(
     check_rows_and_losses(run_dir, shard_folder, undisturbed)
 
 
+@pytest.mark.long
 def test_ranks_left_running_on_a_lost_node_write_nothing(
     slurm: SlurmCluster, tmp_path: Path, shard_folder: Path, two_ranks: Path, undisturbed: dict[int, float]
 ) -> None:

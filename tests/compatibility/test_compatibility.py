@@ -75,7 +75,7 @@ def test_run_resumes_with_the_same_losses_and_exports_the_same_weights(tmp_path:
             torch.testing.assert_close(now[name], weight, rtol=0.0, atol=2e-5, msg=name)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_of_that_commit_can_be_started_from(tmp_path: Path) -> None:
     going_on = ["--init.from_run", str(ARTIFACTS / "run"), "--init.moments", "true", "--training.train_steps", "2"]
     data = ["--data.path", str(ARTIFACTS / "shards"), "--run_dir", str(tmp_path / "child")]

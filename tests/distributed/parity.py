@@ -155,13 +155,30 @@ def whole_curve(config: RunConfig) -> Curve:
 
 
 def curves(world_size: int, folder: Path) -> dict[str, Curve]:
+    """The middle layout in the cells of two processes; the others where most is split."""
+    del folder
+    return _curves(
+        world_size,
+        lambda layout, size, stage, precision: (
+            (layout == "2sf:4sf" and (precision == "fp32" or size == 1)) or (size, stage) == (2, 3)
+        ),
+    )
+
+
+def all_curves(world_size: int, folder: Path) -> dict[str, Curve]:
     """Every cell of the table with 2 processes; the middle layout with 2 x 2."""
     del folder
+    return _curves(world_size, lambda *_: True)
+
+
+def _curves(world_size: int, is_wanted: Callable[[str, int, int, str], bool]) -> dict[str, Curve]:
     found = {}
     for tensor_parallel_size in (1, 2) if world_size == 2 else (2,):
         for layout in LAYOUTS if world_size == 2 else ("2sf:4sf",):
             for stage in (0, 1, 2, 3):
                 for precision in ("fp32", "bf16") if stage > 0 and layout == "2sf:4sf" else ("fp32",):
+                    if not is_wanted(layout, tensor_parallel_size, stage, precision):
+                        continue
                     config = configuration(
                         layout, tensor_model_parallel_size=tensor_parallel_size, zero_stage=stage, precision=precision
                     )
@@ -451,6 +468,7 @@ def dropout(world_size: int, folder: Path) -> dict[str, Any]:
 def main() -> None:
     function, rank, world_size, folder = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
     torch.set_num_threads(1)
+    gc.freeze()  # each configuration ends in a collection, which would go through all of torch
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="1")  # DeepSpeed looks at them, nobody connects
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size))
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)

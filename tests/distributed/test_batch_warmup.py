@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.runs import consumed, expected_rows
+from tests.marks import long
 from tests.processes import TINY_RUN, Ranks, losses, run_command, user_error
 
 WARMUP = "[[0, 4], [3, 8], [6, 16]]"
@@ -28,27 +29,39 @@ def metric(run_dir: Path, name: str) -> list[float]:
     return [found[step] for step in sorted(found)]
 
 
-def test_micro_batches_of_a_step_do_not_change_what_it_learns(tmp_path: Path, shard_folder: Path) -> None:
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory, shard_folder: Path) -> Path:
+    """The run of one rank."""
+    folder = tmp_path_factory.mktemp("warmup") / "one"
+    run_command("pipeline", *argv(folder, shard_folder))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("processes", "options"),
+    [
+        (2, ["--training.zero_stage", "2"]),
+        long(1, ["--training.micro_batch_size", "4"]),
+        long(2, ["--training.zero_stage", "0"]),
+        long(2, ["--training.zero_stage", "3"]),
+        long(1, ["--training.zero_stage", "2", "--training.offload_optimizer", "true"]),
+    ],
+)
+def test_micro_batches_of_a_step_do_not_change_what_it_learns(
+    tmp_path: Path, shard_folder: Path, one: Path, processes: int, options: list[str]
+) -> None:
     # With two ranks the first steps have one micro-batch; alone they have two, so that sums end at other places.
-    one = tmp_path / "one"
-    run_command("pipeline", *argv(one, shard_folder))
     state = json.loads((one / "checkpoints/step-00000010/trainer.json").read_text())
     assert (state["rows_consumed"], state["optimizer_steps"]) == (sum(ROWS), 10)
     assert metric(one, "train/batch_rows") == ROWS
     assert metric(one, "train/tokens") == [32 * sum(ROWS[:step]) for step in range(11)]
-    for name, processes, options in [
-        ("whole", 1, ["--training.micro_batch_size", "4"]),
-        ("zero0", 2, ["--training.zero_stage", "0"]),
-        ("zero2", 2, ["--training.zero_stage", "2"]),
-        ("zero3", 2, ["--training.zero_stage", "3"]),
-        ("offloaded", 1, ["--training.zero_stage", "2", "--training.offload_optimizer", "true"]),
-    ]:
-        run_command("pipeline", *argv(tmp_path / name, shard_folder, "--processes", str(processes), *options))
-        assert losses(tmp_path / name) == pytest.approx(losses(one), abs=2e-5), name
-        norms = metric(tmp_path / name, "train/gradient_norm")
-        assert norms == pytest.approx(metric(one, "train/gradient_norm"), rel=1e-3), name
+    other = tmp_path / "other"
+    run_command("pipeline", *argv(other, shard_folder, "--processes", str(processes), *options))
+    assert losses(other) == pytest.approx(losses(one), abs=2e-5)
+    assert metric(other, "train/gradient_norm") == pytest.approx(metric(one, "train/gradient_norm"), rel=1e-3)
 
 
+@pytest.mark.long
 def test_every_row_comes_once_through_stops_and_other_numbers_of_ranks(tmp_path: Path, shard_folder: Path) -> None:
     run_dir, record = tmp_path / "run", [{"do": "record", "file": str(tmp_path / "rows")}]
     command = argv(run_dir, shard_folder)

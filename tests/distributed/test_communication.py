@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.marks import long
 from tests.processes import run_ranks
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize("world_size", [2, long(4)])
 def test_predicted_bytes_are_those_of_a_real_step(
     tmp_path: Path, world_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

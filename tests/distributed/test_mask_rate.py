@@ -44,6 +44,7 @@ def go_back(run_dir: Path, step: int) -> None:
         (run_dir / name).unlink()
 
 
+@pytest.mark.long
 def test_a_falling_rate_resumes_to_the_bit_and_is_counted(tmp_path: Path, folder: Path) -> None:
     run_command("pipeline", *argv(tmp_path / "whole", folder, "--processes", "2"))
     whole = losses(tmp_path / "whole")
@@ -79,6 +80,7 @@ def test_losses_of_a_falling_rate_do_not_depend_on_the_processes(tmp_path: Path,
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=2e-5)
 
 
+@pytest.mark.long
 def test_the_full_rate_gives_the_losses_of_no_rate(tmp_path: Path, folder: Path) -> None:
     run_command("pipeline", *argv(tmp_path / "none", folder, rates=None))
     run_command("pipeline", *argv(tmp_path / "full", folder, rates="[[0, 0.31]]"))
@@ -89,6 +91,7 @@ def test_the_full_rate_gives_the_losses_of_no_rate(tmp_path: Path, folder: Path)
     assert "mask_rate 0.35 from step 2 on is 11 of 32 tokens, and the shards hold 10, a rate of 0.3125" in refused
 
 
+@pytest.mark.long
 def test_evaluations_have_their_own_rate_and_an_older_run_keeps_its_own(tmp_path: Path, folder: Path) -> None:
     def positions(run_dir: Path) -> int:
         shown = run_command("pipeline", "evaluate", str(run_dir), "--max_rows", "8").stdout

@@ -9,6 +9,7 @@ import torch
 from pipeline.config import OptimizerConfig
 from tests.distributed.parity import Curve, muon_configuration, plain_adamw, plain_curve
 from tests.distributed.test_parity import assert_curve, run_group
+from tests.marks import long
 
 HEADS, HEAD, HIDDEN, INNER = 4, 8, 32, 48
 MATRICES = 2 * (3 + 1 + 2 + 1) + 4 * (1 + 1 + 2 + 1) + 2 * 2 + 1
@@ -72,7 +73,7 @@ def expected() -> Curve:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize("world_size", [2, long(4)])
 def test_muon_is_that_of_one_process(tmp_path: Path, world_size: int) -> None:
     found = run_group("muon", world_size, tmp_path)
     assert len(found) == 8
@@ -85,7 +86,7 @@ def test_muon_is_that_of_one_process(tmp_path: Path, world_size: int) -> None:
             assert result["orthogonalised"] == each * 5 * MATRICES, name
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_muons_checkpoints_move_between_topologies(tmp_path: Path) -> None:
     found = run_group("muon_checkpoints", 4, tmp_path)
     assert found["wrong"] == []

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.distributed.parity import Curve, configuration, plain_adamw, plain_curve
+from tests.marks import long
 from tests.processes import run_ranks
 
 
@@ -39,16 +40,26 @@ def assert_curve(name: str, curve: Curve, expected: Curve) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("world_size", [2, 4])
-def test_losses_and_gradient_norms_are_those_of_plain_torch(tmp_path: Path, world_size: int) -> None:
-    found = run_group("curves", world_size, tmp_path)
-    # 3 layouts x 4 stages in fp32 and 3 stages of one in bf16, at two tensor-parallel sizes; one layout on 2 x 2.
-    assert len(found) == {2: 30, 4: 7}[world_size]
+@pytest.mark.parametrize(
+    ("function", "world_size", "cells"),
+    [
+        # One layout x 4 stages in fp32 at two tensor-parallel sizes, 3 stages in bf16 at both or one; two layouts more.
+        ("curves", 2, 8 + 3 + 1 + 2),
+        # 3 layouts x 4 stages in fp32 and 3 stages of one in bf16, at two tensor-parallel sizes; one layout on 2 x 2.
+        long("all_curves", 2, 30),
+        long("all_curves", 4, 7),
+    ],
+)
+def test_losses_and_gradient_norms_are_those_of_plain_torch(
+    tmp_path: Path, function: str, world_size: int, cells: int
+) -> None:
+    found = run_group(function, world_size, tmp_path)
+    assert len(found) == cells
     for name, curve in found.items():
         assert_close(name, curve, layout=name.split(" tp")[0])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_accumulation_offload_and_four_tensor_parallel_ranks_change_nothing(tmp_path: Path) -> None:
     found = run_group("variants", 4, tmp_path)
     assert len(found) == 12
@@ -65,7 +76,7 @@ def test_micro_batches_are_added_up_in_fp32(tmp_path: Path) -> None:
         assert 0 < distance < (3e-3 if "bf16" in name else 5e-4), name
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_update_that_is_refused_leaves_nothing(tmp_path: Path) -> None:
     found = run_group("refused", 2, tmp_path)
     assert len(found) == 13
@@ -78,14 +89,14 @@ def test_an_update_that_is_refused_leaves_nothing(tmp_path: Path) -> None:
         assert seen["updates"] == [0, 0], name
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_checkpoints_move_between_topologies(tmp_path: Path) -> None:
     found = run_group("checkpoints", 4, tmp_path)
     assert found["wrong"] == []
     assert_close("five topologies in turn", found["curve"], layout="sf:sf")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_optimizer_states_of_split_layers_and_weights_are_those_of_one_process_and_back(tmp_path: Path) -> None:
     for start, world_size in enumerate((4, 1, 4)):
         folder = tmp_path / f"start-{start}"

@@ -14,6 +14,7 @@ from pipeline.config import RunConfig
 from pipeline.initialisation.check import check_start
 from pipeline.runs.directory import check_run
 from tests.conftest import swap_ids_of_two_tokens
+from tests.marks import long
 from tests.processes import TINY_RUN, kill_group, losses, run_command, start_command, user_error, wait_until
 
 CONSTANT = ["--optimizer.lr_decay_style", "constant", "--optimizer.lr_warmup_steps"]
@@ -59,8 +60,8 @@ def assert_equal(one: dict[str, dict[str, torch.Tensor]], other: dict[str, dict[
     ("processes", "options"),
     [
         ("1", ["--training.precision", "bf16"]),
-        ("2", ["--training.zero_stage", "0"]),
-        ("2", ["--training.tensor_model_parallel_size", "2", "--training.zero_stage", "3"]),
+        long("2", ["--training.zero_stage", "0"]),
+        long("2", ["--training.tensor_model_parallel_size", "2", "--training.zero_stage", "3"]),
     ],
 )
 def test_moments_under_the_same_settings_continue_the_parent_to_the_bit(
@@ -76,7 +77,7 @@ def test_moments_under_the_same_settings_continue_the_parent_to_the_bit(
     assert_equal(tensors(second, 4), tensors(whole, 8))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_phase_of_a_phase_counts_all_that_was_before(tmp_path: Path, shard_folder: Path, parent: Path) -> None:
     branch = ["--init.moments", "true", "--training.train_steps", "4"]
     second, third = tmp_path / "second", tmp_path / "third"
@@ -124,7 +125,7 @@ def test_weights_alone_begin_a_lineage_with_moments_of_its_own(
     assert (tags["narrowbert.steps_before"], tags["narrowbert.tokens_before"]) == (10, 5120)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_child_resumes_without_its_parent_and_starts_again_only_with_it(
     tmp_path: Path, shard_folder: Path, parent: Path
 ) -> None:
@@ -161,7 +162,7 @@ def test_a_child_resumes_without_its_parent_and_starts_again_only_with_it(
     assert trainer_state(run_dir, 150)["rows_consumed"] == (10 + 150) * 16
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_another_topology_and_layout_read_the_same_parameters(tmp_path: Path, shard_folder: Path) -> None:
     plain = ["--model.layout", "3sf", "--model.hidden_dropout", "0", "--model.attention_dropout", "0"]
     run_command("pipeline", *argv(tmp_path / "bert", shard_folder, *plain))
@@ -203,7 +204,7 @@ def test_positions_grow_by_repetition_and_the_base_of_rope_may_change(
     assert "model.rotary_base 10000.0 there, 160000.0 here" in ended.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_muon_takes_adams_first_moments_and_adam_none_of_muons(
     tmp_path: Path, shard_folder: Path, parent: Path
 ) -> None:

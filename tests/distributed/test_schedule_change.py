@@ -8,7 +8,7 @@ import pytest
 from tests.processes import TINY_RUN, losses, run_command, user_error
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_stable_run_that_is_given_more_steps_is_equal_to_the_bit(tmp_path: Path, shard_folder: Path) -> None:
     common = ["--data.path", str(shard_folder), "--training.precision", "fp32", "--optimizer.lr_warmup_steps", "2"]
 

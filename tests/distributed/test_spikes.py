@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.faults.runs import events
+from tests.marks import long
 from tests.processes import TINY_RUN, Ranks, losses
 
 SPIKES = [135, 141]
@@ -26,7 +27,7 @@ def state(run_dir: Path) -> dict[str, Any]:
     return json.loads(max(run_dir.glob("checkpoints/step-*/trainer.json")).read_text())
 
 
-@pytest.mark.parametrize(("precision", "stage", "size"), [("fp32", "0", 2), ("bf16", "2", 2), ("fp32", "3", 1)])
+@pytest.mark.parametrize(("precision", "stage", "size"), [long("fp32", "0", 2), ("bf16", "2", 2), long("fp32", "3", 1)])
 def test_a_spike_is_skipped_like_gradients_that_are_not_finite(
     tmp_path: Path, shard_folder: Path, precision: str, stage: str, size: int
 ) -> None:
@@ -45,6 +46,7 @@ def test_a_spike_is_skipped_like_gradients_that_are_not_finite(
     assert {step for step in ours if ours[step] != theirs[step]} == {step + 1 for step in SPIKES}
 
 
+@pytest.mark.long
 def test_a_resume_decides_alike(tmp_path: Path, shard_folder: Path) -> None:
     fault = {"do": "amplify", "steps": SPIKES}
     options = ["--training.precision", "fp32", "--training.zero_stage", "1"]

@@ -51,7 +51,7 @@ def compare() -> None:
         assert expected == pytest.approx(made, rel=0.1), (config.model, expected / made)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_predicted_activations_are_those_of_a_split_model(tmp_path: Path) -> None:
     run_ranks(2, lambda rank: ["-m", "tests.distributed.test_split_memory", str(rank), str(tmp_path)])
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline.data.mixture import Mixture
+from tests.marks import long
 from tests.processes import TINY_RUN, kill_group, losses, run_command, start_command, user_error, wait_until
 
 
@@ -22,7 +23,7 @@ def train(run_dir: Path, shard_folder: Path, processes: int, *options: str) -> d
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", long("bf16")])
 def test_resume_after_sigkill_is_equal_to_the_bit(tmp_path: Path, shard_folder: Path, precision: str) -> None:
     # 150 steps so that the kill falls in the middle; dropout on, so that its seeds matter too.
     options = ["--training.precision", precision, "--model.layout", "sf:2sf", "--training.train_steps", "150"]
@@ -80,7 +81,7 @@ def validation_loss(run_dir: Path) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("zero_stage", ["0", "1"])
+@pytest.mark.parametrize("zero_stage", [long("0"), "1"])
 def test_steps_without_finite_gradients_are_skipped_counted_and_end_the_run(
     tmp_path: Path, shard_folder: Path, zero_stage: str
 ) -> None:
@@ -111,7 +112,7 @@ def test_resume_on_other_process_count_and_zero_stage(tmp_path: Path, shard_fold
     assert resumed == pytest.approx({step: whole[step] for step in resumed}, abs=2e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_losses_are_on_disk_before_the_checkpoint_that_skips_them(tmp_path: Path, shard_folder: Path) -> None:
     train(tmp_path / "run", shard_folder, 1, "--training.log_interval", "10", "--training.save_interval", "4")
     lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()

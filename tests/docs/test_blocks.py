@@ -18,6 +18,7 @@ from transformers import BertConfig, BertForPreTraining
 from docs.generate_reference import PROGRAMS, command_names, help_of
 from tests.conftest import write_corpus
 from tests.docs.pages import OUTSIDE, ROOT, blocks_of, text_of, written_pages
+from tests.marks import long_unless
 from tests.processes import TIMEOUT_S
 
 pytestmark = pytest.mark.slow
@@ -94,6 +95,8 @@ NEEDS = {
     "docs/how-to/embeddings.md": ["my-model", "runs", "texts.txt"],
     "docs/reference/formats.md": ["shards", "runs"],
 }
+# What somebody runs who has not decided yet.
+FIRST_PAGES = ("README.md", "docs/tutorials/own-corpus.md", "docs/tutorials/fine-tune-and-serve.md")
 RUN_PAGES = [page for page in written_pages() if page not in OUTSIDE or page == "README.md"]
 
 
@@ -190,7 +193,7 @@ def _shell_commands(page: str) -> list[str]:
     return [command for block in blocks_of(page) if block.language == "sh" for command in _commands(block.text)]
 
 
-@pytest.mark.parametrize("page", RUN_PAGES)
+@pytest.mark.parametrize("page", long_unless(lambda page: page in FIRST_PAGES, [(page,) for page in RUN_PAGES]))
 def test_blocks_of_the_page_run_in_their_order(page: str, artifacts: Path, tmp_path: Path) -> None:
     blocks = [b for b in blocks_of(page) if b.language in ("sh", "python") and not b.text.startswith("--8<--")]
     steps = [

@@ -46,7 +46,7 @@ def test_records_name_both_folders(trained: Path, shard_folder: Path, second_sha
     assert last["train/epoch"] == pytest.approx(160 / sum(rows))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_resume_with_moved_folders_and_other_workers_is_equal_to_the_bit(
     trained: Path, shard_folder: Path, second_shard_folder: Path, tmp_path: Path
 ) -> None:

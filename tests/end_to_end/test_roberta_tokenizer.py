@@ -7,11 +7,10 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from tests.conftest import write_corpus
 from tests.data_prep.tokens.test_other_special_tokens import ROLES, byte_level
-from tests.faults.runs import LONG
 from tests.processes import TINY_RUN, run_command
 
 
-@pytest.mark.skipif(not LONG, reason="a minute: NARROWBERT_TEST_LONG=1")
+@pytest.mark.long
 def test_from_text_to_transformers(tmp_path: Path) -> None:
     write_corpus(tmp_path / "corpus.jsonl")
     tokenizer = byte_level(tmp_path / "tokenizer.json")

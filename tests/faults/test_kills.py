@@ -11,7 +11,7 @@ import pytest
 from tests.faults.runs import LONG, argv, consumed, events, expected_rows
 from tests.processes import Ranks, kill_group, losses, run_command, start_command, wait_until
 
-STEPS, KILLS = (1_000, 100) if LONG else (60, 4)
+STEPS, KILLS = (1_000, 100) if LONG else (60, 3)
 INTERVAL = 10 if LONG else 3
 
 
@@ -79,7 +79,7 @@ def test_kills_at_random_moments_then_other_numbers_of_ranks(tmp_path: Path, sha
     assert len(saved) == 4, saved  # three checkpoints and `latest`: retention, and nothing half-written
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_signal_in_any_phase_saves_and_asks_to_be_requeued(tmp_path: Path, shard_folder: Path) -> None:
     run_dir = tmp_path / "run"
     options = ["--training.train_steps", "40", "--training.eval_interval", "10", "--training.save_interval", "7"]
@@ -112,7 +112,7 @@ def test_a_signal_in_any_phase_saves_and_asks_to_be_requeued(tmp_path: Path, sha
         assert text.count("validation/loss") == 5, name
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_files_that_are_away_for_a_second_end_nothing(tmp_path: Path, shard_folder: Path) -> None:
     run_dir = tmp_path / "run"
     faults = [{"do": "slow", "seconds": 0.05}]

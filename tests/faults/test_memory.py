@@ -10,11 +10,12 @@ from data_prep.contract.command_line import read_config
 from pipeline.config import RunConfig, TrainingConfig
 from pipeline.config_checks import check_config, needs_less_memory
 from tests.faults.runs import argv
+from tests.marks import long
 from tests.processes import Ranks, losses, run_command
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("place", "step"), [("in the forward pass", 0), ("saving", 4)])
+@pytest.mark.parametrize(("place", "step"), [("in the forward pass", 0), long("saving", 4)])
 def test_no_memory_is_one_line_on_one_rank_of_two_and_what_it_says_works(
     tmp_path: Path, shard_folder: Path, place: str, step: int
 ) -> None:

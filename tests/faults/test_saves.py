@@ -79,7 +79,7 @@ def test_any_damage_to_any_file_is_named_and_the_one_before_is_used(finished: Pa
             shutil.rmtree(run_dir)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_files_that_a_power_cut_has_emptied_are_made_anew_from_the_checkpoint(finished: Path, tmp_path: Path) -> None:
     run_dir = shutil.copytree(finished, tmp_path / "run")
     command = (run_dir / "config.yaml").read_text()
@@ -175,7 +175,7 @@ def test_full_disk_keeps_the_old_checkpoint_and_goes_on_once_there_is_room(
     assert losses(run_dir) == losses(tmp_path / "whole")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_disk_that_is_full_for_a_while_between_two_saves_costs_nothing(
     small_disk: Path, tmp_path: Path, shard_folder: Path
 ) -> None:
@@ -208,7 +208,7 @@ def test_a_disk_that_is_full_for_a_while_between_two_saves_costs_nothing(
     assert [event["step"] for event in events(run_dir, "metrics not written")]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_disk_that_stays_full_is_told_as_what_could_not_be_saved(small_disk: Path, shard_folder: Path) -> None:
     run_dir = small_disk / "run"
     options = ["--training.save_interval", "1000", "--training.train_steps", "120"]
@@ -238,7 +238,7 @@ def user_error_with_log(package: str, *command: str) -> str:
     return line
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_save_that_one_rank_cannot_write_is_none_and_the_next_works(tmp_path: Path, shard_folder: Path) -> None:
     run_dir = tmp_path / "run"
     printed = Ranks(2, *argv(run_dir, shard_folder), faults=[{"do": "fail_write", "rank": 1, "steps": [4]}]).end(0)
@@ -250,7 +250,7 @@ def test_a_save_that_one_rank_cannot_write_is_none_and_the_next_works(tmp_path: 
     assert "intact" in list_checkpoints(run_dir).table
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_write_that_stalls_past_the_time_limit_ends_the_run_and_the_same_command_resumes(
     tmp_path: Path, shard_folder: Path
 ) -> None:
@@ -268,7 +268,7 @@ def test_a_write_that_stalls_past_the_time_limit_ends_the_run_and_the_same_comma
     assert "(step 10 of 500)" in Ranks(2, *command, faults=[stop]).end(85)[0]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_failed_saves_in_a_row_end_the_run_on_every_rank(tmp_path: Path, shard_folder: Path) -> None:
     run_dir = tmp_path / "run"
     command = argv(

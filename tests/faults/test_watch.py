@@ -11,13 +11,14 @@ import torch
 
 from pipeline.checkpoints.reading import read_tensors, read_trainer_state
 from tests.faults.runs import LONG, argv, events
+from tests.marks import long
 from tests.processes import Ranks, free_port, kill_group, losses, run_command, run_ranks, start_command, wait_until
 
 LEAK_STEPS = 10_000 if LONG else 1_000
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("frozen", [0, 1])  # rank 0 is the one that writes for both
+@pytest.mark.parametrize("frozen", [0, long(1)])  # rank 0 is the one that writes for both
 def test_a_frozen_rank_is_found_named_and_the_run_ended(tmp_path: Path, shard_folder: Path, frozen: int) -> None:
     run_dir = tmp_path / "run"
     command = argv(run_dir, shard_folder, "--training.train_steps", "100000", "--training.hang_timeout", "4")
@@ -51,7 +52,7 @@ def test_a_frozen_rank_is_found_named_and_the_run_ended(tmp_path: Path, shard_fo
     assert "resuming from" in ended[0]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_rank_that_stands_still_is_named_with_its_place(tmp_path: Path, shard_folder: Path) -> None:
     run_dir = tmp_path / "run"
     command = argv(run_dir, shard_folder, "--training.train_steps", "1000", "--training.hang_timeout", "3")
@@ -66,7 +67,7 @@ def test_a_rank_that_stands_still_is_named_with_its_place(tmp_path: Path, shard_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", [[], [{"do": "agree_in_rounds"}]], ids=["ring", "rounds"])
+@pytest.mark.parametrize("way", [[], long([{"do": "agree_in_rounds"}])], ids=["ring", "rounds"])
 def test_a_hang_in_the_agreement_ends_by_the_watchdog_where_torch_would_give_up_as_early(
     tmp_path: Path, shard_folder: Path, way: list[dict[str, str]]
 ) -> None:
@@ -91,7 +92,7 @@ def test_a_hang_in_the_agreement_ends_by_the_watchdog_where_torch_would_give_up_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", [[], [{"do": "agree_in_rounds"}]], ids=["ring", "rounds"])
+@pytest.mark.parametrize("way", [[], long([{"do": "agree_in_rounds"}])], ids=["ring", "rounds"])
 def test_a_rank_lost_in_the_agreement_ends_the_others_with_one_line_to_be_started_again(
     tmp_path: Path, shard_folder: Path, way: list[dict[str, str]]
 ) -> None:
@@ -104,7 +105,7 @@ def test_a_rank_lost_in_the_agreement_ends_the_others_with_one_line_to_be_starte
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tensor_parallel_size", [1, 2])
+@pytest.mark.parametrize("tensor_parallel_size", [long(1), 2])
 def test_every_group_of_a_run_waits_ten_minutes_longer_than_the_watchdog(
     tmp_path: Path, tensor_parallel_size: int
 ) -> None:
@@ -143,7 +144,7 @@ def test_poisoned_gradients_and_a_straggler(tmp_path: Path, shard_folder: Path) 
     assert all(loss == loss for loss in losses(run_dir).values())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_memory_stays_flat_over_many_steps_and_epochs(tmp_path: Path, shard_folder: Path) -> None:
     run_dir = tmp_path / "run"

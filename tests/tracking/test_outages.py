@@ -116,7 +116,7 @@ def test_server_down_before_the_start_and_answering_500_later(
     assert stored_points(server.store, "run") == spooled_points(training.run_dir)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_server_frozen_then_killed_in_the_middle(
     server: MlflowServer, train: Callable[..., Training], tmp_path: Path
 ) -> None:
@@ -134,7 +134,7 @@ def test_server_frozen_then_killed_in_the_middle(
     assert stored_points(server.store, "run") == spooled_points(training.run_dir)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_frozen_server_that_thaws_needs_no_sync(server: MlflowServer, train: Callable[..., Training]) -> None:
     server.start()
     training = train(MLFLOW_TRACKING_URI=server.url)
@@ -147,7 +147,7 @@ def test_frozen_server_that_thaws_needs_no_sync(server: MlflowServer, train: Cal
     assert stored_points(server.store, "run") == spooled_points(training.run_dir)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_shipper_killed_comes_back_and_repeats_nothing(
     tmp_path: Path, empty_store: Path, train: Callable[..., Training]
 ) -> None:
@@ -164,7 +164,7 @@ def test_shipper_killed_comes_back_and_repeats_nothing(
     assert stored_points(f"sqlite:///{tmp_path / 'mlflow.db'}", "run") == spooled_points(training.run_dir)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_sqlite_locked_by_another_process(tmp_path: Path, empty_store: Path, train: Callable[..., Training]) -> None:
     shutil.copy(empty_store, tmp_path)
     lock = (

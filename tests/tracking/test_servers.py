@@ -80,7 +80,7 @@ def test_login_refused_and_certificate_unknown_then_right(secure_server: MlflowS
     assert stored_points(secure_server.store, "run") == spooled_points(run_dir)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_training_whose_login_is_refused_loses_nothing(
     secure_server: MlflowServer, tmp_path: Path, shard_folder: Path
 ) -> None:

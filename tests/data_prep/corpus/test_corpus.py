@@ -31,6 +31,7 @@ from data_prep.corpus.formats import csv_format, line_formats
 from data_prep.corpus.partitions import plan_partitions
 from data_prep.corpus.reading import read_partition
 from data_prep.corpus.surveys import survey
+from tests.marks import long
 
 COMPRESS = {
     "": bytes,
@@ -514,12 +515,12 @@ print(count, characters, re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status"
 @pytest.mark.parametrize(
     ("name", "mode", "line_end"),
     [
-        ("a.txt", "file", b" "),
+        long("a.txt", "file", b" "),
         ("a.txt.gz", "line", b" "),
-        ("a.txt.zst", "paragraph", b"\n"),
+        long("a.txt.zst", "paragraph", b"\n"),
         ("a.jsonl.gz", "file", b" "),
         ("a.csv", "file", b"\n"),
-        ("a.txt", "paragraph", b""),
+        long("a.txt", "paragraph", b""),
     ],
 )
 def test_memory_stays_small_whatever_the_file(tmp_path, name, mode, line_end):

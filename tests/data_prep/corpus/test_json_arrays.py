@@ -115,7 +115,7 @@ def test_any_partitions_hold_every_record_once(tmp_path_factory, records, layout
         assert [item.reason for item in whole if isinstance(item, Reject)].count("damaged_file") == 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_memory_stays_small_whatever_the_array(tmp_path):
     with (tmp_path / "a.json").open("wb") as stream:
         stream.write(b"[")

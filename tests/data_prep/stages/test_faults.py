@@ -279,7 +279,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_many_tasks_and_shards_need_few_descriptors(tiny_config: PrepConfig, tmp_path: Path) -> None:
     for number in range(400):
         corpus_of(tmp_path / "corpus", sentences(1, number, 50), f"{number}.jsonl")

@@ -372,7 +372,7 @@ def test_half_precision_is_near(model_class: Any, dtype: torch.dtype) -> None:
 
 
 @each_class
-@pytest.mark.slow
+@pytest.mark.long
 def test_compiles_without_graph_breaks(model_class: Any) -> None:
     model = build(model_class)
     ids, mask = batch(12, 7, 9)

@@ -70,7 +70,7 @@ def test_the_encoder_of_an_export_that_takes_means_does_so_too(tmp_path: Path) -
     assert not np.allclose(run(path, **inputs), hidden[:, 0], atol=1e-2)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("model_class", [NarrowBertForSequenceClassification, NarrowBertForMaskedLM])
 def test_int8_files_are_measured_beside_their_originals(model_class: Any, tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "tiny", model_class, "2sf:2sf", initializer_range=0.1)

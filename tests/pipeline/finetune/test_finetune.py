@@ -36,6 +36,7 @@ from pipeline.finetune.tasks.questions import QuestionTask
 from pipeline.finetune.tasks.tagging import TaggingTask
 from pipeline.finetune.tasks.text import TextTask
 from pipeline.finetune.training import finetune
+from tests.marks import long
 from tests.processes import run_command, user_error
 from tests.tiny_exports import WORDS, write_folder
 
@@ -121,7 +122,7 @@ def test_classification_learns_and_its_models_load_everywhere(model: Path, tmp_p
         finetune(dataclasses.replace(config, task="multi_label"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_several_gpus_change_neither_batches_nor_steps(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,7 +161,7 @@ def test_a_folder_of_results_is_known_by_what_its_version_knew_and_holds_no_secr
         finetune(config)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_bf16_trains_without_a_gpu_and_fp16_says_that_it_needs_one(model: Path, tmp_path: Path) -> None:
     data = files(tmp_path, lambda words: {"text": " ".join(words), "label": "cats" if "cat" in words else "none"})
     config = configure(model, tmp_path, "classification", data, precision="bf16")
@@ -180,7 +181,7 @@ def test_pairs_and_regression(model: Path, tmp_path: Path) -> None:
     assert {"validation/spearman", "validation/mean_squared_error"} <= set(found["mean"])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_several_labels(model: Path, tmp_path: Path) -> None:
     def make(words: list[str]) -> dict[str, Any]:
         return {"text": " ".join(words), "labels": [word for word in ("cat", "dog", "mat") if word in words]}
@@ -235,7 +236,7 @@ def test_answers_of_squad_files(model: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("pooling", "span"), [("cls", 0), ("mean", 2)])
+@pytest.mark.parametrize(("pooling", "span"), [long("cls", 0), ("mean", 2)])
 def test_embeddings_from_plain_text(model: Path, tmp_path: Path, pooling: Any, span: int) -> None:
     (tmp_path / "train.txt").write_text("".join(" ".join(words) + "\n\n" for words in texts(200, 1)))
     pairs = [

@@ -491,7 +491,7 @@ def compare_split_with_whole(folder: Path, shard_folder: Path) -> None:
         assert torch.equal(gather_shards(parameter.detach(), parameter), whole[name]), name
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_tensor_parallel_processes_load_the_weights_of_one(
     tmp_path: Path, shard_folder: Path, shards: Mixture
 ) -> None:

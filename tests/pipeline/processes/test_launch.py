@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.processes.launch import report_failure
+from tests.marks import long
 from tests.processes import TINY_RUN, run_command, start_command, wait_until
 
 
@@ -21,7 +22,7 @@ def ranks_of(run_dir: Path) -> list[int]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", ["launcher", "rank"])
+@pytest.mark.parametrize("victim", ["launcher", long("rank")])
 def test_nothing_goes_on_when_the_launcher_or_a_rank_is_killed(tmp_path: Path, shard_folder: Path, victim: str) -> None:
     run_dir = tmp_path / "run"
     launcher = start_command(

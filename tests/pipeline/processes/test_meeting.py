@@ -88,7 +88,7 @@ def test_who_waits_for_others_notices_that_rank_0_has_gone(monkeypatch: pytest.M
         rank_0.kill()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_training_that_waits_for_a_rank_is_asked_to_stop(tmp_path: Path, shard_folder: Path) -> None:
     waiting = start_command(
         "pipeline", "train", *TINY_RUN, "--run_dir", str(tmp_path / "run"), "--data.path", str(shard_folder),

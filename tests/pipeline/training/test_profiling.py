@@ -25,7 +25,7 @@ def test_a_profile_has_the_steps_asked_for_and_changes_no_loss(tmp_path: Path, s
     assert "aten::addmm" in (folder / "steps-3-to-5.txt").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_that_ends_before_has_what_there_was(tmp_path: Path, shard_folder: Path) -> None:
     command = argv(tmp_path / "run", shard_folder, "--training.train_steps", "4", "--profile")
     error = run_command("pipeline", *command, "0", expect=2).stderr

@@ -9,6 +9,7 @@ import pytest
 
 from data_prep.contract.shard_writing import write_manifest, write_shard
 from data_prep.contract.shards import open_shards
+from tests.marks import long
 from tests.processes import losses, run_command
 
 
@@ -51,8 +52,8 @@ def test_a_step_waits_neither_for_the_device_nor_for_the_kernels_pages(tmp_path:
 @pytest.mark.parametrize(
     ("stage", "options"),
     [
-        ("1", []),
-        ("2", ["--model.document_attention", "isolated", "--model.position", "rope"]),
+        long("1", []),
+        long("2", ["--model.document_attention", "isolated", "--model.position", "rope"]),
         # More shapes than torch compiles a function for unless told.
         ("1", ["--training.mask_rate", "[[0, .16], [2, .13], [4, .09], [6, .06], [8, .03]]"]),
     ],
