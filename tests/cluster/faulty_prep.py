@@ -4,8 +4,8 @@ FAULTS, in the environment as JSON, has any of
 
 - ``"partition_bytes": N``: so small are the map tasks of a small corpus;
 - ``"record": FILE``: append a line for each task that ends: stage, number, process, begin and end in seconds;
-- ``"pace": S``: each task takes S seconds more;
-- ``"slow": {"map-3": S}``: that one alone does;
+- ``"meet": FOLDER``: a map task waits until two workers of its element have begun one;
+- ``"slow": {"map-3": S}``: that task takes S seconds more;
 - ``"poison": {"map-3": "raise" | "kill" | "kill beside" | "refuse"}``: that task ends so, each time; "kill
   beside" where another worker is there;
 - ``"requeue": FOLDER``: the first start of each element is put back into the queue while it works: by the first task
@@ -48,7 +48,9 @@ def python_with_faults(path: Path, python: str, faults: Mapping[str, Any]) -> No
 
 def _run_task(stage: str, run: Callable[[Any, int], Any], faults: Mapping[str, Any], plan: Any, index: int) -> Any:
     begin = time.time()
-    time.sleep(faults.get("slow", {}).get(f"{stage}-{index}", faults.get("pace", 0)))
+    time.sleep(faults.get("slow", {}).get(f"{stage}-{index}", 0))
+    if "meet" in faults and stage == "map":
+        _meet(Path(faults["meet"]))
     match faults.get("poison", {}).get(f"{stage}-{index}"):
         case "raise":
             raise OverflowError("a poisoned\ndocument")
@@ -64,6 +66,13 @@ def _run_task(stage: str, run: Callable[[Any, int], Any], faults: Mapping[str, A
         with Path(faults["record"]).open("a") as file:
             file.write(json.dumps(entry) + "\n")
     return record
+
+
+def _meet(folder: Path) -> None:
+    element, deadline = os.environ["SLURM_ARRAY_TASK_ID"], time.monotonic() + 60
+    (folder / f"{element}-{os.getpid()}").touch()
+    while len(list(folder.glob(f"{element}-*"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
 
 
 def _number_of_workers() -> int:

@@ -105,6 +105,10 @@ def _path() -> str:
     return f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 
 
+_PATIENCE = 4
+"""How much longer anything may take beside other tests on a slow machine."""
+
+
 class SlurmCluster:
     """Four nodes with eight cores and two pretend GPUs each, all on this machine.
 
@@ -296,11 +300,11 @@ class SlurmCluster:
         return self.job(job_id)
 
     def wait_for(self, condition: Callable[[], object], what: str, seconds: float, job_id: str | None = None) -> None:
-        """Poll until ``condition`` holds."""
-        deadline = time.monotonic() + seconds
+        """Poll until ``condition`` holds, which takes ``seconds`` at most on a machine that has nothing else to do."""
+        deadline = time.monotonic() + _PATIENCE * seconds
         while not condition():
             told = self.client("scontrol", "show", "job", job_id, check=False) if job_id else ""
-            assert time.monotonic() < deadline, f"no {what} in {seconds} s\n{told}"
+            assert time.monotonic() < deadline, f"no {what} in {_PATIENCE} times {seconds} s\n{told}"
             time.sleep(0.1)
 
     def processes(self, node: str | None = None) -> list[int]:

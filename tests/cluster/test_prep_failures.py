@@ -78,10 +78,11 @@ def output(submission: Submission) -> str:
 def test_an_element_uses_all_its_cores(
     slurm: SlurmCluster, tmp_path: Path, shard_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    faults = {"pace": 0.4, "record": str(tmp_path / "tasks")}
+    (tmp_path / "workers").mkdir()
+    faults = {"meet": str(tmp_path / "workers"), "record": str(tmp_path / "tasks")}
     submission = send_faulty(tmp_path, shard_folder, monkeypatch, faults, cpus=2)
     map_job = next(job.job_id for job in submission.jobs() if job.stage == "map")
-    ended = slurm.wait_for_state(map_job, "COMPLETED|FAILED|CANCELLED", 60)
+    ended = slurm.wait_for_state(map_job, "COMPLETED|FAILED|CANCELLED", 180)
     assert ended["JobState"] == "COMPLETED", output(submission)
     slurm.wait_for(lambda: len((tmp_path / "tasks").read_text().splitlines()) >= 6, "six tasks", 60)
     ran = [json.loads(line) for line in (tmp_path / "tasks").read_text().splitlines()]
