@@ -69,6 +69,9 @@ class CleaningConfig:
     """Shorter documents are rejected; white space at the ends does not count."""
     max_characters: int = 1_000_000
     """Longer documents are split, at white space where there is some, into several documents."""
+    repair_mojibake: bool = False
+    """Put right lines that were decoded in a wrong encoding before they got into the corpus (donâ€™t), by the library
+    ftfy, a megabyte of accented text a second; needs the extra 'mojibake'."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

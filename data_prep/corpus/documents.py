@@ -3,11 +3,12 @@
 import codecs
 import dataclasses
 from collections.abc import Iterable, Iterator
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from data_prep.config import CleaningConfig
 from data_prep.contract.shell.encodings import AUTO
 from data_prep.corpus.cleaning import clean, cut_text
+from data_prep.corpus.mojibake import repaired
 
 Kind = Literal["txt", "jsonl", "parquet", "csv", "tsv", "warc", "html", "json", "arrow", "mds", "builtin"]
 
@@ -33,6 +34,8 @@ class Document:
     """Where it was found, if its record says so."""
     score: float | None = None
     """The number in ``corpus.score_field``, if there is one."""
+    repaired: bool = False
+    """Whether its mojibake was repaired."""
 
     @property
     def key(self) -> str:
@@ -123,7 +126,7 @@ def clean_documents(
     document_id: str, texts: Iterable[str | Reject], config: CleaningConfig
 ) -> Iterator[Document | Reject]:
     """The documents of one text that comes in consecutive stretches; a stretch may be a reject."""
-    first: str | None = None  # kept back until it is known whether there is more
+    first: _Piece | None = None  # kept back until it is known whether there is more
     raw_sample = ""
     part = 0
     rejected = False
@@ -133,20 +136,20 @@ def clean_documents(
             yield text
             continue
         raw_sample = raw_sample or text[:SAMPLE_CHARACTERS]
-        for piece in _clean_pieces(text, config.max_characters):
+        for piece in _clean_pieces(text, config):
             if part == 0 and first is None:
                 first = piece
                 continue
             if part == 0 and first is not None:
-                yield Document(id=document_id, text=first)
+                yield Document(id=document_id, text=first.text, repaired=first.repaired)
             part += 1
-            yield Document(id=document_id, text=piece, part=part)
+            yield Document(id=document_id, text=piece.text, repaired=piece.repaired, part=part)
     if part == 0 and first is not None:
-        if len(first) >= config.min_characters or rejected:
-            yield Document(id=document_id, text=first)
+        if len(first.text) >= config.min_characters or rejected:
+            yield Document(id=document_id, text=first.text, repaired=first.repaired)
         else:
-            detail = f"{len(first)} characters, cleaning.min_characters is {config.min_characters}"
-            yield Reject(id=document_id, reason="too_short", detail=detail, sample=sample(first))
+            detail = f"{len(first.text)} characters, cleaning.min_characters is {config.min_characters}"
+            yield Reject(id=document_id, reason="too_short", detail=detail, sample=sample(first.text))
     elif first is None and not rejected:
         yield Reject(
             id=document_id, reason="empty", detail="white space and control characters only", sample=sample(raw_sample)
@@ -155,7 +158,7 @@ def clean_documents(
 
 def whole_document(document_id: str, text: str, config: CleaningConfig) -> Iterator[Document | Reject]:
     """The documents of one text."""
-    if len(text) <= config.max_characters:  # the same as below, faster
+    if len(text) <= config.max_characters and not config.repair_mojibake:  # the same as below, faster
         cleaned = clean(text).strip()
         if config.min_characters <= len(cleaned) <= config.max_characters:
             yield Document(id=document_id, text=cleaned)
@@ -163,12 +166,16 @@ def whole_document(document_id: str, text: str, config: CleaningConfig) -> Itera
     yield from clean_documents(document_id, (text,), config)
 
 
-def _clean_pieces(text: str, max_characters: int) -> Iterator[str]:
-    """Cleaned pieces of a text, none of them empty or longer than ``max_characters``."""
-    for piece in cut_text(text, max_characters):
-        cleaned = clean(piece).strip()
-        if len(cleaned) <= max_characters:  # NFC can lengthen a text
-            if cleaned:
-                yield cleaned
-        else:
-            yield from filter(None, (part.strip() for part in cut_text(cleaned, max_characters)))
+class _Piece(NamedTuple):
+    text: str
+    repaired: bool
+
+
+def _clean_pieces(text: str, config: CleaningConfig) -> Iterator[_Piece]:
+    """Cleaned pieces of a text, none of them empty or longer than ``cleaning.max_characters``."""
+    for piece in cut_text(text, config.max_characters):
+        plain = repaired(piece) if config.repair_mojibake else piece
+        cleaned = clean(plain).strip()
+        # NFC can lengthen a text.
+        parts = [cleaned] if len(cleaned) <= config.max_characters else cut_text(cleaned, config.max_characters)
+        yield from (_Piece(part.strip(), plain != piece) for part in parts if part.strip())

@@ -14,7 +14,15 @@ from data_prep.contract.html_page import byte_size, escaped, html_page, html_tab
 from data_prep.contract.shard_format import INPUTS
 from data_prep.contract.shard_index import ShardIndex
 from data_prep.contract.tokenizer import MASK_TOKENS
-from data_prep.report.statistics import ROW_LENGTH_BINS, encodings_of, entry_names, fertility, merge, notes_on_encodings
+from data_prep.report.statistics import (
+    ROW_LENGTH_BINS,
+    encodings_of,
+    entry_names,
+    fertility,
+    merge,
+    notes_on_encodings,
+    notes_on_repairs,
+)
 
 REPORT = "report.html"
 SHOWN_FILES = 10
@@ -187,7 +195,9 @@ def _rejected(statistics: Mapping[str, Any], rejects: Sequence[Mapping[str, Any]
         heading = f"{escaped(reason.replace('_', ' '))}: samples"
         samples.append(f"<details><summary>{heading}</summary>\n{entries}</details>\n")
     where = "<p>All that were left out are in <code>rejects.jsonl.gz</code>, each with its reason.</p>\n"
-    return "<h2>What stayed and what was left out</h2>\n" + table + (where if counts else "") + "".join(samples)
+    repairs = "".join(f"<p>{note}.</p>\n" for note in notes_on_repairs(statistics.get("repaired", 0)))
+    told = table + repairs + (where if counts else "")
+    return "<h2>What stayed and what was left out</h2>\n" + told + "".join(samples)
 
 
 def _sources(sources: Sequence[Mapping[str, Any]]) -> str:

@@ -150,8 +150,9 @@ def source_statistics(
     Returns:
         For each entry of ``validation_paths`` (with ``validation``, which is true) and of ``corpus.paths``: its files,
         the name of the first, documents read, not sampled, in the shards, words, tokens and [UNK] of these, each
-        document once, rejects (reason -> documents), the weight, if any, and, where languages were identified, for
-        each the documents that the filters saw, their rejects, and words, tokens and [UNK] of what they left.
+        document once, rejects (reason -> documents), the weight, if any, documents whose mojibake was ``repaired``,
+        and, where languages were identified, for each the documents that the filters saw, their rejects, and words,
+        tokens and [UNK] of what they left.
     """
     names: dict[int, list[str]] = {}
     validation: set[int] = set()
@@ -169,6 +170,8 @@ def source_statistics(
             entry["validation"] = True
         if source in weights:
             entry["weight"] = weights[source]
+        if "repaired" in count:
+            entry["repaired"] = count["repaired"]
         if "languages" in count:
             entry["languages"] = dict(sorted(count["languages"].items()))
         found.append(entry)
@@ -184,6 +187,11 @@ def encodings_of(surveys: Iterable[Mapping[str, Any]]) -> dict[str, int]:
 def notes_on_encodings(counts: Mapping[str, int]) -> list[str]:
     """A line for each encoding of ``encodings_of``."""
     return [f"{count:,} file{'s' if count > 1 else ''} read as {name}" for name, count in counts.items()]
+
+
+def notes_on_repairs(documents: int) -> list[str]:
+    """A line where mojibake was repaired in so many documents."""
+    return [f"{documents:,} document{'s' if documents > 1 else ''} repaired of mojibake"] if documents else []
 
 
 def entry_names(sources: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -25,6 +25,7 @@ from data_prep.report.statistics import (
     mostly_rejected,
     notes_on_encodings,
     notes_on_masks,
+    notes_on_repairs,
     notes_on_weights,
     source_statistics,
 )
@@ -194,10 +195,10 @@ def finish(plan: WorkPlan, identity: dict[str, Any], note: Callable[[str], None]
     """
     require_stage_before(plan, "finish")
     check_counts(plan)
-    mapped, packed = summary_of(plan, "map"), summary_of(plan, "pack")
-    weights = source_weights(plan)
-    sources = source_statistics(planned_files(plan), merge([mapped["sources"], packed["sources"]]), weights)
-    rejects = merge(source["rejects"] for source in sources)
+    packed = summary_of(plan, "pack")
+    statistics = _statistics(plan)
+    for line in _notes(plan, statistics):
+        note(line)
     splits = {
         split: {
             "documents": packed["documents"][split],
@@ -206,25 +207,10 @@ def finish(plan: WorkPlan, identity: dict[str, Any], note: Callable[[str], None]
         }
         for split in SPLITS
     }
-    rows = merge(record["statistics"] for record in records_of(plan, "reduce"))
-    encodings = encodings_of(survey for survey, _ in planned_files(plan))
-    notes = [*notes_on_encodings(encodings), *notes_on_weights(weights), *mostly_rejected(sources)]
-    for line in [*notes, *_notes_on_losses(plan), *notes_on_masks(plan.config.mask.unit, rows)]:
-        note(line)
-    samples = _write_rejects(plan, rejects)
+    samples = _write_rejects(plan, statistics["rejects"])
     inputs = plan.shards / INPUTS
     with inputs.open("wb") as stream:
         stream.writelines(input_line(survey) for survey, _ in planned_files(plan))
-    statistics = {
-        "read": sum(source["read"] for source in sources),
-        "not_sampled": sum(source["not_sampled"] for source in sources),
-        "rejects": rejects,
-        "sources": sources,
-        "dropped_tokens": packed["dropped_tokens"],
-        "documents": packed["statistics"],
-        "rows": rows,
-        **({"encodings": encodings} if encodings else {}),
-    }
     manifest = {
         **identity,
         **dataclasses.asdict(plan.geometry),
@@ -246,6 +232,38 @@ def finish(plan: WorkPlan, identity: dict[str, Any], note: Callable[[str], None]
     flush_to_disk(plan.work.parent)
     clear_away(plan.config)
     return summary(folder.manifest, already_there=False)
+
+
+def _statistics(plan: WorkPlan) -> dict[str, Any]:
+    """What the manifest counts."""
+    mapped, packed = summary_of(plan, "map"), summary_of(plan, "pack")
+    counts = merge([mapped["sources"], packed["sources"]])
+    sources = source_statistics(planned_files(plan), counts, source_weights(plan))
+    encodings = encodings_of(survey for survey, _ in planned_files(plan))
+    repaired = sum(source.get("repaired", 0) for source in sources)
+    return {
+        "read": sum(source["read"] for source in sources),
+        "not_sampled": sum(source["not_sampled"] for source in sources),
+        "rejects": merge(source["rejects"] for source in sources),
+        **({"repaired": repaired} if plan.config.cleaning.repair_mojibake else {}),
+        "sources": sources,
+        "dropped_tokens": packed["dropped_tokens"],
+        "documents": packed["statistics"],
+        "rows": merge(record["statistics"] for record in records_of(plan, "reduce")),
+        **({"encodings": encodings} if encodings else {}),
+    }
+
+
+def _notes(plan: WorkPlan, statistics: Mapping[str, Any]) -> list[str]:
+    """What a user should know of the folder, a line each."""
+    return [
+        *notes_on_encodings(statistics.get("encodings", {})),
+        *notes_on_repairs(statistics.get("repaired", 0)),
+        *notes_on_weights(source_weights(plan)),
+        *mostly_rejected(statistics["sources"]),
+        *_notes_on_losses(plan),
+        *notes_on_masks(plan.config.mask.unit, statistics["rows"]),
+    ]
 
 
 def _notes_on_losses(plan: WorkPlan) -> list[str]:

@@ -259,6 +259,8 @@ def _kept(
         if isinstance(item, Reject):
             reject(item, source)
             continue
+        if item.repaired:
+            counts["repaired"] = counts.get("repaired", 0) + 1
         copies = copies_of(item.id, weight)
         if not copies:
             counts["not_sampled"] += 1

