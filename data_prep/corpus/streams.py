@@ -259,7 +259,7 @@ def open_text(file: CorpusFile, begin: int = 0, lines_before: int | None = None,
     """
     raw = raw or open_raw(file)
     head, blocks = _head(decompressed(raw, file.compression))
-    whole = stream_encoding(head, file.encoding)
+    whole = None if file.kind == "warc" else stream_encoding(head, file.encoding)  # its records are read one by one
     if whole is not None:
         blocks, decoder = _as_utf8(blocks, whole, file.errors), Decoder(named="utf-8", found=whole)
     else:

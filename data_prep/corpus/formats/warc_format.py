@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from data_prep.config import CleaningConfig
-from data_prep.contract.shell.encodings import codec_of
+from data_prep.contract.shell.encodings import AUTO, codec_of
 from data_prep.corpus.documents import CorpusFile, Document, Partition, Reject, sample, whole_document
-from data_prep.corpus.encodings.decoder import Decoder
+from data_prep.corpus.encodings.decoder import Decoder, decoder_for
 from data_prep.corpus.formats.html_format import (
     HTML,
     PAGE_BYTES,
@@ -33,6 +33,7 @@ class WarcReader:
         from fastwarc.warc import ArchiveIterator, WarcRecordType
 
         self.stream = stream
+        self.file = file
         self.name = file.name
         self.cleaning = cleaning
         self.last_start = -1
@@ -92,9 +93,9 @@ class WarcReader:
                 detail = f"the file ends inside the record of {announced} bytes"
                 yield Reject(id=document_id, reason="damaged_file", detail=detail, sample="")
         elif record.record_type == WarcRecordType.response:
-            yield from _answer(document_id, record, self.cleaning)
+            yield from _answer(document_id, record, self.file, self.cleaning)
         else:
-            yield from _plain_record(document_id, record, self.cleaning)
+            yield from _plain_record(document_id, record, self.file, self.cleaning)
 
 
 def _record_id(place: str, record: Any) -> str:
@@ -107,7 +108,7 @@ def _url(record: Any) -> str:
     return record.headers.get("WARC-Target-URI", "").strip("<>")[:_URL_CHARACTERS]
 
 
-def _answer(document_id: str, record: Any, cleaning: CleaningConfig) -> Iterator[Document | Reject]:
+def _answer(document_id: str, record: Any, file: CorpusFile, cleaning: CleaningConfig) -> Iterator[Document | Reject]:
     """What an HTTP server answered: a document where it is the page that was asked for."""
     try:
         record.parse_http(auto_decode="all")
@@ -127,14 +128,28 @@ def _answer(document_id: str, record: Any, cleaning: CleaningConfig) -> Iterator
         return
     try:
         body = record.reader.read()
-        text = (_plain_text if kind == _PLAIN else page_text)(body, record.http_charset)
+        if file.encoding == AUTO:
+            text = (_plain_text if kind == _PLAIN else page_text)(body, record.http_charset)
+        else:
+            text = _named_text(body, kind, file)
     except BaseException as error:
         yield Reject(id=document_id, reason="not_http", detail=problem_of(error), sample="")
         return
-    yield from page_documents(document_id, text, body, cleaning)
+    if text is None:
+        yield undecodable(document_id, body, decoder_for(body, file.encoding, file.errors))
+    else:
+        yield from page_documents(document_id, text, body, cleaning)
 
 
-def _plain_record(document_id: str, record: Any, cleaning: CleaningConfig) -> Iterator[Document | Reject]:
+def _named_text(body: bytes, kind: str, file: CorpusFile) -> str | None:
+    """The text of a page in the encoding that the configuration names, which is stronger than what the page says."""
+    text = decoder_for(body, file.encoding, file.errors).text(body)
+    return text if text is None or kind == _PLAIN else page_text(text.encode(), "utf-8")
+
+
+def _plain_record(
+    document_id: str, record: Any, file: CorpusFile, cleaning: CleaningConfig
+) -> Iterator[Document | Reject]:
     """A page without what a server says around it: of a resource record, or converted to text as in WET files."""
     kind, _, parameters = record.headers.get("Content-Type", _PLAIN).lower().partition(";")
     kind, charset = kind.strip(), parameters.partition("charset=")[2].partition(";")[0].strip(' "') or None
@@ -142,18 +157,22 @@ def _plain_record(document_id: str, record: Any, cleaning: CleaningConfig) -> It
         yield _other_type(document_id, kind)
         return
     body = record.reader.read()
-    if kind != _PLAIN:
+    named = file.encoding != AUTO
+    decoder = (
+        decoder_for(body, file.encoding, file.errors)
+        if named
+        else Decoder(legacy=codec_of(charset) if charset else None, replace=file.errors == "replace")
+    )
+    plain = decoder.text(body) if named or kind == _PLAIN else ""
+    if plain is None:
+        yield undecodable(document_id, body, decoder)
+    elif kind != _PLAIN:
         try:
-            text = page_text(body, charset)
+            text = page_text(plain.encode(), "utf-8") if named else page_text(body, charset)
         except BaseException as error:
             yield Reject(id=document_id, reason="not_html", detail=problem_of(error), sample=sample(body))
             return
         yield from page_documents(document_id, text, body, cleaning)
-        return
-    decoder = Decoder(legacy=codec_of(charset) if charset else None)
-    plain = decoder.text(body)
-    if plain is None:
-        yield undecodable(document_id, body, decoder)
     else:
         yield from whole_document(document_id, plain, cleaning)
 

@@ -1,5 +1,6 @@
 """``corpus.encoding`` and ``corpus.errors``: what a user names is taken, and what a bad byte costs is a choice."""
 
+import codecs
 import json
 from dataclasses import replace
 
@@ -145,3 +146,43 @@ def test_names_are_what_they_mean():
     assert codec_of("windows-1250") == "cp1250"
     assert [name for name in ("utf-7", "utf-16", "hz", "iso2022_jp", "cp037") if holds_ascii(name)] == []
     assert all(map(holds_ascii, ("cp1250", "koi8-r", "big5", "gb18030", "cp949", "utf-8")))
+
+
+def test_a_named_encoding_is_stronger_than_what_a_page_says(tmp_path):
+    pytest.importorskip("fastwarc.warc")
+    pytest.importorskip("resiliparse")
+    from tests.data_prep.corpus.test_web_pages import PAGE, answer, record
+
+    body = PAGE % POLISH.encode("cp1250")
+    marked = codecs.BOM_UTF8 + POLISH.encode()
+    (tmp_path / "a.warc").write_bytes(
+        answer("200 OK", body, kind="text/html; charset=iso-8859-1")
+        + answer("200 OK", POLISH.encode("cp1250"), kind="text/plain; charset=koi8-r")
+        + answer("200 OK", marked, kind="text/plain; charset=koi8-r")
+        + record("conversion", POLISH.encode("cp1250"), content_type="text/plain; charset=koi8-r")
+        + record("resource", body, content_type="text/html; charset=koi8-r")
+    )
+    (tmp_path / "b.html").write_bytes(b'<meta charset="koi8-r">' + body)
+    page = f"A page with a sentence of {POLISH}."
+    config = {"encoding": "cp1250"}
+    assert documents(read(tmp_path / "a.warc", **config)) == [page, POLISH, POLISH, POLISH, page]
+    assert documents(read(tmp_path / "b.html", **config)) == [page]
+    wide = "utf-16-le"  # of the records: the archive itself is in bytes
+    (tmp_path / "c.warc").write_bytes(record("conversion", POLISH.encode(wide), content_type="text/plain"))
+    assert documents(read(tmp_path / "c.warc", encoding=wide)) == [POLISH]
+
+
+@pytest.mark.parametrize(("encoding", "bad"), [("utf-8", b"\xff"), ("auto", b"\xff")])
+def test_bad_bytes_of_records_are_rejected_or_replaced(tmp_path, encoding, bad):
+    pytest.importorskip("fastwarc.warc")
+    from tests.data_prep.corpus.test_web_pages import answer, record
+
+    body = "é, schön ".encode() * 3 + bad
+    records = record("conversion", body, content_type="text/plain")
+    if encoding != "auto":
+        records += answer("200 OK", body, kind="text/plain")
+    (tmp_path / "a.warc").write_bytes(records)
+    strict = read(tmp_path / "a.warc", encoding=encoding)
+    assert {item.reason for item in strict} == {"undecodable"}
+    mended = documents(read(tmp_path / "a.warc", encoding=encoding, errors="replace"))
+    assert mended == ["é, schön é, schön é, schön \ufffd"] * len(strict)
