@@ -34,7 +34,7 @@ class ModelConfig:
     """Shape of the encoder. The vocabulary size comes from the shards. Defaults: BERT-base, narrowed."""
 
     layout: str = "2sf:10sf"
-    """The paper's notation; '12sf' is plain BERT."""
+    """The paper's notation, such as '12sf' for plain BERT; w is attention to a window (ModernBERT: '7sfwfwf sf')."""
     hidden_size: int = 768
     """Width of the residual stream."""
     num_attention_heads: int = 12
@@ -59,6 +59,10 @@ class ModelConfig:
     """Learned absolute positions (BERT), rotary embedding of queries and keys, or a bias by distance."""
     rotary_base: float = 10000.0
     """Base of the wavelengths of 'rope'."""
+    attention_window: int = 128
+    """Width of the window of a layout's w, even: a position sees those at most half as far away on either side."""
+    local_rotary_base: float = 10000.0
+    """Base of the wavelengths of 'rope' in those sublayers."""
     activation: Literal["gelu", "geglu", "swiglu"] = "gelu"
     """Of the feed-forward sublayers. The gated ones have a third matrix: take 2/3 of ffn_hidden_size for the
     same size of model."""

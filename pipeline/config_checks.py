@@ -59,6 +59,11 @@ def _check_model(model: ModelConfig, tensor_size: int) -> None:
     for name in ("hidden_size", "num_attention_heads", "ffn_hidden_size", "max_position_embeddings"):
         if getattr(model, name) < 1:
             raise UserError(f"model.{name} is {getattr(model, name)}: give a positive number")
+    if model.attention_window < 2 or model.attention_window % 2:
+        raise UserError(
+            f"model.attention_window is {model.attention_window}: give an even number of at least 2, half of which is "
+            "seen on either side"
+        )
     heads, hidden = model.num_attention_heads, model.hidden_size
     even = 2 if model.position == "rope" else 1  # a head's features must be a multiple of this
     fitting = [n for n in range(1, hidden + 1) if hidden % (n * even) == 0 and n % tensor_size == 0]
@@ -87,6 +92,7 @@ def _check_ranges(config: RunConfig) -> None:
         ("model.layernorm_epsilon", config.model.layernorm_epsilon),
         ("model.init_method_std", config.model.init_method_std),
         ("model.rotary_base", config.model.rotary_base),
+        ("model.local_rotary_base", config.model.local_rotary_base),
         ("optimizer.lr", config.optimizer.lr),
         ("optimizer.adam_eps", config.optimizer.adam_eps),
     ]:

@@ -10,7 +10,8 @@ from typing import Any, NoReturn
 from transformers.configuration_utils import PreTrainedConfig
 
 MAX_REPEATS = 1000  # a slip of the finger must not ask for a billion layers
-_GROUP = re.compile(r"\s*([0-9]*)([sf]*)")
+_GROUP = re.compile(r"\s*([0-9]*)([swf]*)")
+ATTENTIONS = "sw"  # over the whole row, and over a window of it
 
 
 class NarrowBertConfig(PreTrainedConfig):
@@ -20,7 +21,8 @@ class NarrowBertConfig(PreTrainedConfig):
         layout: The paper's notation for the whole encoder, such as ``"2sf:10sf"`` (SparseQueries),
             ``"2sf 10s:10f"`` (ContextFirst) or ``"12sf"`` (plain BERT): ``s`` is a self-attention
             sublayer, ``f`` a feed-forward sublayer, a number repeats the letters after it. Left of
-            ``:`` every position is computed, right of it the narrow positions only.
+            ``:`` every position is computed, right of it the narrow positions only. ``w`` is a self-attention
+            sublayer over a window, left of ``:`` alone.
         hidden_act: A name of transformers' activations, or ``"geglu"`` or ``"swiglu"`` for gated
             feed-forward sublayers (Shazeer 2020); the head of those takes ``"gelu"``.
         normalization: ``"post"`` (BERT) or ``"pre"``: the norm before each sublayer, one more of the state
@@ -29,6 +31,8 @@ class NarrowBertConfig(PreTrainedConfig):
         position_embedding_type: ``"absolute"`` (BERT), ``"rope"`` (Su et al. 2021) or ``"alibi"`` (Press et
             al. 2022).
         rope_theta: Base of the wavelengths of ``"rope"``.
+        attention_window: Width of the window of a ``w``, even: a position sees those at most half as far away.
+        local_rope_theta: Base of the wavelengths of ``"rope"`` there.
         bias: Whether linear layers and layer norms have a bias. The decoder has one in any case.
         narrow_kv: Which narrow attention sublayers share keys and values: none (``"per_layer"``), all
             (``"shared"``) or each N in a row (``"grouped:N"``).
@@ -63,6 +67,8 @@ class NarrowBertConfig(PreTrainedConfig):
         norm: str = "layernorm",
         position_embedding_type: str = "absolute",
         rope_theta: float = 10000.0,
+        attention_window: int = 128,
+        local_rope_theta: float = 10000.0,
         bias: bool = True,
         narrow_kv: str = "per_layer",
         pad_token_id: int | None = 0,
@@ -90,6 +96,8 @@ class NarrowBertConfig(PreTrainedConfig):
         self.norm = norm
         self.position_embedding_type = position_embedding_type
         self.rope_theta = rope_theta
+        self.attention_window = attention_window
+        self.local_rope_theta = local_rope_theta
         self.bias = bias
         self.narrow_kv = narrow_kv
         self.pad_token_id = pad_token_id
@@ -114,6 +122,8 @@ class NarrowBertConfig(PreTrainedConfig):
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is '{getattr(self, name)}', expected one of {', '.join(choices)}")
+        if self.attention_window < 2 or self.attention_window % 2:
+            raise ValueError(f"attention_window is {self.attention_window}, expected an even number of at least 2")
         kv_projections(self.narrow_kv, 1)
         parse_layout(self.layout)
 
@@ -126,7 +136,7 @@ class NarrowBertConfig(PreTrainedConfig):
     def num_hidden_layers(self) -> int:
         """Self-attention sublayers on both sides of ``:``, which is how the paper counts layers."""
         full, narrow = parse_layout(self.layout)
-        return (full + narrow).count("s")
+        return sum(letter in ATTENTIONS for letter in full + narrow)
 
     @num_hidden_layers.setter
     def num_hidden_layers(self, number: int) -> None:
@@ -138,7 +148,7 @@ class NarrowBertConfig(PreTrainedConfig):
 
     @property
     def full_layers(self) -> list[str]:
-        """The layers left of ``:``, each ``"sf"``, ``"s"`` or ``"f"``."""
+        """The layers left of ``:``, each ``"sf"``, ``"wf"``, ``"s"``, ``"w"`` or ``"f"``."""
         return group_sublayers(parse_layout(self.layout)[0])
 
     @property
@@ -155,8 +165,8 @@ class NarrowBertConfig(PreTrainedConfig):
 
 
 def group_sublayers(sublayers: str) -> list[str]:
-    """``"sfsff"`` -> ``["sf", "sf", "f"]``: an attention and the feed-forward after it are one layer."""
-    return re.findall("sf|s|f", sublayers)
+    """``"sfwff"`` -> ``["sf", "wf", "f"]``: an attention and the feed-forward after it are one layer."""
+    return re.findall("[sw]f|[swf]", sublayers)
 
 
 def kv_projections(narrow_kv: str, num_narrow: int) -> list[int]:
@@ -184,8 +194,14 @@ def parse_layout(layout: str) -> tuple[str, str]:
         _fail(layout, layout.index(":", len(left) + 1), "a second ':' (one narrowing point at most)")
     full = _parse_side(layout, 0, len(left))
     narrow = _parse_side(layout, len(left) + 1, len(layout))
-    if "s" not in full + narrow:
+    if not set(ATTENTIONS) & set(full + narrow):
         raise ValueError(f"layout '{layout}' has no attention sublayer: write for example '12sf' or '2sf:10sf'")
+    if "w" in narrow:
+        _fail(
+            layout,
+            layout.index("w", layout.index(":")),
+            "'w' is a sublayer of full rows: right of ':' a position reads the frozen state of the whole row ('s')",
+        )
     return full, narrow
 
 
@@ -196,9 +212,9 @@ def _parse_side(layout: str, start: int, end: int) -> str:
         assert match is not None  # the pattern matches the empty string
         (number, letters), start = match.groups(), match.end()
         if not letters and start < end and not layout[start].isspace():
-            _fail(layout, start, "expected 's' or 'f', with an optional number before")
+            _fail(layout, start, "expected 's', 'w' or 'f', with an optional number before")
         if not letters:
-            _fail(layout, start - 1, "no 's' or 'f' follows this number")
+            _fail(layout, start - 1, "no 's', 'w' or 'f' follows this number")
         if number and not 1 <= int(number) <= MAX_REPEATS:
             _fail(layout, match.start(1), f"a repeat count is 1 to {MAX_REPEATS}")
         sublayers += letters * int(number or 1)

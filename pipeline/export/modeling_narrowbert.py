@@ -9,6 +9,9 @@ and its keys and values from the frozen state, which does not change. A narrow f
 alone. Narrow positions never read each other. So the result at one does not depend on which others are narrow. Where
 attention knows positions (rope, alibi), they are those of the whole row.
 
+A ``w`` of the layout is attention to a window. It is computed in blocks, so that its cost grows with the length of a
+row and not with its square (``windowed_attention``).
+
 Parameter names are BERT's, with the narrow layers under ``bert.encoder_narrow`` as in the authors'
 release; the state dict of layout ``12sf`` has exactly the keys of ``BertForMaskedLM``. Options that BERT
 does not have add ``intermediate.gate`` (gated units), ``frozen_norm`` and ``final_norm`` (pre-norm); a
@@ -44,7 +47,7 @@ from transformers.processing_utils import Unpack  # pyright: ignore[reportPrivat
 from transformers.utils.generic import can_return_tuple, is_flash_attention_requested
 from transformers.utils.output_capturing import capture_outputs
 
-from .configuration_narrowbert import NarrowBertConfig
+from .configuration_narrowbert import ATTENTIONS, NarrowBertConfig
 
 try:  # torch 2.10 or newer
     from torch.nn.attention.varlen import varlen_attn
@@ -72,13 +75,16 @@ def build_norm(config: NarrowBertConfig) -> nn.Module:
     return nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps, bias=config.bias)
 
 
-def rotation(config: NarrowBertConfig, positions: torch.Tensor, dtype: torch.dtype) -> Rotation | None:
-    """Rope's angles of ``positions`` [B or 1, any number]; None for another kind of positions."""
+def rotation(
+    config: NarrowBertConfig, positions: torch.Tensor, dtype: torch.dtype, *, is_local: bool = False
+) -> Rotation | None:
+    """Rope's angles of ``positions`` [B or 1, any number], in a window's own base; None for other positions."""
     if config.position_embedding_type != "rope":
         return None
+    theta = config.local_rope_theta if is_local else config.rope_theta
     head_dim = config.hidden_size // config.num_attention_heads
     exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
-    angles = positions[:, None, :, None].float() * config.rope_theta**-exponents
+    angles = positions[:, None, :, None].float() * theta**-exponents
     cos, sin = angles.cos(), angles.sin()
     return torch.cat((cos, cos), -1).to(dtype), torch.cat((-sin, sin), -1).to(dtype)
 
@@ -101,16 +107,92 @@ def add_alibi(
     """
     if config.position_embedding_type != "alibi":
         return mask
-    heads = config.num_attention_heads
-    power = 1 << (heads.bit_length() - 1)  # the largest power of two that is not above
-    exponents = [8 * (i + 1) / power for i in range(power)] + [4 * (2 * i + 1) / power for i in range(heads - power)]
-    slopes_A11 = 2.0 ** -torch.tensor(exponents, device=queries.device).view(-1, 1, 1)
+    slopes_A11 = alibi_slopes(config.num_attention_heads, queries.device).view(-1, 1, 1)
     bias_BAPS = -slopes_A11 * (queries[:, None, :, None] - keys[:, None, None, :]).abs()
     if mask is None:
         return bias_BAPS.to(dtype)
     if mask.dtype == torch.bool:
         return bias_BAPS.masked_fill(~mask, torch.finfo(dtype).min).to(dtype)
     return mask + bias_BAPS.to(dtype)
+
+
+def alibi_slopes(heads: int, device: torch.device) -> torch.Tensor:
+    """ALiBi's slope of each head, [A]."""
+    power = 1 << (heads.bit_length() - 1)  # the largest power of two that is not above
+    exponents = [8 * (i + 1) / power for i in range(power)] + [4 * (2 * i + 1) / power for i in range(heads - power)]
+    return 2.0 ** -torch.tensor(exponents, device=device)
+
+
+def blocks(x: torch.Tensor, dim: int, length: int, fill: float) -> torch.Tensor:
+    """Dimension ``dim`` as two, blocks and their ``length`` positions; ``fill`` stands behind the end."""
+    missing = -x.shape[dim] % length
+    if missing:
+        x = torch.cat((x, x.new_full((*x.shape[:dim], missing, *x.shape[dim + 1 :]), fill)), dim)
+    return x.unflatten(dim, (-1, length))
+
+
+def with_neighbours(x: torch.Tensor, dim: int, fill: float) -> torch.Tensor:
+    """Each block of ``blocks`` between the ones before and after it; ``fill`` where there is none."""
+    outside = x.new_full((*x.shape[:dim], 1, *x.shape[dim + 1 :]), fill)
+    extended = torch.cat((outside, x, outside), dim)
+    return torch.cat([extended.narrow(dim, first, x.shape[dim]) for first in range(3)], dim + 1)
+
+
+def window_bias(
+    config: NarrowBertConfig,
+    places: torch.Tensor,
+    real_BS: torch.Tensor | None,
+    sentences: torch.Tensor | None,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """What is added to the scores of every block of a ``w``: [B or 1, A or 1, blocks, Q, 3 Q], Q positions a block.
+
+    Args:
+        places: [B or 1, S], where each token stands in its row, ascending within it.
+        real_BS: False at padding, which nobody sees but itself: without any key it would be NaN.
+        sentences: [B or 1, S], whose tokens alone see each other.
+    """
+    length = min(max(config.attention_window // 2, 32), places.shape[1])  # shorter blocks are too small to be fast
+    of_queries = blocks(places, 1, length, -1)
+    of_keys = with_neighbours(of_queries, 1, -1)
+    distance = (of_queries.unsqueeze(3) - of_keys.unsqueeze(2)).abs()
+    seen = (distance <= config.attention_window // 2) & (of_keys >= 0).unsqueeze(2)
+    if real_BS is not None:
+        seen = seen & with_neighbours(blocks(real_BS, 1, length, False), 1, False).unsqueeze(2)
+    if sentences is not None:
+        ids = blocks(sentences, 1, length, -1)
+        seen = seen & (ids.unsqueeze(3) == with_neighbours(ids, 1, -1).unsqueeze(2))
+    own = torch.eye(length, dtype=torch.bool, device=places.device)
+    is_itself = torch.cat((torch.zeros_like(own), own, torch.zeros_like(own)), 1)
+    bias = torch.zeros((), dtype=dtype, device=places.device)
+    if config.position_embedding_type == "alibi":
+        bias = -alibi_slopes(config.num_attention_heads, places.device)[:, None, None, None] * distance.unsqueeze(1)
+    return bias.masked_fill(~(seen | is_itself).unsqueeze(1), float("-inf")).to(dtype)
+
+
+def add_window(config: NarrowBertConfig, mask: torch.Tensor | None, hidden_BSH: torch.Tensor) -> torch.Tensor:
+    """``mask`` over all pairs (bool or added to the scores) joined with the window, to be added: [B or 1, 1, S, S]."""
+    places = torch.arange(hidden_BSH.shape[1], device=hidden_BSH.device)
+    is_far = (places[:, None] - places).abs() > config.attention_window // 2
+    if mask is None:
+        mask = hidden_BSH.new_zeros(1, 1, *is_far.shape)
+    elif mask.dtype == torch.bool:
+        mask = hidden_BSH.new_zeros(mask.shape).masked_fill(~mask, torch.finfo(hidden_BSH.dtype).min)
+    return mask.masked_fill(is_far, torch.finfo(hidden_BSH.dtype).min)
+
+
+def windowed_attention(
+    query_BASD: torch.Tensor, key_BASD: torch.Tensor, value_BASD: torch.Tensor, bias: torch.Tensor, dropout: float
+) -> torch.Tensor:
+    """Attention to a window, with the ``bias`` of ``window_bias``: [B, S, A, D].
+
+    The queries of a block are multiplied by the keys of it and of its two neighbours, no more.
+    """
+    query, key, value = (blocks(x, 2, bias.shape[-2], 0.0) for x in (query_BASD, key_BASD, value_BASD))
+    key, value = (with_neighbours(x, 2, 0.0) for x in (key, value))
+    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2) + bias
+    context = nn.functional.dropout(scores.softmax(dim=-1), p=dropout, training=dropout > 0) @ value
+    return context.flatten(2, 3)[:, :, : query_BASD.shape[2]].transpose(1, 2)
 
 
 class NarrowBertEmbeddings(nn.Module):
@@ -166,6 +248,14 @@ def eager_attention(
         scores_BAPS = scores_BAPS + attention_mask
     weights_BAPS = nn.functional.dropout(scores_BAPS.softmax(dim=-1), p=dropout, training=module.training)
     return (weights_BAPS @ value_BASD).transpose(1, 2), weights_BAPS
+
+
+class Local(NamedTuple):
+    """What the attentions to a window share: ``window_bias``, or a mask over all pairs; and rope's angles."""
+
+    window: torch.Tensor | None
+    mask: torch.Tensor | None
+    by: Rotation | None
 
 
 class Packing(NamedTuple):
@@ -348,6 +438,7 @@ class NarrowBertSelfAttention(nn.Module):
         folded_into: "NarrowBertSelfAttention | None" = None,
         packing: Packing | None = None,
         implementation: str | None = None,
+        window: torch.Tensor | None = None,
         **kwargs: Unpack[OutputOptions],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Attend to ``key`` and ``value`` [B, A, S, D], or, given ``folded_into``, to the state [B, S, H] in ``key``.
@@ -356,6 +447,7 @@ class NarrowBertSelfAttention(nn.Module):
             folded_into: whose keys and values of that state are meant.
             packing: the batch is packed; there is no mask then.
             implementation: of attention, instead of the configuration's.
+            window: what ``window_bias`` gives; there is no mask then.
         """
         query_BAPD = rotate(self._split_heads(self.query(hidden_BPH)), by)
         scaling = self.head_dim**-0.5
@@ -365,6 +457,8 @@ class NarrowBertSelfAttention(nn.Module):
             context_BPAD, weights_BAPS = folded_attention(
                 query_BAPD, key, folded_into.key, folded_into.value, attention_mask, scaling, dropout
             )
+        elif window is not None:
+            context_BPAD = windowed_attention(query_BAPD, key, value, window.to(query_BAPD), dropout)
         elif packing is not None:
             context_BPAD = packed_attention(query_BAPD, key, value, packing, dropout)
         else:
@@ -441,11 +535,13 @@ class NarrowBertIntermediate(nn.Module):
 
 
 class NarrowBertLayer(GradientCheckpointingLayer):
-    """``"sf"``, or one of the two alone."""
+    """``"sf"`` or ``"wf"``, or a sublayer alone."""
 
     def __init__(self, config: NarrowBertConfig, sublayers: str, has_key_value: bool) -> None:
         super().__init__()
-        self.attention = NarrowBertAttention(config, has_key_value) if "s" in sublayers else None
+        self.is_local = "w" in sublayers
+        has_attention = not set(ATTENTIONS).isdisjoint(sublayers)
+        self.attention = NarrowBertAttention(config, has_key_value) if has_attention else None
         self.intermediate = NarrowBertIntermediate(config) if "f" in sublayers else None
         self.output = NarrowBertSublayerOutput(config, config.intermediate_size) if "f" in sublayers else None
 
@@ -488,9 +584,12 @@ class NarrowBertEncoder(nn.Module):
         by: Rotation | None,
         frozen_by: Rotation | None,
         folds: bool = False,
+        local: Local | None = None,
         **kwargs: Unpack[OutputOptions],
     ) -> torch.Tensor:
         """Keys and values come from ``frozen_BSH``, or from the running state where that is None.
+
+        ``local`` is what the layers of a ``w`` take instead of the mask and the angles.
 
         The result is on the device of ``hidden_BPH``, wherever the layers are.
         """
@@ -505,7 +604,10 @@ class NarrowBertEncoder(nn.Module):
                 else:
                     key, value = layer.attention.self.key_value(frozen_BSH, frozen_by)
             # All positional: gradient checkpointing hands tensors on by position.
-            hidden_BPH = layer(hidden_BPH, key, value, attention_mask, by, folded_into=folded_into, **kwargs)
+            if layer.is_local and local is not None:
+                hidden_BPH = layer(hidden_BPH, None, None, local.mask, local.by, window=local.window, **kwargs)
+            else:
+                hidden_BPH = layer(hidden_BPH, key, value, attention_mask, by, folded_into=folded_into, **kwargs)
         return hidden_BPH.to(device)
 
     def folds(self, config: NarrowBertConfig, num_narrow: int, state_BSH: torch.Tensor) -> bool:
@@ -775,8 +877,28 @@ class NarrowBertModel(NarrowBertPreTrainedModel):
         by = rotation(self.config, position_ids, hidden_BSH.dtype)
         mask = create_bidirectional_mask(self.config, hidden_BSH, attention_mask)
         mask = add_alibi(self.config, mask, position_ids, position_ids, hidden_BSH.dtype)
-        hidden_BSH = self.encoder(hidden_BSH, None, mask, by, None, **kwargs)
+        local = self._local(hidden_BSH, attention_mask, position_ids, mask)
+        hidden_BSH = self.encoder(hidden_BSH, None, mask, by, None, local=local, **kwargs)
         return self._encode_narrow(hidden_BSH, attention_mask, position_ids, narrow_positions, **kwargs)
+
+    def _local(
+        self,
+        hidden_BSH: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        position_ids: torch.Tensor,
+        mask: torch.Tensor | None,
+    ) -> Local | None:
+        """For the layers of a ``w`` over a rectangle whose other layers take ``mask``."""
+        if not any("w" in sublayers for sublayers in self.config.full_layers):
+            return None
+        by = rotation(self.config, position_ids, hidden_BSH.dtype, is_local=True)
+        # The number of blocks depends on the length, which a recorded graph leaves open; eager attention gives weights.
+        is_recorded = torch.compiler.is_exporting() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+        if is_recorded or self.config._attn_implementation == "eager":
+            return Local(None, add_window(self.config, mask, hidden_BSH), by)
+        places = torch.arange(hidden_BSH.shape[1], device=hidden_BSH.device).unsqueeze(0)
+        real_BS = None if attention_mask is None else attention_mask != 0
+        return Local(window_bias(self.config, places, real_BS, None, hidden_BSH.dtype), None, by)
 
     def _encode_narrow(
         self,
@@ -818,9 +940,15 @@ class NarrowBertModel(NarrowBertPreTrainedModel):
         """``_encode`` over the real tokens alone."""
         batch, length = hidden_BSH.shape[:2]
         places_BS = position_ids.expand(batch, -1)
-        by = rotation(self.config, places_BS.flatten()[packing.tokens_T].unsqueeze(0), hidden_BSH.dtype)
+        places_1T = places_BS.flatten()[packing.tokens_T].unsqueeze(0)
+        by = rotation(self.config, places_1T, hidden_BSH.dtype)
         hidden_1TH = hidden_BSH.flatten(0, 1)[packing.tokens_T].unsqueeze(0)
-        hidden_1TH = self.encoder(hidden_1TH, None, None, by, None, packing=packing, **kwargs)
+        local = None
+        if any("w" in sublayers for sublayers in self.config.full_layers):
+            rows_1T, columns_1T = (packing.tokens_T // length)[None], (packing.tokens_T % length)[None]
+            window = window_bias(self.config, columns_1T, None, rows_1T, hidden_BSH.dtype)
+            local = Local(window, None, rotation(self.config, places_1T, hidden_BSH.dtype, is_local=True))
+        hidden_1TH = self.encoder(hidden_1TH, None, None, by, None, packing=packing, local=local, **kwargs)
         num_narrow = length if narrow_positions is None else narrow_positions.shape[-1]
         if self.encoder_narrow.folds(self.config, num_narrow, hidden_BSH):
             # Nothing is projected there, so padding costs next to nothing.

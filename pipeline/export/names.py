@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 import torch
 
 from pipeline.config import ModelConfig
-from pipeline.export.configuration_narrowbert import NarrowBertConfig, group_sublayers, parse_layout
+from pipeline.export.configuration_narrowbert import ATTENTIONS, NarrowBertConfig, group_sublayers, parse_layout
 from pipeline.export.modeling_narrowbert import GATED, NarrowBertForMaskedLM
 from pipeline.model.parameters import model_parameters
 
@@ -24,6 +24,7 @@ _RENAMED = {
     "init_method_std": "initializer_range",
     "position": "position_embedding_type",
     "rotary_base": "rope_theta",
+    "local_rotary_base": "local_rope_theta",
     "activation": "hidden_act",
 }
 """Options whose names in the export are those of transformers' BERT."""
@@ -142,7 +143,8 @@ def _module_names(config: NarrowBertConfig) -> dict[str, tuple[str, ...]]:
     for kind in ("word", "token_type", "position"):
         names[f"embeddings.{kind}_embeddings"] = (f"bert.embeddings.{kind}_embeddings",)
     for ours, theirs, letter in sublayers(config.layout):
-        names.update(_attention_names(ours, theirs) if letter == "s" else _feed_forward_names(config, ours, theirs))
+        of_kind = _attention_names(ours, theirs) if letter in ATTENTIONS else _feed_forward_names(config, ours, theirs)
+        names.update(of_kind)
     owners = [f"bert.encoder_narrow.layer.{number}.attention.self" for number in config.narrow_kv_owners]
     names["encoder.narrow_kv.linear"] = tuple(f"{owner}.{name}" for owner in owners for name in ("key", "value"))
     return names

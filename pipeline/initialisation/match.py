@@ -13,7 +13,7 @@ from pipeline.export.configuration_narrowbert import NarrowBertConfig
 from pipeline.export.names import CONFIG_NAMES, TIED, State, parameter_shapes, sublayers
 from pipeline.initialisation.source import FLOATING, PretrainedSource
 from pipeline.initialisation.tokenizer import different_tokenizer
-from pipeline.layout import Layout, parse_layout
+from pipeline.layout import Layout, parse_layout, without_windows
 from pipeline.model.parameters import COMPUTING_OPTIONS
 
 _WORDS = "bert.embeddings.word_embeddings.weight"
@@ -128,10 +128,12 @@ def _different_settings(source: PretrainedSource, config: NarrowBertConfig) -> d
         different["model_type"] = f"model_type {kind}, which is neither bert nor {NarrowBertConfig.model_type}"
     if source.config.get("is_decoder"):
         different["is_decoder"] = "is_decoder true, which no layout is"
+    has_rope, has_window = config.position_embedding_type == "rope", "w" in parse_layout(config.layout).full
+    is_used = {"rope_theta": has_rope, "attention_window": has_window, "local_rope_theta": has_rope and has_window}
     for ours in COMPUTING_OPTIONS:
         key = CONFIG_NAMES[ours]
         there, here = source.setting(key), getattr(config, key)
-        if there != here and (key != "rope_theta" or config.position_embedding_type == "rope"):
+        if there != here and is_used.get(key, True):
             different[key] = f"{key} {there} there, model.{ours} {here} here"
     # To narrow a BERT is what this is for; to narrow a NarrowBERT elsewhere may be a default that nobody chose.
     there, here = source.layout, parse_layout(config.layout)
@@ -147,15 +149,18 @@ def origins_of(there: Layout, config: NarrowBertConfig) -> dict[str, str]:
         UserError: the layouts have not the same numbers of sublayers.
     """
     here = parse_layout(config.layout)
-    counts = [[(side.full + side.narrow).count(letter) for letter in "sf"] for side in (there, here)]
+    counts = [[without_windows(side.full + side.narrow).count(letter) for letter in "sf"] for side in (there, here)]
     if counts[0] != counts[1]:
         raise UserError(
-            f"model.layout {here} has {counts[1][0]} s and {counts[1][1]} f, the checkpoint {counts[0][0]} s and "
-            f"{counts[0][1]} f: take a layout with as many, such as {there.control()} or with a ':' in it"
+            f"model.layout {here} has {counts[1][0]} s or w and {counts[1][1]} f, the checkpoint {counts[0][0]} s or w "
+            f"and {counts[0][1]} f: take a layout with as many, such as {there.control()} or with a ':' in it"
         )
     layers: dict[tuple[str, str], str] = {}
     for letter in "sf":
-        ours, theirs = ([n for _, n, kind in sublayers(str(side)) if kind == letter] for side in (here, there))
+        ours, theirs = (
+            [name for _, name, kind in sublayers(str(side)) if without_windows(kind) == letter]
+            for side in (here, there)
+        )
         layers.update({(name, letter): origin for name, origin in zip(ours, theirs, strict=True)})
     origins = {}
     for name in parameter_shapes(config):

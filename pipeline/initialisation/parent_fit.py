@@ -10,7 +10,7 @@ from pipeline.checkpoints.format import TrainerState
 from pipeline.checkpoints.reading import Fit
 from pipeline.config import ModelConfig, RunConfig
 from pipeline.data.mixture import Mixture
-from pipeline.layout import parse_layout
+from pipeline.layout import parse_layout, without_windows
 from pipeline.model.parameters import COMPUTING_OPTIONS, has_position_embeddings, model_parameters
 
 if TYPE_CHECKING:  # transformers is imported only where layers are read on other sides of the ':'
@@ -41,7 +41,7 @@ def differences(state: TrainerState, config: RunConfig, shards: Mixture) -> tupl
         elif name == "layout":
             fits = _is_reread(there, changed, shards, is_allowed="layout" in config.init.allow)
             (others if fits else wrong).append(text)
-        elif name == "rotary_base":
+        elif name in ("rotary_base", "local_rotary_base"):
             others.append(text)
         elif name in COMPUTING_OPTIONS or model_parameters(changed, shards.vocab_size) != table:
             wrong.append(text)
@@ -58,7 +58,7 @@ def _is_reread(there: ModelConfig, here: ModelConfig, shards: Mixture, *, is_all
     theirs, ours = (parse_layout(model.layout) for model in (there, here))
     if theirs == ours:
         return True
-    counts = [Counter(layout.full + layout.narrow) for layout in (theirs, ours)]
+    counts = [Counter(without_windows(layout.full + layout.narrow)) for layout in (theirs, ours)]
     if counts[0] != counts[1] or (theirs.narrow and not is_allowed):
         return False
     from pipeline.export.names import parameter_shapes

@@ -4,7 +4,7 @@ A multiply-add counts as 2 FLOPs. Matrix products alone are counted: each weight
 times the positions that are multiplied by it, and the products of attention. A backward pass is twice a forward pass.
 With S positions of a row, P narrow ones, H ``hidden_size``, F ``ffn_hidden_size`` and V ``vocab_size``:
 
-- full attention sublayer: 8 S H^2 + 4 S^2 H
+- full attention sublayer: 8 S H^2 + 4 S^2 H; of a window of W, 8 S H^2 + 4 S (W + 1) H, of no more than the row
 - narrow attention sublayer: 4 P H^2 + 4 P S H, and 4 S H^2 for each key/value projection of the frozen
   state (one per narrow attention sublayer unless they share it)
 - feed-forward sublayer on n positions: 4 n H F, gated 6 n H F
@@ -47,12 +47,14 @@ def forward_flops(layout: Layout, model: ModelConfig, shape: RowShape) -> int:
         for parameter in model_parameters(model, shape.vocab_size, layout)
         if parameter.multiplies is not None
     )
-    num_queries = sum(
-        letters.count("s") * num_positions[side]
+    keys_of_query = {"s": shape.seq_length, "w": min(model.attention_window + 1, shape.seq_length)}
+    num_pairs = sum(
+        letters.count(letter) * num_positions[side] * num_keys
         for side, letters in (("every", layout.full), ("narrow", layout.narrow))
+        for letter, num_keys in keys_of_query.items()
     )
-    # Each query is multiplied by the keys, and its probabilities by the values, of every position.
-    return 2 * products + 2 * num_queries * 2 * shape.seq_length * model.hidden_size
+    # Each query is multiplied by the keys, and its probabilities by the values, of what it sees.
+    return 2 * products + 2 * num_pairs * 2 * model.hidden_size
 
 
 def training_flops(layout: Layout, model: ModelConfig, shape: RowShape) -> int:

@@ -13,6 +13,7 @@ from pipeline.model.attention_mask import AttentionMask, flex
 from pipeline.model.linear_and_norm import column_linear, interleaved_column_linear, row_linear
 from pipeline.model.position import Rotation
 from pipeline.model.sublayer import Sublayer
+from pipeline.model.window import windowed_attention
 from pipeline.parallel.dropout_seeds import tensor_parallel_dropout
 from pipeline.parallel.groups import tensor_parallel_group
 from pipeline.parallel.layers import Initializer
@@ -41,13 +42,16 @@ class _Attention(Sublayer):
             context_BAQD = flex(q_BAQD, k_BASD, v_BASD, mask)
         else:
             with tensor_parallel_dropout(dropout_p):  # a rank's heads are its own, so are the masks of their dropout
-                context_BAQD = dot_product_attention(q_BAQD, k_BASD, v_BASD, mask.bias, dropout_p)
+                if mask.window_bias is not None:
+                    context_BAQD = windowed_attention(q_BAQD, k_BASD, v_BASD, mask.window_bias, dropout_p)
+                else:
+                    context_BAQD = dot_product_attention(q_BAQD, k_BASD, v_BASD, mask.bias, dropout_p)
         context_BQH = context_BAQD.transpose(1, 2).flatten(2)
         return self._output(residual_BQH, self.linear_proj(context_BQH))
 
 
 class FullAttention(_Attention):
-    """Every position attends to every position (an ``s`` left of the ``:``)."""
+    """Every position attends to every position (an ``s`` left of the ``:``), or to those in a window (a ``w``)."""
 
     def __init__(self, config: ModelConfig, init_method: Initializer) -> None:
         super().__init__(config, init_method)

@@ -11,6 +11,8 @@ from collections.abc import Callable
 import torch
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
+from pipeline.model.window import window_bias
+
 Score = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
@@ -20,8 +22,10 @@ class AttentionMask:
 
     bias: torch.Tensor | None = None
     """Bool on CUDA (True: may be seen), or added to the scores; broadcasts to [B, A, Q, S]. None: all is seen."""
+    window_bias: torch.Tensor | None = None
+    """In place of it, for attention to a window: what ``windowed_attention`` adds to the scores of its blocks."""
     block_mask: BlockMask | None = None
-    """The same for FlexAttention, which skips the blocks between documents; then ``bias`` is None."""
+    """The same for FlexAttention, which skips the blocks that nobody sees; then both are None."""
     score: Score | None = None
     """What FlexAttention does to a score: ALiBi."""
 
@@ -35,8 +39,9 @@ def attention_mask(
     dtype: torch.dtype,
     *,
     use_blocks: bool,
+    radius: int | None = None,
 ) -> AttentionMask:
-    """Join padding, documents and ALiBi into what one attention call takes.
+    """Join padding, documents, the window and ALiBi into what one attention call takes.
 
     Args:
         key_mask_B11S: True where a key is a real token; None if every one is.
@@ -46,11 +51,16 @@ def attention_mask(
         seq_length: S.
         dtype: of the queries and keys.
         use_blocks: FlexAttention in place of a mask over all pairs. It never forms the pairs between
-            documents, trains on CUDA only and knows no dropout.
+            documents or beyond the window, trains on CUDA only and knows no dropout.
+        radius: how far a query sees on either side, where every position of the row queries; None: everywhere.
     """
     positions_BQ = positions if positions.dim() == 2 else positions.unsqueeze(0)
-    if use_blocks and document_ids_BS is not None:
-        return _blocks(key_mask_B11S, document_ids_BS, slopes_A, positions_BQ, seq_length)
+    if use_blocks and (document_ids_BS is not None or radius is not None):
+        return _blocks(key_mask_B11S, document_ids_BS, slopes_A, positions_BQ, seq_length, radius)
+    if radius is not None:
+        device = positions.device
+        bias = window_bias(radius, key_mask_B11S, document_ids_BS, slopes_A, seq_length, dtype, device)
+        return AttentionMask(window_bias=bias)
     seen = key_mask_B11S
     if document_ids_BS is not None:
         query_ids_BQ = document_ids_BS.gather(1, positions_BQ.expand(len(document_ids_BS), -1))
@@ -70,22 +80,34 @@ def attention_mask(
 
 def _blocks(
     key_mask_B11S: torch.Tensor | None,
-    document_ids_BS: torch.Tensor,
+    document_ids_BS: torch.Tensor | None,
     slopes_A: torch.Tensor | None,
     positions_BQ: torch.Tensor,
     seq_length: int,
+    radius: int | None,
 ) -> AttentionMask:
-    num_rows = len(document_ids_BS)
-    positions_BQ = positions_BQ.expand(num_rows, -1)
-    query_ids_BQ = document_ids_BS.gather(1, positions_BQ)
+    by_row = key_mask_B11S if document_ids_BS is None else document_ids_BS
+    num_rows = len(positions_BQ if by_row is None else by_row)
+    query_ids_BQ = document_ids_BS
+    if document_ids_BS is not None:
+        query_ids_BQ = document_ids_BS.gather(1, positions_BQ.expand(num_rows, -1))
+
+    def distance(b: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        return (positions_BQ[b % len(positions_BQ), q] - k).abs()  # of one row, or of each its own
 
     def seen(b: torch.Tensor, _h: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-        same = query_ids_BQ[b, q] == document_ids_BS[b, k]
-        return same if key_mask_B11S is None else same & key_mask_B11S[b, 0, 0, k]
+        found = q >= 0
+        if query_ids_BQ is not None and document_ids_BS is not None:
+            found = query_ids_BQ[b, q] == document_ids_BS[b, k]
+        if key_mask_B11S is not None:
+            found = found & key_mask_B11S[b, 0, 0, k]
+        if radius is not None:  # padding sees itself, as in window_bias
+            found = (found & (distance(b, q, k) <= radius)) | (distance(b, q, k) == 0)
+        return found
 
     def alibi(score: torch.Tensor, b: torch.Tensor, h: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
         assert slopes_A is not None
-        return score - slopes_A[h] * (positions_BQ[b, q] - k).abs()
+        return score - slopes_A[h] * distance(b, q, k)
 
     mask = create_block_mask(seen, num_rows, None, positions_BQ.shape[1], seq_length, device=str(positions_BQ.device))
     return AttentionMask(block_mask=mask, score=None if slopes_A is None else alibi)

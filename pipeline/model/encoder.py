@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from pipeline.config import ModelConfig
-from pipeline.layout import group_sublayers, kv_projections, parse_layout
+from pipeline.layout import ATTENTIONS, group_sublayers, kv_projections, parse_layout
 from pipeline.model.attention import FrozenKeyValue, FullAttention, NarrowAttention
 from pipeline.model.attention_mask import AttentionMask, attention_mask
 from pipeline.model.feedforward import FeedForward
@@ -34,7 +34,7 @@ class Encoder(nn.Module):
         self.config = config
         self.layout = parse_layout(config.layout)
         self.full_sublayers = nn.ModuleList(
-            FullAttention(config, init_method) if letter == "s" else FeedForward(config, init_method)
+            FullAttention(config, init_method) if letter in ATTENTIONS else FeedForward(config, init_method)
             for letter in self.layout.full
         )
         self.narrow_sublayers = nn.ModuleList(
@@ -69,28 +69,32 @@ class Encoder(nn.Module):
         # Left of the narrowing point every position is computed.
         positions_S = torch.arange(state_BSH.shape[1], device=state_BSH.device)
         rotation = build_rotation(self.config, positions_S, state_BSH.dtype)
-        mask = AttentionMask()
+        views: dict[str, tuple[AttentionMask, Rotation | None]] = {"f": (AttentionMask(), None)}
         if "s" in self.layout.full:
-            mask = self._mask(state_BSH, positions_S, key_mask_B11S, document_ids_BS)
-        for layer in _layers(self.full_sublayers, self.layout.full):
-            state_BSH = self._run(_full_layer, layer, state_BSH, mask, rotation)
+            views["s"] = self._mask(state_BSH, positions_S, key_mask_B11S, document_ids_BS), rotation
+        if "w" in self.layout.full:
+            local = build_rotation(self.config, positions_S, state_BSH.dtype, is_local=True)
+            radius = self.config.attention_window // 2
+            views["w"] = self._mask(state_BSH, positions_S, key_mask_B11S, document_ids_BS, radius), local
+        groups = group_sublayers(self.layout.full)
+        for group, layer in zip(groups, _layers(self.full_sublayers, groups), strict=True):
+            state_BSH = self._run(_full_layer, layer, state_BSH, *views[group[0]])
 
         # Here the state is frozen. Its keys and values serve all narrow layers.
         narrow_BPH = gather_positions(state_BSH, narrow_positions_BP)
-        if self.narrow_kv is None:
-            keys_values = []
-        else:
+        keys_values, narrow_mask, narrow_rotation = [], AttentionMask(), None
+        if self.narrow_kv is not None:
             frozen_BSH = state_BSH if self.frozen_norm is None else self.frozen_norm(state_BSH)
             keys_values = self.narrow_kv(frozen_BSH, rotation)
-            mask = self._mask(state_BSH, narrow_positions_BP, key_mask_B11S, document_ids_BS)
-            rotation = build_rotation(self.config, narrow_positions_BP, state_BSH.dtype)
+            narrow_mask = self._mask(state_BSH, narrow_positions_BP, key_mask_B11S, document_ids_BS)
+            narrow_rotation = build_rotation(self.config, narrow_positions_BP, state_BSH.dtype)
 
         # Right of the narrowing point the narrow positions alone are computed.
         num_attentions = 0
-        for layer in _layers(self.narrow_sublayers, self.layout.narrow):
+        for layer in _layers(self.narrow_sublayers, group_sublayers(self.layout.narrow)):
             if isinstance(layer[0], NarrowAttention):
                 k_BASD, v_BASD = keys_values[self.projection_of_attention[num_attentions]]
-                narrow_BPH = self._run(_narrow_layer, layer, narrow_BPH, k_BASD, v_BASD, mask, rotation)
+                narrow_BPH = self._run(_narrow_layer, layer, narrow_BPH, k_BASD, v_BASD, narrow_mask, narrow_rotation)
                 num_attentions += 1
             else:
                 narrow_BPH = self._run(_feed_forward_alone, layer, narrow_BPH)
@@ -112,8 +116,9 @@ class Encoder(nn.Module):
         positions: torch.Tensor,
         key_mask_B11S: torch.Tensor | None,
         document_ids_BS: torch.Tensor | None,
+        radius: int | None = None,
     ) -> AttentionMask:
-        """Mask of the queries at ``positions``, [S] or [B, P]."""
+        """Mask of the queries at ``positions``, [S] or [B, P]; ``radius`` is that of the window, if they have one."""
         has_dropout = self.training and self.config.attention_dropout > 0
         return attention_mask(
             key_mask_B11S,
@@ -123,6 +128,7 @@ class Encoder(nn.Module):
             state_BSH.shape[1],
             state_BSH.dtype,
             use_blocks=state_BSH.is_cuda and not has_dropout,
+            radius=radius,
         )
 
 
@@ -135,10 +141,10 @@ def gather_positions(state_BSH: torch.Tensor, positions_BP: torch.Tensor) -> tor
     return state_BSH.reshape(-1, hidden_size).index_select(0, flat).unflatten(0, positions_BP.shape)
 
 
-def _layers(sublayers: nn.ModuleList, letters: str) -> list[Sequence[nn.Module]]:
+def _layers(sublayers: nn.ModuleList, groups: Sequence[str]) -> list[Sequence[nn.Module]]:
     """The sublayers as layers: an attention and the feed-forward after it, or one of them alone."""
     remaining = iter(sublayers)
-    return [[next(remaining) for _ in group] for group in group_sublayers(letters)]
+    return [[next(remaining) for _ in group] for group in groups]
 
 
 def _full_layer(

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Literal
 
 from pipeline.config import ModelConfig, OptimizerConfig
-from pipeline.layout import Layout, kv_projections, parse_layout
+from pipeline.layout import ATTENTIONS, Layout, kv_projections, parse_layout
 
 NUM_TOKEN_TYPES = 2
 """BERT's segments. Without next-sentence pairs every token is in segment 0."""
@@ -30,6 +30,8 @@ COMPUTING_OPTIONS = (
     "norm",
     "position",
     "rotary_base",
+    "attention_window",
+    "local_rotary_base",
     "activation",
 )
 """Options that change what the weights compute; of the others the tensors' names and shapes tell."""
@@ -159,7 +161,7 @@ def _sublayers(model: ModelConfig, layout: Layout) -> Iterator[Parameter]:
     for side, letters, positions in sides:
         for index, letter in enumerate(letters):
             name = f"encoder.{side}_sublayers.{index}"
-            if letter == "s":
+            if letter in ATTENTIONS:
                 yield from _attention(model, name, side, positions)
             else:
                 yield from _feed_forward(model, name, positions)

@@ -51,9 +51,17 @@ class Rotation:
         return torch.addcmul(x * self.cos.view(shape), torch.cat((second, first), -1), self.sin.view(shape))
 
 
-def build_rotation(config: ModelConfig, positions: torch.Tensor, dtype: torch.dtype) -> Rotation | None:
-    """The rotation of queries and keys at ``positions`` (as in ``Rotation``); None unless the model has RoPE."""
-    return Rotation(positions, config.head_dim, config.rotary_base, dtype) if config.position == "rope" else None
+def build_rotation(
+    config: ModelConfig, positions: torch.Tensor, dtype: torch.dtype, *, is_local: bool = False
+) -> Rotation | None:
+    """The rotation of queries and keys at ``positions`` (as in ``Rotation``); None unless the model has RoPE.
+
+    ``is_local``: for attention to a window, which may have a base of its own.
+    """
+    if config.position != "rope":
+        return None
+    base = config.local_rotary_base if is_local else config.rotary_base
+    return Rotation(positions, config.head_dim, base, dtype)
 
 
 def build_slopes(config: ModelConfig, device: torch.device) -> torch.Tensor | None:

@@ -17,6 +17,7 @@ from tests.processes import run_ranks
 
 LAYOUTS = ("2sf", "sf:3sf", "sf s:f 2s f s")
 CASES = [(layout, options) for layout in LAYOUTS for options in OPTIONS]
+CASES += [("wf s w:sf", {"attention_window": 4, "position": position}) for position in ("rope", "alibi")]
 CASES += [("sf:3sf", {"document_attention": "isolated", "position": "alibi", "recompute": True})]
 
 

@@ -19,22 +19,30 @@ from pipeline.layout import Layout, group_sublayers, kv_projections, parse_layou
         ("3sf 2s : 2f 7sf", "sf" * 3 + "ss", "ff" + "sf" * 7),
         (":12sf", "", "sf" * 12),
         ("s2f3sf", "sff" + "sf" * 3, ""),
+        ("7sfwfwf sf", "sfwfwf" * 7 + "sf", ""),
+        ("2sfwfwf : 16sf", "sfwfwf" * 2, "sf" * 16),
     ],
 )
 def test_notation_of_the_paper(text: str, full: str, narrow: str) -> None:
     assert parse_layout(text) == Layout(full=full, narrow=narrow)
 
 
-@given(st.text("sf", max_size=12), st.text("sf", max_size=12))
+@given(st.text("swf", max_size=12), st.text("sf", max_size=12))
 def test_text_form_reads_back_as_the_same_layout(full: str, narrow: str) -> None:
-    if "s" in full + narrow:
+    if "s" in full + narrow or "w" in full:
         layout = Layout(full=full, narrow=narrow)
         assert parse_layout(str(layout)) == layout
+
+
+@pytest.mark.parametrize("text", ["12sf", "2sf:10sf", "2sf 10s:10f", "7sfwfwf sf", "2sfwfwf:16sf", "2w wf 2f:s"])
+def test_text_form_is_short(text: str) -> None:
+    assert str(parse_layout(text)) == text
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
+        ("sf:w", "character 4 (sf:>>w<<): 'w' is a sublayer of full rows"),
         ("2sx:10sf", "character 3 (2s>>x<<:10sf)"),
         ("2sf::3s", "character 5 (2sf:>>:<<3s)"),
         ("2sf:10", "character 6 (2sf:1>>0<<)"),
@@ -60,7 +68,7 @@ def test_control_keeps_every_sublayer() -> None:
     assert layout.num_layers == 12
 
 
-@given(st.text("sf:0123 x", max_size=10))
+@given(st.text("swf:0123 x", max_size=10))
 def test_exported_configuration_reads_layouts_in_the_same_way(text: str) -> None:
     # The exported file stands alone and so has a parser of its own; the two must not drift apart.
     def outcome(parse: Callable[[str], object]) -> object:
@@ -95,9 +103,9 @@ def test_other_ways_of_sharing_are_refused(narrow_kv: str) -> None:
             read(narrow_kv, 5)
 
 
-@given(st.text("sf", max_size=12))
+@given(st.text("swf", max_size=12))
 def test_an_attention_and_the_feed_forward_after_it_are_one_layer(letters: str) -> None:
     groups = group_sublayers(letters)
     assert "".join(groups) == letters
-    assert all(group in ("sf", "s", "f") for group in groups)
-    assert not any(first[-1] + second[0] == "sf" for first, second in itertools.pairwise(groups))
+    assert all(group in ("sf", "wf", "s", "w", "f") for group in groups)
+    assert not any(first[-1] + second[0] in ("sf", "wf") for first, second in itertools.pairwise(groups))

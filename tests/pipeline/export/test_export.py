@@ -190,12 +190,13 @@ OPTIONS = [
     {"position": "rope", "narrow_kv": "grouped:2", "rotary_base": 50.0},
     {"norm": "rmsnorm", "bias": False},
     {"document_attention": "isolated", "recompute": True},
+    {"attention_window": 4, "position": "rope", "rotary_base": 50.0, "local_rotary_base": 20.0},
 ]
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: " ".join(map(str, options.values())) or "bert")
-@pytest.mark.parametrize("layout", ["3sf", "2sf:3sf", "1sf 2s:2f", "sf s:f s sf", ":2sf"])
+@pytest.mark.parametrize("layout", ["3sf", "2sf:3sf", "1sf 2s:2f", "sf s:f s sf", ":2sf", "wf s w:sf"])
 def test_exported_weights_give_the_training_models_logits(layout: str, options: dict[str, Any], attention: str) -> None:
     training = training_model(layout, **options).eval()
     config = export_config(model_config(layout, **options), SPECIAL_IDS)
@@ -214,6 +215,30 @@ def test_exported_weights_give_the_training_models_logits(layout: str, options: 
         assert_close(exported(ids, attention_mask=mask, narrow_positions=positions).logits, expected)
         unpadded = training.logits(ids, positions, None, torch.zeros_like(ids))
         assert_close(exported(ids, narrow_positions=positions).logits, unpadded)
+
+
+@pytest.mark.parametrize("window", [8, 128])
+@pytest.mark.parametrize("position", ["rope", "alibi"])
+def test_windows_of_long_rows_are_those_of_training(position: str, window: int) -> None:
+    """In blocks over rectangles and over packed sentences, and as a mask."""
+    layout, length = "wf s w:sf", 200
+    options = {"attention_window": window, "position": position, "max_position_embeddings": length}
+    training = training_model(layout, **options).eval()
+    exported = NarrowBertForMaskedLM(export_config(model_config(layout, **options), SPECIAL_IDS)).eval()
+    state = to_transformers({name: p.detach() for name, p in training.named_parameters()}, exported.config)
+    exported.load_state_dict(state, strict=False)
+    exported.tie_weights()
+    ids = torch.randint(5, VOCABULARY, (3, length), generator=torch.Generator().manual_seed(2))
+    mask = (torch.arange(length) < torch.tensor([[70], [200], [35]])).long()
+    positions = torch.tensor([[0, 33, 69], [199, 2, 101], [34, 7, 8]])
+    with torch.no_grad():
+        expected = training.logits(ids, positions, mask.bool()[:, None, None])
+        for attention, unpad in (("sdpa", True), ("sdpa", False), ("eager", True)):
+            exported.set_attn_implementation(attention)
+            exported.bert.unpad = unpad
+            found = exported(ids, attention_mask=mask, narrow_positions=positions).logits
+            assert_close(found, expected, 1e-4)
+    assert exported.config.num_hidden_layers == 4
 
 
 # --- the narrow set of the masked-LM model --------------------------------------------------------
@@ -396,7 +421,7 @@ def test_wrong_layouts_point_at_the_character(layout: str, marked: str) -> None:
     assert "\n" not in str(error.value)
 
 
-@given(st.text(alphabet="sf0123:  x", max_size=10))
+@given(st.text(alphabet="swf0123:  x", max_size=10))
 def test_the_export_reads_layouts_as_training_does(layout: str) -> None:
     def read(parse):  # type: ignore[no-untyped-def]
         try:
@@ -436,6 +461,7 @@ def all_options(draw: st.DrawFn) -> dict[str, Any]:
         "activation": draw(st.sampled_from(["gelu", "geglu", "swiglu"])),
         "bias": draw(st.booleans()),
         "narrow_kv": draw(st.sampled_from(["per_layer", "shared", "grouped:1", "grouped:2", "grouped:3"])),
+        "attention_window": draw(st.sampled_from([2, 128])),
     }
 
 
@@ -445,8 +471,7 @@ def exported_options(options: dict[str, Any]) -> dict[str, Any]:
 
 @st.composite
 def layouts(draw: st.DrawFn) -> str:
-    side = st.text(alphabet="sf", max_size=6)
-    full, narrow = draw(side), draw(side)
+    full, narrow = draw(st.text(alphabet="swf", max_size=6)), draw(st.text(alphabet="sf", max_size=6))
     return f"{full}:{narrow}" if "s" in full + narrow else f"{full}s:{narrow}"
 
 

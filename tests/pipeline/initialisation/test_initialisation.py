@@ -361,7 +361,7 @@ def test_tensors_that_do_not_fit_are_listed(tmp_path: Path, shards: Mixture, edi
         ({}, {"normalization": "pre"}, "normalization post there, model.normalization pre here"),
         ({"model_type": "roberta"}, {}, "model_type roberta"),
         ({"is_decoder": True}, {}, "is_decoder true"),
-        ({"num_hidden_layers": 4}, {}, "model.layout sf:2sf has 3 s and 3 f, the checkpoint 4 s and 4 f"),
+        ({"num_hidden_layers": 4}, {}, "model.layout sf:2sf has 3 s or w and 3 f, the checkpoint 4 s or w and 4 f"),
         ({"full_length_layers": 7}, {}, "full_length_layers 7 and num_hidden_layers 3"),
         ({}, {"narrow_kv": "shared"}, "unexpected: bert.encoder.layer.2.attention.self.key.bias"),
     ],

@@ -67,6 +67,13 @@ def test_layers_are_read_on_other_sides_of_the_narrowing_point(
     ("there", "here", "wrong"),
     [
         ({"layout": "sf:2sf"}, {"layout": "2sf:sf"}, ["layout"]),
+        ({"layout": "sfwfwf"}, {"layout": "sf:2sf"}, []),  # narrow positions attend to the whole row
+        ({"layout": "sfwfwf"}, {"layout": "sfwf", "attention_window": 8}, ["layout", "attention_window"]),
+        (
+            {"layout": "sfwfwf", "position": "rope"},
+            {"layout": "sfwfwf", "position": "rope", "local_rotary_base": 9.0},
+            [],
+        ),
         ({}, {"layout": "2sf:2sf"}, ["layout"]),
         ({"narrow_kv": "shared"}, {"narrow_kv": "shared", "layout": "sf:2sf"}, ["layout"]),
         ({"normalization": "pre"}, {"normalization": "pre", "layout": "2sf:sf"}, ["layout"]),

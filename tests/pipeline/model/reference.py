@@ -55,7 +55,8 @@ class Reference:
         else:
             if projection is None and pre:  # full: each position normalised by this sublayer's own norm
                 state = [self.norm(f"{name}.norm", other) for other in state]
-            total = x + self.linear(f"{name}.linear_proj", self.attend(name, read, place, state, projection))
+            attended = self.attend(name, letter, read, place, state, projection)
+            total = x + self.linear(f"{name}.linear_proj", attended)
         return total if pre else self.norm(f"{name}.norm", total)
 
     def feed_forward(self, name: str, x: torch.Tensor) -> torch.Tensor:
@@ -72,9 +73,13 @@ class Reference:
         return self.linear(f"{name}.linear_fc2", activated * value)
 
     def attend(
-        self, name: str, x: torch.Tensor, place: int, state: list[torch.Tensor], projection: int | None
+        self, name: str, letter: str, x: torch.Tensor, place: int, state: list[torch.Tensor], projection: int | None
     ) -> torch.Tensor:
         size, heads = self.size, []
+        seen = range(len(state))
+        if letter == "w":
+            seen = [other for other in seen if abs(place - other) <= self.config.attention_window / 2]
+        state = [state[other] for other in seen]
         for head in range(self.config.num_attention_heads):
             if projection is None:
                 query, key, value = (
@@ -86,24 +91,26 @@ class Reference:
                 key, value = (
                     ("encoder.narrow_kv.linear", slice((first + i) * size, (first + i + 1) * size)) for i in range(2)
                 )
-            q = self.turn(self.linear(query[0], x, query[1]), place)
+            q = self.turn(letter, self.linear(query[0], x, query[1]), place)
             keys = self.linear(key[0], torch.stack(state), key[1])
-            scores = torch.stack([q @ self.turn(k, other) / math.sqrt(size) for other, k in enumerate(keys)])
+            turned = [self.turn(letter, k, other) for other, k in zip(seen, keys, strict=True)]
+            scores = torch.stack([q @ k / math.sqrt(size) for k in turned])
             if self.config.position == "alibi":
                 slope = [1 / 4, 1 / 16, 1 / 64, 1 / 256][head]
-                scores = scores - slope * torch.tensor([float(abs(place - other)) for other in range(len(state))])
+                scores = scores - slope * torch.tensor([float(abs(place - other)) for other in seen])
             heads.append(scores.softmax(0) @ self.linear(value[0], torch.stack(state), value[1]))
         return torch.cat(heads)
 
     def projections(self) -> list[int]:
         return kv_projections(self.config.narrow_kv, parse_layout(self.config.layout).narrow.count("s"))
 
-    def turn(self, x: torch.Tensor, place: int) -> torch.Tensor:
+    def turn(self, letter: str, x: torch.Tensor, place: int) -> torch.Tensor:
         if self.config.position != "rope":
             return x
+        base = self.config.local_rotary_base if letter == "w" else self.config.rotary_base
         half = self.size // 2
         pairs = torch.complex(x[:half], x[half:])
-        angles = place / self.config.rotary_base ** (2 * torch.arange(half, dtype=torch.float64) / self.size)
+        angles = place / base ** (2 * torch.arange(half, dtype=torch.float64) / self.size)
         turned = pairs * torch.exp(1j * angles)
         return torch.cat((turned.real, turned.imag))
 

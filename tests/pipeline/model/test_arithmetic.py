@@ -1,3 +1,4 @@
+import dataclasses
 from typing import Any
 
 import pytest
@@ -45,6 +46,16 @@ def test_flops_are_those_of_the_matrix_products(layout: str, options: dict[str, 
     with counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), torch.no_grad():
         model.logits(torch.zeros(1, 24, dtype=torch.long), torch.arange(5).unsqueeze(0), None)
     assert counter.get_total_flops() == forward_flops(parse_layout(config.layout), config, shape)
+
+
+def test_attention_to_a_window_is_what_its_positions_see() -> None:
+    # 4 H a pair of a query and a key; of each query as many as the window has, not those of whole blocks.
+    shape = RowShape(seq_length=512, masked_per_row=77, vocab_size=500)
+    model = ModelConfig(attention_window=128)
+    whole, window = (forward_flops(parse_layout(text), model, shape) for text in ("4sf:2sf", "sf 3wf:2sf"))
+    assert whole - window == 3 * 4 * 768 * 512 * (512 - 129)
+    short = dataclasses.replace(shape, seq_length=100)
+    assert forward_flops(parse_layout("wf"), model, short) == forward_flops(parse_layout("sf"), model, short)
 
 
 def test_the_keys_and_values_of_all_narrow_layers_are_one_product() -> None:

@@ -31,6 +31,7 @@ MIXTURE = "sf s:f 2s f s"
 ISOLATED = [{"document_attention": "isolated", "position": position} for position in ("absolute", "alibi")]
 # Every option where every kind of sublayer is, and every layout with none and with most of them.
 CASES = [(MIXTURE, options) for options in OPTIONS + ISOLATED]
+CASES += [("wf s w:2sf", {"position": "rope", "attention_window": 4, "local_rotary_base": 30.0})]
 CASES += [(layout, options) for layout in LAYOUTS if layout != MIXTURE for options in (OPTIONS[0], OPTIONS[-1])]
 
 

@@ -22,7 +22,7 @@ from pipeline.parallel.whole_tensors import full_shape
 from tests.tensor_shards import as_tensor_parallel_rank
 
 VOCAB = 77
-LAYOUTS = ["3sf", "sf:3sf", "sf 2s:2f", "s:sff", ":2sf"]
+LAYOUTS = ["3sf", "wf sf:2sf", "sf:3sf", "sf 2s:2f", "s:sff", ":2sf"]
 OPTIONS: dict[str, list[Any]] = {
     "normalization": ["post", "pre"],
     "norm": ["layernorm", "rmsnorm"],
