@@ -53,6 +53,8 @@ class ModelConfig:
     """Standard deviation of the normal initialisation (BERT: 0.02)."""
     normalization: Literal["post", "pre"] = "post"
     """Norm after each residual sum (BERT), or before each sublayer and once at the end."""
+    skip_first_norm: bool = False
+    """In pre-norm, leave out the norm of the first sublayer: what it reads, the embeddings, has one (ModernBERT)."""
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
     """Kind of norm; layernorm_epsilon is the epsilon of either."""
     position: Literal["absolute", "rope", "alibi"] = "absolute"

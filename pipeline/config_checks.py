@@ -59,6 +59,11 @@ def _check_model(model: ModelConfig, tensor_size: int) -> None:
     for name in ("hidden_size", "num_attention_heads", "ffn_hidden_size", "max_position_embeddings"):
         if getattr(model, name) < 1:
             raise UserError(f"model.{name} is {getattr(model, name)}: give a positive number")
+    if model.skip_first_norm and (model.normalization != "pre" or not parse_layout(model.layout).full):
+        raise UserError(
+            "model.skip_first_norm leaves out the norm before the first sublayer: it needs model.normalization pre and "
+            "a sublayer left of the ':' in model.layout"
+        )
     if model.attention_window < 2 or model.attention_window % 2:
         raise UserError(
             f"model.attention_window is {model.attention_window}: give an even number of at least 2, half of which is "

@@ -27,6 +27,7 @@ class NarrowBertConfig(PreTrainedConfig):
             feed-forward sublayers (Shazeer 2020); the head of those takes ``"gelu"``.
         normalization: ``"post"`` (BERT) or ``"pre"``: the norm before each sublayer, one more of the state
             that the narrow layers read, and one at the end.
+        skip_first_norm: Whether the first sublayer left of ``:`` has none: the embeddings that it reads have one.
         norm: ``"layernorm"`` or ``"rmsnorm"``; ``layer_norm_eps`` is the epsilon of either.
         position_embedding_type: ``"absolute"`` (BERT), ``"rope"`` (Su et al. 2021) or ``"alibi"`` (Press et
             al. 2022).
@@ -64,6 +65,7 @@ class NarrowBertConfig(PreTrainedConfig):
         initializer_range: float = 0.02,
         layer_norm_eps: float = 1e-12,
         normalization: str = "post",
+        skip_first_norm: bool = False,
         norm: str = "layernorm",
         position_embedding_type: str = "absolute",
         rope_theta: float = 10000.0,
@@ -93,6 +95,7 @@ class NarrowBertConfig(PreTrainedConfig):
         self.initializer_range = initializer_range
         self.layer_norm_eps = layer_norm_eps
         self.normalization = normalization
+        self.skip_first_norm = skip_first_norm
         self.norm = norm
         self.position_embedding_type = position_embedding_type
         self.rope_theta = rope_theta
@@ -125,6 +128,8 @@ class NarrowBertConfig(PreTrainedConfig):
         if self.attention_window < 2 or self.attention_window % 2:
             raise ValueError(f"attention_window is {self.attention_window}, expected an even number of at least 2")
         kv_projections(self.narrow_kv, 1)
+        if self.skip_first_norm and (self.normalization != "pre" or not parse_layout(self.layout)[0]):
+            raise ValueError("skip_first_norm needs normalization 'pre' and a sublayer left of ':'")
         parse_layout(self.layout)
 
     @property

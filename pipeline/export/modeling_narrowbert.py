@@ -610,6 +610,14 @@ class NarrowBertEncoder(nn.Module):
                 hidden_BPH = layer(hidden_BPH, key, value, attention_mask, by, folded_into=folded_into, **kwargs)
         return hidden_BPH.to(device)
 
+    def leave_out_first_norm(self) -> None:
+        """For pre-norm, whose first sublayer then reads its input as it is."""
+        first = self.layer[0]
+        assert isinstance(first, NarrowBertLayer)
+        output = first.output if first.attention is None else first.attention.output
+        assert output is not None
+        output.LayerNorm = nn.Identity()
+
     def folds(self, config: NarrowBertConfig, num_narrow: int, state_BSH: torch.Tensor) -> bool:
         """Whether the narrow layers fold ``num_narrow`` positions of each sentence of ``state_BSH``.
 
@@ -730,6 +738,8 @@ class NarrowBertModel(NarrowBertPreTrainedModel):
         self.embeddings = NarrowBertEmbeddings(config)
         self.encoder = NarrowBertEncoder(config, config.full_layers, range(len(config.full_layers)))
         self.encoder_narrow = NarrowBertEncoder(config, config.narrow_layers, config.narrow_kv_owners)
+        if config.skip_first_norm:
+            self.encoder.leave_out_first_norm()
         is_pre_norm = config.normalization == "pre"
         self.frozen_norm = build_norm(config) if is_pre_norm and config.narrow_kv_owners else None
         self.final_norm = build_norm(config) if is_pre_norm else None

@@ -14,7 +14,7 @@ from pipeline.export.names import CONFIG_NAMES, TIED, State, parameter_shapes, s
 from pipeline.initialisation.source import FLOATING, PretrainedSource
 from pipeline.initialisation.tokenizer import different_tokenizer
 from pipeline.layout import Layout, parse_layout, without_windows
-from pipeline.model.parameters import COMPUTING_OPTIONS
+from pipeline.model.parameters import COMPUTING_OPTIONS, computes_with
 
 _WORDS = "bert.embeddings.word_embeddings.weight"
 _POSITIONS = "bert.embeddings.position_embeddings.weight"
@@ -128,12 +128,10 @@ def _different_settings(source: PretrainedSource, config: NarrowBertConfig) -> d
         different["model_type"] = f"model_type {kind}, which is neither bert nor {NarrowBertConfig.model_type}"
     if source.config.get("is_decoder"):
         different["is_decoder"] = "is_decoder true, which no layout is"
-    has_rope, has_window = config.position_embedding_type == "rope", "w" in parse_layout(config.layout).full
-    is_used = {"rope_theta": has_rope, "attention_window": has_window, "local_rope_theta": has_rope and has_window}
     for ours in COMPUTING_OPTIONS:
         key = CONFIG_NAMES[ours]
         there, here = source.setting(key), getattr(config, key)
-        if there != here and is_used.get(key, True):
+        if there != here and computes_with(ours, config.position_embedding_type, parse_layout(config.layout)):
             different[key] = f"{key} {there} there, model.{ours} {here} here"
     # To narrow a BERT is what this is for; to narrow a NarrowBERT elsewhere may be a default that nobody chose.
     there, here = source.layout, parse_layout(config.layout)
@@ -144,6 +142,9 @@ def _different_settings(source: PretrainedSource, config: NarrowBertConfig) -> d
 
 def origins_of(there: Layout, config: NarrowBertConfig) -> dict[str, str]:
     """Name of each parameter of the export -> its name in a checkpoint with the layout ``there``.
+
+    A pre-norm model that is narrowed for the first time has a norm of the frozen state, which its source has not. It
+    takes that of its first narrow attention: that layer's keys and values then are what they were in the source.
 
     Raises:
         UserError: the layouts have not the same numbers of sublayers.
@@ -169,6 +170,11 @@ def origins_of(there: Layout, config: NarrowBertConfig) -> dict[str, str]:
         if found is not None:
             letter = "s" if found[2].startswith("attention.") else "f"
             origins[name] = f"{layers[found[1], letter]}.{found[2]}"
+    if "s" in here.narrow and "s" not in there.narrow:
+        first = next(name for name in layers if name[0].startswith("bert.encoder_narrow.") and name[1] == "s")
+        for name in origins:
+            if name.startswith("bert.frozen_norm."):
+                origins[name] = f"{layers[first]}.attention.output.LayerNorm.{name.rpartition('.')[2]}"
     return origins
 
 

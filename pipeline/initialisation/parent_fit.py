@@ -65,7 +65,7 @@ def _is_reread(there: ModelConfig, here: ModelConfig, shards: Mixture, *, is_all
     from pipeline.initialisation.match import origins_of
 
     origins = origins_of(theirs, _export_config(here, shards))
-    return sorted(origins.values()) == sorted(parameter_shapes(_export_config(there, shards)))
+    return set(origins.values()) == set(parameter_shapes(_export_config(there, shards)))
 
 
 def _export_config(model: ModelConfig, shards: Mixture) -> "NarrowBertConfig":

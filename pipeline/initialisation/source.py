@@ -1,41 +1,21 @@
-"""A BERT or NarrowBERT of transformers on disk, read without a pickle."""
+"""A BERT, NarrowBERT or ModernBERT of transformers on disk, read without a pickle."""
 
 import dataclasses
 import re
 from pathlib import Path
 
-import torch
-from safetensors import safe_open
-
 from data_prep.contract.command_line import UserError
 from pipeline.export.configuration_narrowbert import NarrowBertConfig
 from pipeline.export.model_folder import Json, read_headers, read_settings, weight_files
 from pipeline.export.names import TIED
+from pipeline.initialisation import modernbert
+from pipeline.initialisation.stored_tensor import StoredTensor
 from pipeline.layout import Layout, parse_layout
 
 _BUFFERS = {"bert.embeddings.position_ids", "bert.embeddings.token_type_ids"}
 """Counted, not learned; older versions of transformers stored them."""
 
 FLOATING = {"F64", "F32", "F16", "BF16"}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class StoredTensor:
-    """One tensor of a checkpoint."""
-
-    path: Path
-    """The file."""
-    key: str
-    """Its name there."""
-    shape: tuple[int, ...]
-    """Its shape."""
-    dtype: str
-    """safetensors' name of its type."""
-
-    def read(self) -> torch.Tensor:
-        """The tensor in fp32."""
-        with safe_open(self.path, framework="pt") as file:
-            return file.get_tensor(self.key).float()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,6 +73,8 @@ def open_source(folder: Path) -> PretrainedSource:
             if name in tensors:
                 raise UserError(f"{folder} holds {name} twice: as {tensors[name].key} and as {key}")
             tensors[name] = StoredTensor(path=path, key=key, shape=shape, dtype=dtype)
+    if config.get("model_type") == modernbert.MODEL_TYPE:
+        config, tensors = modernbert.config_of(folder / "config.json", config), modernbert.tensors_of(tensors)
     for tied, name in TIED.items():
         if tied in tensors and name not in tensors:
             tensors[name] = tensors.pop(tied)

@@ -43,6 +43,8 @@ class Encoder(nn.Module):
         )
         self.projection_of_attention = kv_projections(config.narrow_kv, self.layout.narrow.count("s"))
         num_projections = len(set(self.projection_of_attention))
+        if config.skip_first_norm:
+            self.full_sublayers[0].norm = nn.Identity()
         is_pre_norm = config.normalization == "pre"
         self.frozen_norm = build_norm(config) if is_pre_norm and num_projections else None
         self.narrow_kv = FrozenKeyValue(config, num_projections, init_method) if num_projections else None

@@ -27,6 +27,7 @@ COMPUTING_OPTIONS = (
     "ffn_hidden_size",
     "layernorm_epsilon",
     "normalization",
+    "skip_first_norm",
     "norm",
     "position",
     "rotary_base",
@@ -35,6 +36,11 @@ COMPUTING_OPTIONS = (
     "activation",
 )
 """Options that change what the weights compute; of the others the tensors' names and shapes tell."""
+
+_OF_ROPE = ("rotary_base", "local_rotary_base")
+_OF_WINDOWS = ("attention_window", "local_rotary_base")
+
+_FIRST = "encoder.full_sublayers.0"
 
 Positions = Literal["every", "narrow"]
 """Every position of a row, or its narrow ones."""
@@ -112,6 +118,11 @@ def padded_vocab_size(vocab_size: int, tensor_parallel_size: int) -> int:
     return -(-vocab_size // multiple) * multiple
 
 
+def computes_with(option: str, position: str, layout: Layout) -> bool:
+    """Whether one of ``COMPUTING_OPTIONS`` changes anything in a model with these positions and this layout."""
+    return (option not in _OF_ROPE or position == "rope") and (option not in _OF_WINDOWS or "w" in layout.full)
+
+
 def has_position_embeddings(model: ModelConfig) -> bool:
     """Whether the embeddings know positions; otherwise attention does."""
     return model.position == "absolute"
@@ -165,7 +176,8 @@ def _sublayers(model: ModelConfig, layout: Layout) -> Iterator[Parameter]:
                 yield from _attention(model, name, side, positions)
             else:
                 yield from _feed_forward(model, name, positions)
-            yield from _norm(model, f"{name}.norm")
+            if not (model.skip_first_norm and name == _FIRST):
+                yield from _norm(model, f"{name}.norm", *(("skip_first_norm",) if name == _FIRST else ()))
 
 
 def _attention(

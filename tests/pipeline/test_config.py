@@ -56,6 +56,7 @@ def muon(**values: Any) -> RunConfig:
         (RunConfig(model=ModelConfig(position="rope", num_attention_heads=256)), 1, "but a head has 3 (hidden_size"),
         (RunConfig(model=ModelConfig(rotary_base=0)), 1, "model.rotary_base is 0: give a number above 0"),
         (RunConfig(model=ModelConfig(local_rotary_base=-1)), 1, "model.local_rotary_base is -1: give a number above 0"),
+        (RunConfig(model=ModelConfig(skip_first_norm=True)), 1, "it needs model.normalization pre and a sublayer left"),
         (RunConfig(model=ModelConfig(attention_window=7)), 1, "model.attention_window is 7: give an even number of at"),
         (RunConfig(model=ModelConfig(attention_window=0)), 1, "model.attention_window is 0: give an even number of at"),
         (RunConfig(model=ModelConfig(layout="sf:wf")), 1, "model.layout: layout 'sf:wf', character 4 (sf:>>w<<f)"),

@@ -223,6 +223,8 @@ def test_windows_of_long_rows_are_those_of_training(position: str, window: int) 
     """In blocks over rectangles and over packed sentences, and as a mask."""
     layout, length = "wf s w:sf", 200
     options = {"attention_window": window, "position": position, "max_position_embeddings": length}
+    if position == "rope":
+        options |= {"normalization": "pre", "skip_first_norm": True}
     training = training_model(layout, **options).eval()
     exported = NarrowBertForMaskedLM(export_config(model_config(layout, **options), SPECIAL_IDS)).eval()
     state = to_transformers({name: p.detach() for name, p in training.named_parameters()}, exported.config)
@@ -555,6 +557,8 @@ def test_conversion_refuses_what_does_not_fit_and_lists_it_all() -> None:
     [
         ({"num_attention_heads": 5, "hidden_size": 32}, "32 is not a multiple of 5"),
         ({"normalization": "both"}, "normalization is 'both', expected one of post, pre"),
+        ({"skip_first_norm": True}, "skip_first_norm needs normalization 'pre'"),
+        ({"attention_window": 3}, "attention_window is 3, expected an even number"),
         ({"norm": "batchnorm"}, "norm is 'batchnorm'"),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type is 'relative_key'"),
         ({"position_embedding_type": "rope", "num_attention_heads": 32, "hidden_size": 32}, "even head size, it is 1"),

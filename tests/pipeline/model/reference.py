@@ -49,11 +49,12 @@ class Reference:
         self, name: str, letter: str, x: torch.Tensor, place: int, state: list[torch.Tensor], projection: int | None
     ) -> torch.Tensor:
         pre = self.config.normalization == "pre"
-        read = self.norm(f"{name}.norm", x) if pre else x
+        is_normed = pre and not (self.config.skip_first_norm and name == "encoder.full_sublayers.0")
+        read = self.norm(f"{name}.norm", x) if is_normed else x
         if letter == "f":
             total = x + self.feed_forward(name, read)
         else:
-            if projection is None and pre:  # full: each position normalised by this sublayer's own norm
+            if projection is None and is_normed:  # full: each position normalised by this sublayer's own norm
                 state = [self.norm(f"{name}.norm", other) for other in state]
             attended = self.attend(name, letter, read, place, state, projection)
             total = x + self.linear(f"{name}.linear_proj", attended)

@@ -41,7 +41,8 @@ def configuration(layout: str, **options: Any) -> ModelConfig:
 def every_configuration() -> list[ModelConfig]:
     values = itertools.product(*OPTIONS.values())
     combined = [dict(zip(OPTIONS, combination, strict=True)) for combination in values]
-    return [configuration(layout, **options) for layout in LAYOUTS for options in combined]
+    skipping = [configuration(text, normalization="pre", skip_first_norm=True) for text in LAYOUTS if text[0] != ":"]
+    return [*skipping, *(configuration(layout, **options) for layout in LAYOUTS for options in combined)]
 
 
 def built(config: ModelConfig, tensor_parallel_size: int) -> dict[str, torch.nn.Parameter]:

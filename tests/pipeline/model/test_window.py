@@ -20,6 +20,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"attention_window": 8, "position": "rope", "rotary_base": 50.0, "local_rotary_base": 20.0},
     {"attention_window": 4, "position": "alibi", "normalization": "pre"},
     {"attention_window": 200, "narrow_kv": "shared"},
+    {"attention_window": 4, "normalization": "pre", "skip_first_norm": True},
 ]
 every_option = pytest.mark.parametrize("options", OPTIONS, ids=name_of)
 
