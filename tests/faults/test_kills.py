@@ -54,7 +54,9 @@ def test_kills_at_random_moments_then_other_numbers_of_ranks(tmp_path: Path, sha
         if number % 10 in (1, 2) or chance.random() < 0.7:
             wait_until(lambda n=before: (run_dir / "events.jsonl").exists() and len(events(run_dir, "start")) > n,
                        ranks.processes[0], "the start")  # fmt: skip
-        to_save = 0.25 * INTERVAL if number % 10 in (1, 2) else 0.0
+        if number % 10 == 2:
+            wait_until(lambda: bool(events(run_dir, "checkpoint failed")), ranks.processes[0], "the save that fails")
+        to_save = 0.25 * INTERVAL if number % 10 == 1 else 0.0
         time.sleep(to_save + chance.uniform(0.0, 2.0))
         if chance.random() < 0.5:  # one rank dies first, the other notices
             ranks.processes[1].kill()
