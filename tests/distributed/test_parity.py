@@ -67,7 +67,7 @@ def test_accumulation_offload_and_four_tensor_parallel_ranks_change_nothing(tmp_
         assert_close(name, curve, layout="sf:sf")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_micro_batches_are_added_up_in_fp32(tmp_path: Path) -> None:
     found = run_group("sums", 2, tmp_path)
     assert len(found) == 7
@@ -105,7 +105,7 @@ def test_optimizer_states_of_split_layers_and_weights_are_those_of_one_process_a
     assert len(list(tmp_path.glob("saved-*/step-*"))) == 3
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_fp16_scales_its_loss_and_skips_what_overflows(tmp_path: Path) -> None:
     for name, found in run_group("fp16", 2, tmp_path).items():
         assert_close(f"fp16 {name}", found["curve"], layout="sf:sf")

@@ -92,7 +92,7 @@ def test_a_phase_of_a_phase_counts_all_that_was_before(tmp_path: Path, shard_fol
     assert state["parent"]["tokens"] == 128 * 32
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_weights_alone_begin_a_lineage_with_moments_of_its_own(
     tmp_path: Path, shard_folder: Path, parent: Path
 ) -> None:
@@ -180,7 +180,7 @@ def test_another_topology_and_layout_read_the_same_parameters(tmp_path: Path, sh
     assert losses(tmp_path / "split") == pytest.approx(mine, abs=2e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_positions_grow_by_repetition_and_the_base_of_rope_may_change(
     tmp_path: Path, shard_folder: Path, long_shard_folder: Path, parent: Path
 ) -> None:

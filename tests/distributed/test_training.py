@@ -52,7 +52,7 @@ def test_resume_after_sigkill_is_equal_to_the_bit(tmp_path: Path, shard_folder: 
     assert "is finished" in again.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_losses_do_not_depend_on_processes_accumulation_or_zero_stage(
     tmp_path: Path, ragged_shard_folder: Path
 ) -> None:
@@ -122,7 +122,7 @@ def test_losses_are_on_disk_before_the_checkpoint_that_skips_them(tmp_path: Path
         assert {step for step, keys in records[:begun] if "train/loss" in keys} == set(range(1, saved + 1))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_processes_started_by_srun_join_and_train(tmp_path: Path, shard_folder: Path) -> None:
     # What srun sets for a step of two tasks on this host, and nothing else.
     step = {

@@ -15,7 +15,7 @@ from tests.processes import Ranks, losses, run_command
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("place", "step"), [("in the forward pass", 0), long("saving", 4)])
+@pytest.mark.parametrize(("place", "step"), [long("in the forward pass", 0), long("saving", 4)])
 def test_no_memory_is_one_line_on_one_rank_of_two_and_what_it_says_works(
     tmp_path: Path, shard_folder: Path, place: str, step: int
 ) -> None:

@@ -120,7 +120,7 @@ def test_every_group_of_a_run_waits_ten_minutes_longer_than_the_watchdog(
         assert set(limits.values()) == {7200 + 600}, limits
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_poisoned_gradients_and_a_straggler(tmp_path: Path, shard_folder: Path) -> None:
     run_dir = tmp_path / "run"
     # In bf16: there DeepSpeed looks for gradients that are not finite only because it is told to.

@@ -184,7 +184,7 @@ def test_sqlite_locked_by_another_process(tmp_path: Path, empty_store: Path, tra
     assert stored_points(f"sqlite:///{tmp_path / 'mlflow.db'}", "run") == spooled_points(training.run_dir)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_killed_and_resumed_is_one_run_with_unbroken_curves(
     tmp_path: Path, empty_store: Path, train: Callable[..., Training]
 ) -> None:

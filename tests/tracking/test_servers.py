@@ -97,7 +97,7 @@ def test_training_whose_login_is_refused_loses_nothing(
     assert stored_points(secure_server.store, "trained") == spooled_points(tmp_path / "trained")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(postgres_binaries() is None, reason="PostgreSQL is not installed (apt-get install postgresql)")
 def test_postgresql_behind_the_server(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
     binaries = postgres_binaries()

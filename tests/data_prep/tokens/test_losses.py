@@ -65,8 +65,8 @@ def known_tokenizer(tmp_path_factory):
     return tokenizer_of(["abc abd", "b"], tmp_path_factory.mktemp("tokenizer"), size=100)
 
 
-@pytest.mark.parametrize(("model", "known"), [("wordpiece", True), ("unigram", True)])
-def test_the_alphabet_covers_chinese_by_default(tmp_path, model, known):
+@pytest.mark.parametrize("model", ["wordpiece", pytest.param("unigram", marks=pytest.mark.slow)])
+def test_the_alphabet_covers_chinese_by_default(tmp_path, model):
     """3,000 characters, most of them rare: a thousand would leave every fifteenth word unknown."""
     draw = random.Random(0)
     characters = [chr(0x4E00 + number) for number in range(3000)]
