@@ -165,7 +165,7 @@ def test_a_shared_disk_may_fail_at_any_block(tmp_path_factory, faults):
     with pytest.MonkeyPatch.context() as patch, open_raw(file_at(path)) as raw:
         patch.setattr(os, "pread", failing)
         assert raw.read() == CONTENT
-    assert len(list(Path("/proc/self/fd").iterdir())) == descriptors
+    assert len(list(Path("/proc/self/fd").iterdir())) <= descriptors  # of others some may be closed meanwhile
 
 
 def test_a_local_file_that_was_replaced_after_a_fault_is_refused(tmp_path, monkeypatch):

@@ -77,7 +77,7 @@ def test_training_by_blocks_as_on_cuda_has_the_gradients_of_the_mask(
 ) -> None:
     # FlexAttention refuses to train on CPU, though uncompiled it can.
     monkeypatch.setattr(flex_attention, "_validate_device", lambda *_: None)
-    model = build("sf:2sf", position=position, document_attention="isolated")
+    model = build("sf wf:2sf", position=position, document_attention="isolated", attention_window=4)
     batch = rows()
     inputs = (
         batch["input_ids"], batch["narrow_positions"], batch["key_mask"] if padded else None, batch["labels"],
@@ -93,10 +93,10 @@ def test_training_by_blocks_as_on_cuda_has_the_gradients_of_the_mask(
     expected_loss, expected = trained(model)
     calls: list[bool] = []
 
-    def by_blocks(*arguments: Any, use_blocks: bool) -> AttentionMask:
+    def by_blocks(*arguments: Any, use_blocks: bool, radius: int | None) -> AttentionMask:
         assert not use_blocks  # this is no CUDA device
         calls.append(True)
-        return attention_mask(*arguments, use_blocks=True)
+        return attention_mask(*arguments, use_blocks=True, radius=radius)
 
     monkeypatch.setattr(encoder, "attention_mask", by_blocks)
     # As on CUDA, where FlexAttention is compiled inside of a compiled sublayer.
