@@ -61,3 +61,16 @@ def rows() -> dict[str, torch.Tensor]:
         "label_mask": torch.tensor([[True, True, True], [True, True, False], [True, True, True]]),
         "document_ids": torch.tensor([[0] * 5 + [1] * 7, [0] * 12, [0] * 2 + [1] * 6 + [2] * 4]),
     }
+
+
+def check_that_documents_stand_alone(model: NarrowBertForPretraining) -> None:
+    """Each document of the packed rows has the logits that it has in a row of its own."""
+    batch, everything = rows(), torch.arange(LENGTH).expand(3, -1)
+    with torch.no_grad():
+        packed = model.logits(batch["input_ids"], everything, batch["key_mask"], batch["document_ids"])
+        for row, length in enumerate(batch["key_mask"].sum(dim=(1, 2, 3)).tolist()):
+            for document in batch["document_ids"][row].unique():
+                here = (batch["document_ids"][row] == document)[:length].nonzero().flatten()
+                ids = batch["input_ids"][row : row + 1, here]
+                alone = model.logits(ids, torch.arange(len(here))[None], None, torch.zeros_like(ids))
+                assert torch.allclose(packed[row, here], alone[0], atol=1e-4)

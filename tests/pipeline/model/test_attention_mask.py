@@ -10,23 +10,14 @@ from torch.nn.attention import flex_attention
 
 from pipeline.model import encoder
 from pipeline.model.attention_mask import AttentionMask, attention_mask, flex
-from tests.pipeline.model.small_models import LENGTH, build, every_layout, rows
+from tests.pipeline.model.small_models import LENGTH, build, check_that_documents_stand_alone, every_layout, rows
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("position", ["absolute", "rope", "alibi"])
 @every_layout
 def test_isolated_documents_equal_documents_alone(layout: str, position: str, dtype: torch.dtype) -> None:
-    model = build(layout, position=position, document_attention="isolated").eval().to(dtype)
-    batch, everything = rows(), torch.arange(LENGTH).expand(3, -1)
-    with torch.no_grad():
-        packed = model.logits(batch["input_ids"], everything, batch["key_mask"], batch["document_ids"])
-        for row, length in enumerate(batch["key_mask"].sum(dim=(1, 2, 3)).tolist()):
-            for document in batch["document_ids"][row].unique():
-                here = (batch["document_ids"][row] == document)[:length].nonzero().flatten()
-                ids = batch["input_ids"][row : row + 1, here]
-                alone = model.logits(ids, torch.arange(len(here))[None], None, torch.zeros_like(ids))
-                assert torch.allclose(packed[row, here], alone[0], atol=1e-4)
+    check_that_documents_stand_alone(build(layout, position=position, document_attention="isolated").eval().to(dtype))
 
 
 def test_shared_documents_do_see_each_other() -> None:

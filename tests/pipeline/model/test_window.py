@@ -13,7 +13,7 @@ from pipeline.model import window
 from pipeline.model.attention_mask import attention_mask, flex
 from pipeline.model.window import windowed_attention
 from tests.pipeline.model.reference import Reference
-from tests.pipeline.model.small_models import LENGTH, build, name_of, rows
+from tests.pipeline.model.small_models import LENGTH, build, check_that_documents_stand_alone, name_of, rows
 
 OPTIONS: list[dict[str, Any]] = [
     {"attention_window": 2},
@@ -112,16 +112,7 @@ def test_a_window_of_twice_the_row_is_attention_to_all_of_it() -> None:
 
 
 def test_isolated_documents_equal_documents_alone() -> None:
-    model = build("wf sf w:sf", document_attention="isolated", attention_window=4).eval()
-    batch, everything = rows(), torch.arange(LENGTH).expand(3, -1)
-    with torch.no_grad():
-        packed = model.logits(batch["input_ids"], everything, batch["key_mask"], batch["document_ids"])
-        for row, length in enumerate(batch["key_mask"].sum(dim=(1, 2, 3)).tolist()):
-            for document in batch["document_ids"][row].unique():
-                here = (batch["document_ids"][row] == document)[:length].nonzero().flatten()
-                ids = batch["input_ids"][row : row + 1, here]
-                alone = model.logits(ids, torch.arange(len(here))[None], None, torch.zeros_like(ids))
-                assert torch.allclose(packed[row, here], alone[0], atol=1e-4)
+    check_that_documents_stand_alone(build("wf sf w:sf", document_attention="isolated", attention_window=4).eval())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
