@@ -36,6 +36,8 @@ class Document:
     """The number in ``corpus.score_field``, if there is one."""
     repaired: bool = False
     """Whether its mojibake was repaired."""
+    encoding: str | None = None
+    """What its bytes were in, where that is neither UTF-8 nor what was found or named for the whole file."""
 
     @property
     def key(self) -> str:

@@ -117,7 +117,7 @@ def _text_units(file: CorpusFile, config: CorpusConfig, raw: _Hashed) -> tuple[d
     while block := stream.read(1 << 20):
         counts.add(block)
     raw.read_on()
-    found = {} if stream.decoder.found is None else {"encoding": stream.decoder.found}
+    found = {} if stream.decoder.found is None or file.kind == "warc" else {"encoding": stream.decoder.found}
     if file.kind == "html" or (file.kind == "txt" and config.txt_documents == "file"):
         return {"units": 1, "bytes": counts.size, **found}, stream.damage is None
     entry = {"units": counts.size, "bytes": counts.size, **found}

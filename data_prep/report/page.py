@@ -159,7 +159,7 @@ def _inputs(folder: Path, manifest: Mapping[str, Any]) -> str:
     if not lines:
         return ""
     total = sum(entry["bytes"] for entry in inputs)
-    encodings = "; ".join(notes_on_encodings(encodings_of(inputs)))
+    encodings = "; ".join(notes_on_encodings(encodings_of(inputs), manifest["statistics"].get("sources", ())))
     return (
         f"<h2>What went in: {len(inputs):,} {'file' if len(inputs) == 1 else 'files'}, {byte_size(total)}</h2>\n"
         + (f"<p>{escaped(encodings)}; all else is UTF-8.</p>\n" if encodings else "")

@@ -151,6 +151,7 @@ def source_statistics(
         For each entry of ``validation_paths`` (with ``validation``, which is true) and of ``corpus.paths``: its files,
         the name of the first, documents read, not sampled, in the shards, words, tokens and [UNK] of these, each
         document once, rejects (reason -> documents), the weight, if any, documents whose mojibake was ``repaired``,
+        documents read in each of the ``encodings`` that are neither UTF-8 nor their file's,
         and, where languages were identified, for each the documents that the filters saw, their rejects, and words,
         tokens and [UNK] of what they left.
     """
@@ -172,6 +173,8 @@ def source_statistics(
             entry["weight"] = weights[source]
         if "repaired" in count:
             entry["repaired"] = count["repaired"]
+        if "encodings" in count:
+            entry["encodings"] = dict(sorted(count["encodings"].items()))
         if "languages" in count:
             entry["languages"] = dict(sorted(count["languages"].items()))
         found.append(entry)
@@ -184,9 +187,14 @@ def encodings_of(surveys: Iterable[Mapping[str, Any]]) -> dict[str, int]:
     return dict(Counter(name for name in names if name not in (None, "utf-8")).most_common())
 
 
-def notes_on_encodings(counts: Mapping[str, int]) -> list[str]:
-    """A line for each encoding of ``encodings_of``."""
-    return [f"{count:,} file{'s' if count > 1 else ''} read as {name}" for name, count in counts.items()]
+def notes_on_encodings(files: Mapping[str, int], sources: Iterable[Mapping[str, Any]] = ()) -> list[str]:
+    """A line for each encoding of ``encodings_of``, and for each of documents in ``source_statistics``."""
+    documents = merge(source.get("encodings", {}) for source in sources)
+    return [
+        f"{count:,} {what}{'s' if count > 1 else ''} read as {name}"
+        for counts, what in ((files, "file"), (documents, "document"))
+        for name, count in counts.items()
+    ]
 
 
 def notes_on_repairs(documents: int) -> list[str]:

@@ -257,7 +257,7 @@ def _statistics(plan: WorkPlan) -> dict[str, Any]:
 def _notes(plan: WorkPlan, statistics: Mapping[str, Any]) -> list[str]:
     """What a user should know of the folder, a line each."""
     return [
-        *notes_on_encodings(statistics.get("encodings", {})),
+        *notes_on_encodings(statistics.get("encodings", {}), statistics["sources"]),
         *notes_on_repairs(statistics.get("repaired", 0)),
         *notes_on_weights(source_weights(plan)),
         *mostly_rejected(statistics["sources"]),

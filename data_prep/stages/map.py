@@ -261,6 +261,9 @@ def _kept(
             continue
         if item.repaired:
             counts["repaired"] = counts.get("repaired", 0) + 1
+        if item.encoding is not None:
+            encodings = counts.setdefault("encodings", {})
+            encodings[item.encoding] = encodings.get(item.encoding, 0) + 1
         copies = copies_of(item.id, weight)
         if not copies:
             counts["not_sampled"] += 1

@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Iterator
 
 from data_prep.contract.shell.encodings import AUTO, holds_ascii
-from data_prep.corpus.encodings.detection import decode, is_damaged_utf8, legacy_encoding, whole_encoding
+from data_prep.corpus.encodings.detection import Decoded, decode, is_damaged_utf8, legacy_encoding, whole_encoding
 
 _BYTE_ORDER_MARKS = (  # UTF-32 first: its little-endian mark begins with that of UTF-16
     (codecs.BOM_UTF32_LE, "utf-32-le"),
@@ -40,10 +40,18 @@ class Decoder:
 
     def text(self, data: bytes) -> str | None:
         """The text; None where the bytes are in no known encoding, or damaged."""
+        found = self.read(data)
+        return None if found is None else found.text
+
+    def read(self, data: bytes) -> Decoded | None:
+        """The text, with its encoding where that is not what the file is in; None as ``text``."""
         if self.named is not None:
-            return self._decoded(data, self.named)
-        text = decode(data, self.legacy)
-        return self._mended(data) if text is None and self.replace else text
+            text = self._decoded(data, self.named)
+            return None if text is None else Decoded(text, None)
+        found = decode(data, self.legacy)
+        if found is None and self.replace and (text := self._mended(data)) is not None:
+            return Decoded(text, None)
+        return found._replace(encoding=None) if found is not None and found.encoding == self.found else found
 
     def _decoded(self, data: bytes, encoding: str) -> str | None:
         try:

@@ -7,6 +7,7 @@ else are undecodable.
 import codecs
 import re
 import unicodedata
+from typing import NamedTuple
 
 from data_prep.corpus.encodings.seven_bit import may_be_seven_bit, seven_bit_encoding
 
@@ -75,42 +76,55 @@ def whole_encoding(head: bytes) -> str | None:
     return wide if wide is not None or _decodes(head, "utf-8") else wide_ideographs(head)
 
 
-def legacy_encoding(head: bytes) -> str | None:
-    """The encoding of those lines of a file's beginning that are no UTF-8; None where all are, or none is known."""
+def legacy_encoding(head: bytes, declared: str | None = None) -> str | None:
+    """The encoding of those lines of a file's beginning that are no UTF-8; None where all are, or none is known.
+
+    Args:
+        head: the beginning.
+        declared: the codec that a server names; it may be wrong, as may what the head itself declares.
+    """
     if _decodes(head, "utf-8"):
         return None
     lines = head.split(b"\n")
     if len(lines) > 1 and len(head) >= HEAD_BYTES:
         lines.pop()  # may be cut in the middle of a character
     evidence = b"\n".join(line for line in lines if not _decodes(line, "utf-8") and not is_damaged_utf8(line))
-    return _detect(evidence, head) if evidence else None
+    return _detect(evidence, head, declared) if evidence else None
 
 
-def decode(data: bytes, legacy: str | None) -> str | None:
+class Decoded(NamedTuple):
+    """A text, and what its bytes were in."""
+
+    text: str
+    encoding: str | None
+    """None for UTF-8."""
+
+
+def decode(data: bytes, legacy: str | None) -> Decoded | None:
     """The text in UTF-8, else in ``legacy``, else in an encoding detected from these bytes alone; None: undecodable."""
     try:
         text = data.decode()
     except UnicodeDecodeError:
         surrogates = cesu_8(data)
         if surrogates is not None or 0 in data or is_damaged_utf8(data):
-            return surrogates
+            return None if surrogates is None else Decoded(surrogates, "cesu-8")
     else:
-        return _seven_bit_text(data, text) if may_be_seven_bit(data) else text
+        return _seven_bit_text(data, text) if may_be_seven_bit(data) else Decoded(text, None)
     encoding = legacy or _detect(data)
     if encoding is None or (encoding in _DAMAGED_AS and (_DAMAGE.search(data) or is_damaged_utf8(data, 20))):
         return None
     try:
-        return data.decode(encoding)
+        return Decoded(data.decode(encoding), encoding)
     except UnicodeDecodeError:
         return None
 
 
-def _seven_bit_text(data: bytes, text: str) -> str | None:
+def _seven_bit_text(data: bytes, text: str) -> Decoded | None:
     """The text of bytes that are UTF-8 and may be meant as something else; None where they cannot be meant as text."""
     codec = seven_bit_encoding(data, utf_7=False)
     if codec is not None:
-        return data.decode(codec)
-    return None if b"\x1b$" in data else text
+        return Decoded(data.decode(codec), codec)
+    return None if b"\x1b$" in data else Decoded(text, None)
 
 
 def cesu_8(data: bytes) -> str | None:
@@ -134,8 +148,8 @@ def is_damaged_utf8(data: bytes, bad_bytes: int = 1) -> bool:
     return good > 0 and bad <= bad_bytes * good
 
 
-def _detect(data: bytes, head: bytes = b"") -> str | None:
-    """An encoding in which the bytes make sense; ``head`` may declare one."""
+def _detect(data: bytes, head: bytes = b"", declared: str | None = None) -> str | None:
+    """An encoding in which the bytes make sense; ``head`` may declare one where none is."""
     from data_prep.corpus.encodings.code_pages import code_page, declared_encoding
 
     first = _NOT_ASCII.search(data)
@@ -143,4 +157,4 @@ def _detect(data: bytes, head: bytes = b"") -> str | None:
         return None
     begin = max(0, first.start() - _EVIDENCE_BYTES // 2)
     begin = data.rfind(b"\n", 0, begin) + 1 or begin  # not inside a character of two bytes, if possible
-    return code_page(data[begin : begin + _EVIDENCE_BYTES], declared_encoding(head))
+    return code_page(data[begin : begin + _EVIDENCE_BYTES], declared or declared_encoding(head))

@@ -23,24 +23,13 @@ def require_html(kind: str) -> None:
         raise UserError(f"reading .{kind} files needs another package: pip install 'narrowbert[warc]'") from error
 
 
-def page_text(body: bytes, charset: str | None) -> str:
-    """The main text of a page, in the encoding that its server or else the page itself names, or the likeliest one."""
+def page_text(text: str) -> str:
+    """The main text of a page."""
     from resiliparse.extract.html2text import extract_plain_text
     from resiliparse.parse.html import HTMLTree
 
-    encoding = charset or likely_encoding(body)
-    return extract_plain_text(HTMLTree.parse_from_bytes(body, encoding), main_content=True, alt_texts=False)
-
-
-def likely_encoding(body: bytes) -> str:
-    """UTF-8 where it is that; else as a meta element says, or as the bytes look."""
-    from resiliparse.parse.encoding import detect_encoding
-
-    try:
-        body.decode()
-    except UnicodeDecodeError:
-        return detect_encoding(body, from_html_meta=True) or "utf-8"
-    return "utf-8"
+    tree = HTMLTree.parse_from_bytes(text.encode("utf-8", "surrogatepass"), "utf-8")
+    return extract_plain_text(tree, main_content=True, alt_texts=False)
 
 
 def page_documents(document_id: str, text: str, body: bytes, cleaning: CleaningConfig) -> Iterator[Document | Reject]:
@@ -80,13 +69,12 @@ class HtmlReader:
         elif self.stream.damage is not None:
             reason, detail = "damaged_file", str(self.stream.damage)
         else:
-            named = self.stream.decoder.named
-            plain = body if named is None else (self.stream.decoder.text(body) or "").encode()
-            if body and not plain:
+            found = self.stream.decoder.read(body)
+            if found is None:
                 yield undecodable(self.name, body, self.stream.decoder)
                 return
             try:
-                text = page_text(plain, named and "utf-8")
+                text = page_text(found.text)
             except BaseException as error:
                 reason, detail = "not_html", problem_of(error)
             else:

@@ -77,20 +77,21 @@ class JsonReader:
             reason, detail = record.problem
             yield Reject(id=document_id, reason=reason, detail=detail, sample=sample(content[:BLOCK_BYTES]))
             return
-        value = record.value
+        value, encoding = record.value, None
         decoder = self.stream.decoder
         if _NO_UTF8.search(content) or decoder.named not in (None, "utf-8"):
             data = content.encode("utf-8", "surrogateescape")
-            text = decoder.text(data)
-            if text is None:
+            found = decoder.read(data)
+            if found is None:
                 yield undecodable(document_id, data, decoder)
                 return
+            encoding = found.encoding
             try:
-                value = json.loads(text)
+                value = json.loads(found.text)
             except (ValueError, RecursionError) as error:
-                yield Reject(id=document_id, reason="not_json", detail=str(error), sample=sample(text))
+                yield Reject(id=document_id, reason="not_json", detail=str(error), sample=sample(found.text))
                 return
-        yield from parsed_documents(document_id, value, content, self.config, self.cleaning)
+        yield from parsed_documents(document_id, value, content, self.config, self.cleaning, encoding)
 
     def _all_records(self) -> Iterator[_Record]:
         self._fill(1)

@@ -8,7 +8,7 @@ from typing import Any
 from data_prep.config import CleaningConfig, CorpusConfig
 from data_prep.corpus.documents import CorpusFile, Document, Partition, Reject, clean_documents, sample, whole_document
 from data_prep.corpus.encodings.decoder import Decoder
-from data_prep.corpus.formats.text_fields import documents_of_record
+from data_prep.corpus.formats.text_fields import Facts, documents_of_record, with_facts
 from data_prep.corpus.streams import BLOCK_BYTES, DamagedFile, TextStream
 
 LINE_BYTES = 1 << 25
@@ -156,11 +156,12 @@ def undecodable(document_id: str, data: bytes, decoder: Decoder) -> Reject:
 
 
 def decoded(document_id: str, data: bytes, decoder: Decoder, cleaning: CleaningConfig) -> Iterator[Document | Reject]:
-    text = decoder.text(data)
-    if text is None:
+    found = decoder.read(data)
+    if found is None:
         yield undecodable(document_id, data, decoder)
     else:
-        yield from whole_document(document_id, text, cleaning)
+        documents = whole_document(document_id, found.text, cleaning)
+        yield from with_facts(documents, Facts(encoding=found.encoding))
 
 
 def _read_jsonl(
@@ -200,25 +201,31 @@ def _unfinished_line(stream: TextStream, document_id: str, line: bytes) -> Rejec
 def _json_documents(
     document_id: str, line: bytes, decoder: Decoder, config: CorpusConfig, cleaning: CleaningConfig
 ) -> Iterator[Document | Reject]:
-    content = decoder.text(line)
-    if content is None:
+    found = decoder.read(line)
+    if found is None:
         yield undecodable(document_id, line, decoder)
         return
+    content = found.text
     try:
         record = json.loads(content)
     except (ValueError, RecursionError) as error:
         detail = str(error) or "nested too deeply"
         yield Reject(id=document_id, reason="not_json", detail=detail, sample=sample(content))
         return
-    yield from parsed_documents(document_id, record, content, config, cleaning)
+    yield from parsed_documents(document_id, record, content, config, cleaning, found.encoding)
 
 
 def parsed_documents(
-    document_id: str, record: Any, content: str, config: CorpusConfig, cleaning: CleaningConfig
+    document_id: str,
+    record: Any,
+    content: str,
+    config: CorpusConfig,
+    cleaning: CleaningConfig,
+    encoding: str | None = None,
 ) -> Iterator[Document | Reject]:
-    """The documents of what JSON was parsed to."""
+    """The documents of what JSON was parsed to; ``encoding`` as of a document."""
     if isinstance(record, dict):
-        yield from documents_of_record(document_id, record, content, config, cleaning)
+        yield from documents_of_record(document_id, record, content, config, cleaning, encoding)
     else:
         detail = f"a {type(record).__name__}"
         yield Reject(id=document_id, reason="not_an_object", detail=detail, sample=sample(content))

@@ -126,18 +126,21 @@ def read_mds(
         except DamagedFile as damage:
             yield Reject(id=document_id, reason="damaged_file", detail=str(damage), sample="")
             continue
-        record = _record(document_id, columns, opened, config)
-        if isinstance(record, Reject):
-            yield record
+        found = _record(document_id, columns, opened, config)
+        if isinstance(found, Reject):
+            yield found
         else:
-            yield from documents_of_record(document_id, record, "", config, cleaning)
+            record, text_encoding = found
+            yield from documents_of_record(document_id, record, "", config, cleaning, text_encoding)
 
 
 def _record(
     document_id: str, columns: dict[str, bytes], opened: MdsReader, config: CorpusConfig
-) -> dict[str, Any] | Reject:
-    """The columns that the text and its facts are in, decoded; or the reject of the one that cannot be."""
+) -> tuple[dict[str, Any], str | None] | Reject:
+    """The columns that the text and its facts are in, decoded, and the encoding of a document; or the reject of the
+    column that cannot be."""
     record: dict[str, Any] = {}
+    found_encoding: str | None = None
     tops = {part for field in as_tuple(config.text_field) for part in (field, field.split(".")[0])}
     facts = {part for field in filter(None, fact_fields(config)) for part in (field, field.split(".")[0])}
     for name, encoding in zip(opened.names, opened.encodings, strict=True):
@@ -147,13 +150,16 @@ def _record(
             data = columns[name]
             record[name] = np.frombuffer(data, dtype=kind)[0].item() if len(data) == np.dtype(kind).itemsize else None
             continue
-        content = opened.decoder.text(columns[name])
-        if content is None and name not in tops:
+        found = opened.decoder.read(columns[name])
+        if found is None and name not in tops:
             continue
-        if content is None:
+        if found is None:
             return undecodable(document_id, columns[name], opened.decoder)
+        content = found.text
+        if name in tops:
+            found_encoding = found_encoding or found.encoding
         try:
             record[name] = json.loads(content) if encoding == "json" else content
         except (ValueError, RecursionError) as error:
             return Reject(id=document_id, reason="not_json", detail=str(error), sample=sample(content))
-    return record
+    return record, found_encoding

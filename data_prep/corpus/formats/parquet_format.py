@@ -66,7 +66,8 @@ class ParquetReader:
 
 def table_decoder(file: CorpusFile) -> Decoder:
     """By its format a string is UTF-8, so another encoding is only looked at where one is none."""
-    return Decoder(legacy=None if file.encoding == AUTO else file.encoding, replace=file.errors == "replace")
+    named = None if file.encoding == AUTO else file.encoding
+    return Decoder(legacy=named, found=named, replace=file.errors == "replace")
 
 
 def open_anywhere(file: CorpusFile) -> BinaryIO:
@@ -139,13 +140,15 @@ def row_documents(
         yield no_text_field(document_id, name, {name: None}, "")
         return
     texts: list[str] = []
+    encoding: str | None = None
     for value in filter(None, values) if len(values) > 1 else values:
-        text = decoder.text(value or b"")
-        if text is None:
+        found = decoder.read(value or b"")
+        if found is None:
             yield undecodable(document_id, value or b"", decoder)
             return
-        texts.append(text)
-    yield from whole_document(document_id, joined_fields(texts), cleaning)
+        texts.append(found.text)
+        encoding = encoding or found.encoding
+    yield from with_facts(whole_document(document_id, joined_fields(texts), cleaning), Facts(encoding=encoding))
 
 
 def _values(opened: ParquetReader, group: int, config: CorpusConfig) -> Iterator[tuple[list[bytes | None], Facts]]:

@@ -25,6 +25,8 @@ class Facts(NamedTuple):
     """In ``corpus.url_field``."""
     score: float | None = None
     """In ``corpus.score_field``."""
+    encoding: str | None = None
+    """As of a document."""
 
 
 def facts_of(url: object, score: object) -> Facts:
@@ -41,23 +43,29 @@ def facts_of(url: object, score: object) -> Facts:
 
 def with_facts(items: Iterable[Document | Reject], facts: Facts) -> Iterator[Document | Reject]:
     """The documents of one record, with what it says of them."""
-    if facts == Facts():
+    known = {name: value for name, value in facts._asdict().items() if value is not None}
+    if not known:
         yield from items
         return
     for item in items:
-        yield dataclasses.replace(item, **facts._asdict()) if isinstance(item, Document) else item
+        yield dataclasses.replace(item, **known) if isinstance(item, Document) else item
 
 
 def documents_of_record(
-    document_id: str, record: Mapping[str, Any], content: str, config: CorpusConfig, cleaning: CleaningConfig
+    document_id: str,
+    record: Mapping[str, Any],
+    content: str,
+    config: CorpusConfig,
+    cleaning: CleaningConfig,
+    encoding: str | None = None,
 ) -> Iterator[Document | Reject]:
-    """The documents of a record, by its fields."""
+    """The documents of a record, by its fields; ``encoding`` as of a document."""
     text = text_of_record(document_id, record, content, config)
     if isinstance(text, Reject):
         yield text
         return
     values = (_value(record, name) if name else None for name in fact_fields(config))
-    yield from with_facts(whole_document(document_id, text, cleaning), facts_of(*values))
+    yield from with_facts(whole_document(document_id, text, cleaning), facts_of(*values)._replace(encoding=encoding))
 
 
 def fact_fields(config: CorpusConfig) -> tuple[str | None, str | None]:

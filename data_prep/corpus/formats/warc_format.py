@@ -8,12 +8,12 @@ from typing import Any
 
 from data_prep.config import CleaningConfig
 from data_prep.contract.shell.encodings import AUTO, codec_of
-from data_prep.corpus.documents import CorpusFile, Document, Partition, Reject, sample, whole_document
-from data_prep.corpus.encodings.decoder import Decoder, decoder_for
+from data_prep.corpus.documents import CorpusFile, Document, Partition, Reject, sample
+from data_prep.corpus.encodings.decoder import Decoder, decoder_for, stream_encoding
+from data_prep.corpus.encodings.detection import HEAD_BYTES, legacy_encoding
 from data_prep.corpus.formats.html_format import (
     HTML,
     PAGE_BYTES,
-    likely_encoding,
     page_documents,
     page_text,
     problem_of,
@@ -128,23 +128,43 @@ def _answer(document_id: str, record: Any, file: CorpusFile, cleaning: CleaningC
         return
     try:
         body = record.reader.read()
-        if file.encoding == AUTO:
-            text = (_plain_text if kind == _PLAIN else page_text)(body, record.http_charset)
-        else:
-            text = _named_text(body, kind, file)
     except BaseException as error:
         yield Reject(id=document_id, reason="not_http", detail=problem_of(error), sample="")
         return
-    if text is None:
-        yield undecodable(document_id, body, decoder_for(body, file.encoding, file.errors))
-    else:
-        yield from page_documents(document_id, text, body, cleaning)
+    yield from _page(document_id, body, kind, record.http_charset, file, cleaning)
 
 
-def _named_text(body: bytes, kind: str, file: CorpusFile) -> str | None:
-    """The text of a page in the encoding that the configuration names, which is stronger than what the page says."""
-    text = decoder_for(body, file.encoding, file.errors).text(body)
-    return text if text is None or kind == _PLAIN else page_text(text.encode(), "utf-8")
+def _page(
+    document_id: str, body: bytes, kind: str, charset: str | None, file: CorpusFile, cleaning: CleaningConfig
+) -> Iterator[Document | Reject]:
+    """The documents of a page of the type ``kind``, whose server named its encoding ``charset``."""
+    decoder = page_decoder(body, charset, file)
+    found = decoder.read(body)
+    if found is None:
+        yield undecodable(document_id, body, decoder)
+        return
+    try:
+        text = found.text if kind == _PLAIN else page_text(found.text)
+    except BaseException as error:
+        yield Reject(id=document_id, reason="not_html", detail=problem_of(error), sample=sample(body))
+        return
+    whole = decoder.named if file.encoding == AUTO and decoder.named != "utf-8" else None
+    yield from with_facts(page_documents(document_id, text, body, cleaning), Facts(encoding=found.encoding or whole))
+
+
+def page_decoder(body: bytes, charset: str | None, file: CorpusFile) -> Decoder:
+    """How a page is decoded: as the configuration says; else as UTF-8, where it is that; else as it reads best.
+
+    What its server or the page itself names weighs much, but does not decide: many a server names one encoding for all
+    its pages.
+    """
+    if file.encoding != AUTO:
+        return decoder_for(body, file.encoding, file.errors)
+    head, replace = body[:HEAD_BYTES], file.errors == "replace"
+    if (whole := stream_encoding(head, AUTO)) is not None:
+        return Decoder(named=whole, replace=replace)
+    declared = codec_of(charset or "")
+    return Decoder(legacy=legacy_encoding(head, None if declared == "utf-8" else declared), replace=replace)
 
 
 def _plain_record(
@@ -156,25 +176,7 @@ def _plain_record(
     if kind not in (*HTML, _PLAIN):
         yield _other_type(document_id, kind)
         return
-    body = record.reader.read()
-    named = file.encoding != AUTO
-    decoder = (
-        decoder_for(body, file.encoding, file.errors)
-        if named
-        else Decoder(legacy=codec_of(charset) if charset else None, replace=file.errors == "replace")
-    )
-    plain = decoder.text(body) if named or kind == _PLAIN else ""
-    if plain is None:
-        yield undecodable(document_id, body, decoder)
-    elif kind != _PLAIN:
-        try:
-            text = page_text(plain.encode(), "utf-8") if named else page_text(body, charset)
-        except BaseException as error:
-            yield Reject(id=document_id, reason="not_html", detail=problem_of(error), sample=sample(body))
-            return
-        yield from page_documents(document_id, text, body, cleaning)
-    else:
-        yield from whole_document(document_id, plain, cleaning)
+    yield from _page(document_id, record.reader.read(), kind, charset, file, cleaning)
 
 
 def _other_type(document_id: str, kind: str) -> Reject:
@@ -182,12 +184,6 @@ def _other_type(document_id: str, kind: str) -> Reject:
     return Reject(
         id=document_id, reason="content_type", detail=sample(f"{detail}, neither HTML nor plain text"), sample=""
     )
-
-
-def _plain_text(body: bytes, charset: str | None) -> str:
-    from resiliparse.parse.encoding import bytes_to_str
-
-    return bytes_to_str(body, charset or likely_encoding(body))
 
 
 class _Forward:

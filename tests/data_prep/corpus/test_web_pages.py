@@ -130,6 +130,40 @@ def test_files_of_pages(tmp_path, content, expected, suffix):
     assert getattr(item, "text", None) == expected or getattr(item, "reason", None) == expected
 
 
+RUSSIAN = PAGE.decode() % "русских слов, которые читаются как русский язык"
+GERMAN = PAGE.decode() % "schönen Wörtern über Tränen und Öfen"
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "text", "encoding"),
+    [
+        (GERMAN.encode(), "text/html; charset=iso-8859-1", GERMAN, None),
+        (RUSSIAN.encode("cp1251"), "text/html", RUSSIAN, "cp1251"),
+        (RUSSIAN.encode("cp1251"), "text/html; charset=windows-1251", RUSSIAN, "cp1251"),
+        (RUSSIAN.encode("cp1251"), "text/html; charset=utf-8", RUSSIAN, "cp1251"),
+        (RUSSIAN.encode("cp1251"), "text/html; charset=iso-8859-1", RUSSIAN, "cp1251"),
+        (RUSSIAN.encode("koi8-r"), "text/html; charset=nonsense", RUSSIAN, "koi8_r"),
+        (GERMAN.encode("utf-16"), "text/html; charset=utf-16", GERMAN, "utf-16-le"),
+        (RUSSIAN.encode("cp1251"), "text/plain; charset=utf-8", RUSSIAN, "cp1251"),
+    ],
+)
+def test_a_page_is_decoded_whatever_its_server_calls_its_encoding(tmp_path, body, kind, text, encoding):
+    (tmp_path / "a.warc").write_bytes(answer("200 OK", body, kind=kind) + record("resource", body, content_type=kind))
+    shown = text if kind.startswith("text/plain") else text.partition("<p>")[2].partition("</p>")[0]
+    assert [(item.text, item.encoding) for item in read(tmp_path)] == [(shown, encoding)] * 2
+
+
+@pytest.mark.parametrize("kind", ["text/html", "text/plain", "text/html; charset=utf-8"])
+def test_bad_bytes_in_a_page_cost_the_page_or_themselves(tmp_path, kind):
+    body = PAGE % "schöne Wörter, ?, ähnlich über".encode().replace(b"?", b"\xff")
+    (tmp_path / "a.warc").write_bytes(answer("200 OK", body, kind=kind))
+    (tmp_path / "b.html").write_bytes(body)
+    rejects = read(str(tmp_path / "*"))
+    assert [item.reason for item in rejects] == ["undecodable"] * 2
+    assert ["no UTF-8 from byte" in item.detail for item in rejects] == [True] * 2
+    assert all("schöne Wörter, �, ähnlich" in item.text for item in read(str(tmp_path / "*"), errors="replace"))
+
+
 def test_a_damaged_or_endless_page_is_one_reject(tmp_path, monkeypatch):
     (tmp_path / "a.html.gz").write_bytes(gzip.compress(PAGE % b"x")[:-9])
     (reject,) = read(tmp_path / "*.gz")

@@ -121,8 +121,7 @@ def test_documents_in_are_documents_in_the_shards_and_rejects(tmp_path: Path) ->
         if ".html" not in name:
             reasons = Counter(reason for where, reason, _ in rejects if file_of(where) == name)
             shared = name != min(written)
-            bad = 0 if name.startswith("all.warc") else 1
-            assert reasons == Counter(duplicate=1 + shared, undecodable=bad, empty=1), name
+            assert reasons == Counter(duplicate=1 + shared, undecodable=1, empty=1), name
     manifest = open_shards(tmp_path / "shards").manifest
     assert manifest["statistics"]["read"] == sum(map(len, written.values()))
     assert sum(manifest["splits"][split]["documents"] for split in SPLITS) == sum(kept.values())
@@ -134,3 +133,27 @@ def test_documents_in_are_documents_in_the_shards_and_rejects(tmp_path: Path) ->
 def file_of(document_id: str) -> str:
     """The file that an id names."""
     return document_id.partition(" ")[0].partition(":")[0].partition("#")[0]
+
+
+def test_encodings_of_single_documents_are_counted_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    russian = [f"{number}: русский текст, который читается как русский язык".encode("cp1251") for number in range(3)]
+    english = [text.encode() for text in sentences(20, 1)]
+    write_answers(corpus / "a.warc", [*english[:5], russian[0]])
+    write_parquet(corpus / "b.parquet", [*english[5:10], russian[1]])
+    write_samples(corpus / "c.mds", [*english[10:15], russian[2]])
+    in_lines(as_object)(corpus / "d.jsonl", [*english[15:], russian[0] + b" d", russian[1] + b" d"])
+    options = [
+        "--corpus.paths", json.dumps([str(corpus / "*.*")]), "--output", str(tmp_path / "shards"), "--num_workers", "1",
+        "--vocabulary.size", "400", "--seq_length", "32", "--validation_fraction", "0", "--mask.variants", "1",
+    ]  # fmt: skip
+    assert main(["vocab", *options]) == 0
+    capsys.readouterr()
+    assert main(["shards", *options]) == 0
+    printed = "".join(capsys.readouterr())
+    assert "1 file read as cp1251" in printed
+    assert "3 documents read as cp1251" in printed
+    (source,) = open_shards(tmp_path / "shards").manifest["statistics"]["sources"]
+    assert source["encodings"] == {"cp1251": 3}
+    assert "3 documents read as cp1251; all else is UTF-8" in (tmp_path / "shards" / "report.html").read_text()
