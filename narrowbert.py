@@ -209,19 +209,23 @@ def evaluate(run_dir: str | Path, max_rows: int | None = None) -> Evaluation:
     return evaluate_run(Path(run_dir), max_rows)[1]
 
 
-def export(run_dir: str | Path, output: str | Path, *, pooling: str | None = None) -> Path:
+def export(
+    run_dir: str | Path, output: str | Path, *, pooling: str | None = None, model_type: str = "narrowbert"
+) -> Path:
     """Write the newest intact checkpoint of a run as a folder that transformers loads.
 
     Args:
         run_dir: the run's directory.
         output: the folder to make; it must not exist.
         pooling: ``cls`` or ``mean``: how sentence-transformers makes embeddings of texts.
+        model_type: ``bert``: as that class of transformers, which needs no remote code. With ``pooling`` that is the
+            encoder alone.
 
     Returns:
         ``output``.
 
     Raises:
-        UserError: no run or checkpoint, or ``output`` exists already.
+        UserError: no run or checkpoint, ``output`` exists already, or the model is none of ``model_type``.
 
     Example:
         >>> import narrowbert
@@ -230,8 +234,11 @@ def export(run_dir: str | Path, output: str | Path, *, pooling: str | None = Non
         True
     """
     from pipeline.export.from_run import export_run
+    from pipeline.export.plain.forms import FORMS
 
-    export_run(Path(run_dir), Path(output), pooling)
+    if model_type not in ("narrowbert", *FORMS):
+        raise UserError(f"model_type is {model_type}: give narrowbert, {', '.join(FORMS)}")
+    export_run(Path(run_dir), Path(output), pooling, model_type)
     return Path(output)
 
 

@@ -1,10 +1,11 @@
 """``narrowbert convert``."""
 
+import argparse
 from collections.abc import Sequence
 
-from data_prep.contract.command_line import Parser, path_argument
+from data_prep.contract.command_line import Parser, UserError, path_argument
 from pipeline.commands import COMMANDS
-from pipeline.commands.export import how_to_load
+from pipeline.commands.export import MODEL_TYPE_HELP, MODEL_TYPES, how_to_load
 
 
 def run(argv: Sequence[str]) -> None:
@@ -18,16 +19,29 @@ def run(argv: Sequence[str]) -> None:
     )
     parser.add_argument("--allow", nargs="+", default=[], metavar="NAME", help="tensors to leave out: bert.pooler.*")
     parser.add_argument("--pooling", choices=["cls", "mean"], help="how sentence-transformers makes embeddings")
+    parser.add_argument("--model_type", choices=MODEL_TYPES, default=MODEL_TYPES[0], help=MODEL_TYPE_HELP)
     arguments = parser.parse_args(argv)
+    for line in [*_convert(arguments), how_to_load(arguments.output, arguments.model_type)]:
+        print(line)
+
+
+def _convert(arguments: argparse.Namespace) -> list[str]:
+    if arguments.model_type != MODEL_TYPES[0]:
+        from pipeline.export.plain.tuned import export_tuned, is_tuned
+
+        if is_tuned(arguments.model):
+            given = [name for name in ("layout", "tokenizer", "allow") if getattr(arguments, name)]
+            if given:
+                raise UserError(f"--{given[0]} is for masked-LM models, and {arguments.model} is none: leave it out")
+            return export_tuned(arguments.model, arguments.output, arguments.model_type, arguments.pooling)
     from pipeline.initialisation.pretrained import export_pretrained
 
-    lines = export_pretrained(
+    return export_pretrained(
         arguments.model,
         arguments.output,
         layout=arguments.layout,
         tokenizer_path=arguments.tokenizer,
         allow=arguments.allow,
         pooling=arguments.pooling,
+        model_type=arguments.model_type,
     )
-    for line in [*lines, how_to_load(arguments.output)]:
-        print(line)

@@ -1,11 +1,14 @@
 """``narrowbert export``."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_prep.contract.command_line import Parser, path_argument, refuse_old_options
+from data_prep.contract.command_line import Parser, UserError, path_argument, refuse_old_options
 from pipeline.commands import COMMANDS
 
+MODEL_TYPES = ("narrowbert", "bert")
+MODEL_TYPE_HELP = "class to write; those of transformers itself need no remote code, and no layer right of ':'"
 OLD_OPTIONS = {
     "--from": "narrowbert convert MODEL_DIR --output DIR",
     "--layout": "narrowbert convert MODEL_DIR --layout LAYOUT",
@@ -23,18 +26,22 @@ def run(argv: Sequence[str]) -> None:
     parser.add_argument("run_dir", type=path_argument, metavar="RUN_DIR")
     parser.add_argument("--output", type=path_argument, required=True, help="new folder to write")
     parser.add_argument("--pooling", choices=["cls", "mean"], help="how sentence-transformers makes embeddings")
+    parser.add_argument("--model_type", choices=MODEL_TYPES, default=MODEL_TYPES[0], help=MODEL_TYPE_HELP)
     parser.add_argument("--register", metavar="NAME", help="also make it a new version of this model in MLflow")
     arguments = parser.parse_args(argv)
     from pipeline.export.from_run import export_run
 
     if arguments.register is not None:
+        if arguments.model_type != MODEL_TYPES[0]:
+            raise UserError(f"--register takes no {arguments.model_type}: export the model twice, once for MLflow")
         from pipeline.export.register import check_model_name
         from pipeline.tracking.mlflow_client import connect_to_run
 
         check_model_name(arguments.register)
         connect_to_run(arguments.run_dir)  # refused before the export is written, not after
-    export_run(arguments.run_dir, arguments.output, arguments.pooling)
-    print(how_to_load(arguments.output))
+    remarks = export_run(arguments.run_dir, arguments.output, arguments.pooling, arguments.model_type)
+    for line in [*remarks, how_to_load(arguments.output, arguments.model_type)]:
+        print(line)
     if arguments.register is not None:
         from pipeline.export.register import register_export
 
@@ -42,6 +49,9 @@ def run(argv: Sequence[str]) -> None:
         print(f"MLflow has it as {address}: mlflow.pyfunc.load_model('{address}')")
 
 
-def how_to_load(folder: Path) -> str:
+def how_to_load(folder: Path, model_type: str) -> str:
     """What to do with the folder that was written."""
-    return f"{folder} loads with transformers: AutoModelForMaskedLM.from_pretrained(..., trust_remote_code=True)"
+    if model_type == MODEL_TYPES[0]:
+        return f"{folder} loads with transformers: AutoModelForMaskedLM.from_pretrained(..., trust_remote_code=True)"
+    (architecture,) = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"]
+    return f"{folder} loads with transformers: {architecture}.from_pretrained(...), without remote code"

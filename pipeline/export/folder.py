@@ -7,9 +7,10 @@ two halves of a gated unit. Keys and values of the frozen state, one matrix in t
 the narrow layers that first read them.
 """
 
+import contextlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,12 @@ from data_prep.contract.files import check_writable, is_empty_working_folder, pr
 from data_prep.contract.tokenizer import tokenizer_content
 from pipeline.export import configuration_narrowbert, modeling_narrowbert
 from pipeline.export.configuration_narrowbert import NarrowBertConfig
-from pipeline.export.model_card import model_card
+from pipeline.export.model_card import model_card, plain_card
 from pipeline.export.model_folder import quiet_transformers, read_json
 from pipeline.export.modeling_narrowbert import NarrowBertForMaskedLM, NarrowBertModel
 from pipeline.export.names import CONFIG_NAMES, TIED, TRAINING_ONLY, State, to_transformers
+from pipeline.export.plain.forms import FORMS, check_form
+from pipeline.export.plain.writing import write_plain_weights
 
 AUTO_MAP = {
     "AutoConfig": "configuration_narrowbert.NarrowBertConfig",
@@ -49,11 +52,12 @@ def write_export(
     facts: Mapping[str, Any],
     output: Path,
     pooling: str | None = None,
-) -> None:
+    model_type: str = NarrowBertConfig.model_type,
+) -> list[str]:
     """Write a folder that transformers loads: weights (fp32), code, tokenizer, model card.
 
     The folder appears whole or not at all, and only after it has been loaded back through the
-    registered classes with every parameter equal.
+    registered classes with every parameter equal. A plain form is loaded by transformers' own, without code.
 
     Args:
         state: the training model's full parameters, of any floating type.
@@ -63,41 +67,72 @@ def write_export(
         special_ids: the ids of pad, unk, cls, sep and mask in it.
         facts: names and values of the run for the model card.
         output: the folder to make; it may exist if it is empty.
-        pooling: ``cls`` or ``mean``: sentence-transformers shall make embeddings of texts this way.
+        pooling: ``cls`` or ``mean``: sentence-transformers shall make embeddings of texts this way. A plain form is
+            then the encoder alone.
+        model_type: ``narrowbert``, or a plain form: a key of FORMS.
+
+    Returns:
+        Lines on what a user should know.
 
     Raises:
-        UserError: `output` exists with something in it or cannot be written, or the tokenizer does
-            not belong to the model.
+        UserError: `output` exists with something in it or cannot be written, the tokenizer does not belong to the
+            model, or the model is none of the plain form.
         ValueError: parameters or configuration that do not make the exported model.
     """
     check_output(output)
-    output = Path(output).resolve()
     config = export_config(model_config, special_ids)
+    form = FORMS.get(model_type)
+    if form is not None:
+        check_form(config, form, NarrowBertForMaskedLM.__name__)
     tokenizer = tokenizer_content(tokenizer_path)
     tokenizer_config = _tokenizer_config(tokenizer, tokenizer_path, config, special_ids)
-    weights = to_transformers(state, config)
-    weights = {n: w.detach().cpu().float().contiguous() for n, w in weights.items()}
+    weights = {n: w.detach().cpu().float().contiguous() for n, w in to_transformers(state, config).items()}
+    name, mask_token = Path(output).resolve().name, tokenizer_config["mask_token"]
+    with whole_folder(output) as partial:
+        if form is None:
+            described, remarks = _write_model(partial, config, weights), list[str]()
+            card = model_card(name, config.layout, mask_token, facts)
+        else:
+            described, remarks = write_plain_weights(partial, config, weights, form, encoder_alone=pooling is not None)
+            tokenizer_config["model_input_names"] = form.inputs
+            card = plain_card(name, described, mask_token, facts)
+        (partial / "tokenizer.json").write_bytes(tokenizer)
+        _write_json(partial / "tokenizer_config.json", tokenizer_config)
+        if pooling is not None:
+            write_pooling(partial, described, pooling)
+        (partial / "README.md").write_text(card, encoding="utf-8")
+    return remarks
+
+
+@contextlib.contextmanager
+def whole_folder(output: Path) -> Iterator[Path]:
+    """A folder to write in, which gets the name ``output`` when all is written; else nothing is left of it.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    output = Path(output).resolve()
     partial = output.with_name(f".{output.name}.{process_name()}.partial")
     try:
         partial.mkdir(parents=True)
-        config.save_pretrained(partial)
-        for module in (configuration_narrowbert, modeling_narrowbert):
-            assert module.__file__ is not None
-            shutil.copyfile(module.__file__, partial / Path(module.__file__).name)
-        with safetensors_written_to(partial):
-            save_file(weights, partial / "model.safetensors", metadata={"format": "pt"})
-        (partial / "tokenizer.json").write_bytes(tokenizer)
-        (partial / "tokenizer_config.json").write_text(json.dumps(tokenizer_config, indent=2) + "\n", encoding="utf-8")
-        card = model_card(output.name, config.layout, tokenizer_config["mask_token"], facts)
-        if pooling is not None:
-            write_pooling(partial, config, pooling)
-        (partial / "README.md").write_text(card, encoding="utf-8")
-        _load_back(partial, weights)
+        yield partial
         partial.replace(output)
     except OSError as error:
         raise UserError(f"cannot write the export {output}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write_model(folder: Path, config: NarrowBertConfig, weights: State) -> PreTrainedConfig:
+    """Configuration, code and weights in our own form, loaded back; returns what is in config.json."""
+    config.save_pretrained(folder)
+    for module in (configuration_narrowbert, modeling_narrowbert):
+        assert module.__file__ is not None
+        shutil.copyfile(module.__file__, folder / Path(module.__file__).name)
+    with safetensors_written_to(folder):
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    _load_back(folder, weights)
+    return config
 
 
 def check_output(output: str | Path) -> None:

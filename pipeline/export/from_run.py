@@ -8,24 +8,27 @@ from data_prep.contract.command_line import UserError
 from pipeline.checkpoints.format import TrainerState
 from pipeline.checkpoints.reading import load_run_model
 from pipeline.config import ModelConfig
+from pipeline.export.configuration_narrowbert import NarrowBertConfig
 from pipeline.export.folder import check_output, write_export
 from pipeline.model.parameters import count_parameters
 from pipeline.runs.directory import read_run_record
 from pipeline.runs.records import read_metrics
 
 
-def export_run(run_dir: Path, output: Path, pooling: str | None = None) -> None:
-    """Export the newest intact checkpoint of a run; ``pooling`` as in ``write_export``.
+def export_run(
+    run_dir: Path, output: Path, pooling: str | None = None, model_type: str = NarrowBertConfig.model_type
+) -> list[str]:
+    """Export the newest intact checkpoint of a run; ``pooling``, ``model_type`` and result as in ``write_export``.
 
     Raises:
-        UserError: no run or checkpoint, or ``output`` exists already.
+        UserError: no run or checkpoint, ``output`` exists already, or the model is none of ``model_type``.
     """
     check_output(output)
     model, state = load_run_model(run_dir)
     if not (run_dir / "tokenizer.json").is_file():
         raise UserError(f"{run_dir} has no tokenizer.json: copy that of its shards there")
     data = read_run_record(run_dir)["data"]
-    write_export(
+    return write_export(
         dict(model.named_parameters()),
         model_config={**dataclasses.asdict(model.config), "vocab_size": state.vocab_size},
         tokenizer_path=run_dir / "tokenizer.json",
@@ -33,6 +36,7 @@ def export_run(run_dir: Path, output: Path, pooling: str | None = None) -> None:
         facts=_facts(run_dir, model.config, state, data["seq_length"]),
         output=output,
         pooling=pooling,
+        model_type=model_type,
     )
 
 

@@ -3,12 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+from transformers import PreTrainedConfig
+
 
 def model_card(name: str, layout: str, mask_token: str, facts: Mapping[str, Any]) -> str:
-    def cell(value: Any) -> str:
-        return " ".join(str(value).split()).replace("|", "\\|")
-
-    rows = "\n".join(f"| {cell(fact)} | {cell(value)} |" for fact, value in facts.items())
     return f"""---
 library_name: transformers
 pipeline_tag: fill-mask
@@ -22,7 +20,7 @@ feed-forward sublayer; what is right of `:`, if anything, computes the masked po
 
 | | |
 | --- | --- |
-{rows}
+{_rows(facts)}
 
 ```python
 from transformers import pipeline
@@ -35,3 +33,43 @@ print(fill_mask("Fill the {mask_token} in this sentence."))
 their positions are given as `narrow_positions` (or there are labels, or no `{mask_token}` at all). Needs
 transformers 5.18 or newer.
 """
+
+
+def plain_card(name: str, config: PreTrainedConfig, mask_token: str, facts: Mapping[str, Any]) -> str:
+    """Of an export in a plain form: the whole masked-LM model, or its encoder for embeddings."""
+    (architecture,) = config.architectures or [""]
+    if architecture.endswith("MaskedLM"):
+        library, task, tags = "transformers", "fill-mask", "masked-lm"
+        usage = f"""from transformers import pipeline
+
+fill_mask = pipeline("fill-mask", model="{name}")
+print(fill_mask("Fill the {mask_token} in this sentence."))"""
+    else:
+        library, task, tags = "sentence-transformers", "feature-extraction", "sentence-transformers"
+        usage = f"""from sentence_transformers import SentenceTransformer
+
+vectors = SentenceTransformer("{name}").encode(["A sentence."])"""
+    return f"""---
+library_name: {library}
+pipeline_tag: {task}
+tags: [{config.model_type}, {tags}]
+---
+# {name}
+
+A `{architecture}` of transformers, pretrained as a masked-language model.
+
+| | |
+| --- | --- |
+{_rows(facts)}
+
+```python
+{usage}
+```
+"""
+
+
+def _rows(facts: Mapping[str, Any]) -> str:
+    def cell(value: Any) -> str:
+        return " ".join(str(value).split()).replace("|", "\\|")
+
+    return "\n".join(f"| {cell(fact)} | {cell(value)} |" for fact, value in facts.items())

@@ -7,6 +7,7 @@ from pathlib import Path
 from data_prep.contract.command_line import UserError
 from data_prep.contract.tokenizer import load_tokenizer, special_ids
 from pipeline.config import ModelConfig
+from pipeline.export.configuration_narrowbert import NarrowBertConfig
 from pipeline.export.folder import check_output, export_config, write_export
 from pipeline.export.names import CONFIG_NAMES, from_transformers
 from pipeline.initialisation.match import match
@@ -22,6 +23,7 @@ def export_pretrained(
     tokenizer_path: Path | None,
     allow: Sequence[str],
     pooling: str | None = None,
+    model_type: str = NarrowBertConfig.model_type,
 ) -> list[str]:
     """Export a BERT of transformers or a NarrowBERT of its authors, as it is.
 
@@ -30,7 +32,7 @@ def export_pretrained(
         layout: of the export; the checkpoint's own where it is None.
         tokenizer_path: a tokenizer.json, or a BERT's vocab.txt; where it is None, the one in ``folder``.
         allow: names or patterns of tensors to leave out, and of what else may differ.
-        pooling: as in ``write_export``.
+        pooling, model_type: as in ``write_export``.
 
     Returns:
         Lines that say what was taken from the checkpoint and what differs.
@@ -50,7 +52,7 @@ def export_pretrained(
     if matched.kept:
         raise UserError(f"{folder} lacks what a masked-LM model needs: {', '.join(matched.kept)}")
     state, _ = matched.read()
-    write_export(
+    remarks = write_export(
         from_transformers(state, matched.config),
         model_config=model_config,
         tokenizer_path=tokenizer_path,
@@ -61,8 +63,9 @@ def export_pretrained(
         },
         output=output,
         pooling=pooling,
+        model_type=model_type,
     )
-    return matched.describe()
+    return [*matched.describe(), *remarks]
 
 
 def _model_config(source: PretrainedSource, layout: str | None) -> dict[str, Json]:

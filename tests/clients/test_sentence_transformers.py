@@ -14,6 +14,7 @@ from transformers import AutoModel, AutoTokenizer, TrainingArguments
 import narrowbert
 from pipeline.export import NarrowBertForMaskedLM, NarrowBertForSequenceClassification
 from pipeline.export.folder import pooling_of, write_pooling
+from pipeline.initialisation.pretrained import export_pretrained
 from tests.clients.layouts import LAYOUTS, each_layout
 from tests.marks import long
 from tests.tiny_exports import HIDDEN, write_folder
@@ -110,6 +111,21 @@ def test_an_export_of_an_earlier_version_is_pooled_as_it_says(tmp_path: Path) ->
     assert_same(narrowbert.encode(folder, TEXTS), expected(folder, "cls"))
     model = SentenceTransformer(modules=[Transformer(str(folder)), Pooling(HIDDEN, "mean")], device="cpu")
     assert_same(model.encode(TEXTS), expected(folder, "mean"))
+
+
+PLAIN: dict[str, tuple[str, dict[str, Any]]] = {"bert": ("3sf", {})}
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+@pytest.mark.parametrize("model_type", PLAIN)
+def test_an_encoder_in_a_plain_form_gives_the_same_embeddings(tmp_path: Path, model_type: str, pooling: str) -> None:
+    layout, options = PLAIN[model_type]
+    ours = write_folder(tmp_path / "ours", NarrowBertForMaskedLM, layout, **options)
+    arguments: dict[str, Any] = {"layout": None, "tokenizer_path": None, "allow": [], "pooling": pooling}
+    export_pretrained(ours, tmp_path / "plain", model_type=model_type, **arguments)
+    model = SentenceTransformer(str(tmp_path / "plain"), device="cpu", trust_remote_code=False)
+    assert type(model[0].model).__module__.startswith(f"transformers.models.{model_type}.")
+    assert_same(model.encode(TEXTS), expected(ours, pooling))
 
 
 @pytest.mark.slow

@@ -90,7 +90,7 @@ NEEDS = {
     "docs/how-to/compare-runs.md": ["shards", "runs", "mlflow.db"],
     "docs/how-to/tracking-server.md": ["shards", "runs", "mlflow.db"],
     "docs/how-to/serve-with-onnx.md": ["my-model", "texts.txt", "mlflow.db"],
-    "docs/how-to/transformers.md": ["my-model"],
+    "docs/how-to/transformers.md": ["my-model", "my-classifier", "runs"],
     "docs/how-to/fine-tune.md": ["my-model", "texts.txt", "train.jsonl", "validation.jsonl"],
     "docs/how-to/embeddings.md": ["my-model", "runs", "texts.txt"],
     "docs/reference/formats.md": ["shards", "runs"],
@@ -120,6 +120,10 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
         f"{train} --run_dir runs/control --model.layout 3sf",
         "cp -r runs/mine runs/narrow",
         "narrowbert export runs/mine --output my-model --register my-encoder",
+        "narrowbert export runs/control --output my-control",
+        "narrowbert finetune --config configs/finetune/classification.yaml --model my-control --output tuned "
+        "--data.train train.jsonl --data.validation validation.jsonl",
+        "cp -r tuned/seed-1/model my-classifier",
     ):
         _run(["bash", "-c", command], folder)
     _write_bert(folder / "bert-base-uncased", folder / "shards/mine/tokenizer.json")
