@@ -25,7 +25,7 @@ from data_prep.contract.shell.options import did_you_mean
 from data_prep.corpus.builtin_corpus import BUILTIN
 from data_prep.corpus.files import find_corpus_files
 from data_prep.stages.build import count_tasks, unfinished_tasks
-from data_prep.stages.records import ARRAY_STAGES, STAGES
+from data_prep.stages.records import ALL_STAGES, ARRAY_STAGES, stages_of
 from data_prep.stages.work_plan import work_path
 
 _MAY_HOLD_URLS = ("corpus.paths", "duplicates.evaluation_paths", "validation_paths")
@@ -39,7 +39,7 @@ class StageJob:
     """A job to send."""
 
     stage: str
-    """One of ``STAGES``."""
+    """One of ``ALL_STAGES``."""
     elements: tuple[int, ...]
     """Elements of the array that have work left; empty for a single job."""
 
@@ -76,7 +76,7 @@ def submit_prep(config: PrepConfig, cluster: ClusterConfig, *, dry_run: bool) ->
     )
     if dry_run:
         return script.rstrip("\n")
-    for time_limit in {cluster.prep.time_limit_of(stage) for stage in STAGES}:
+    for time_limit in {cluster.prep.time_limit_of(stage) for stage in stages_of(config)}:
         check_partition(cluster, 1, time_limit)
     _check_array_size(cluster)
     check_no_active_job(submission)
@@ -108,10 +108,10 @@ def submit_prep(config: PrepConfig, cluster: ClusterConfig, *, dry_run: bool) ->
 def _check_stages(cluster: ClusterConfig) -> None:
     for entry in cluster.prep.time_limits:
         stage = entry.split("=")[0]
-        if stage not in STAGES:
+        if stage not in ALL_STAGES:
             raise UserError(
-                f"cluster.prep.time_limits has {entry!r}: the stages are {', '.join(STAGES)}"
-                f"{did_you_mean(stage, set(STAGES))}"
+                f"cluster.prep.time_limits has {entry!r}: the stages are {', '.join(ALL_STAGES)}"
+                f"{did_you_mean(stage, set(ALL_STAGES))}"
             )
 
 
@@ -144,7 +144,7 @@ def jobs_to_send(config: PrepConfig, cluster: ClusterConfig) -> list[StageJob]:
     """The stages that are not complete, each with the elements of its array that have work left."""
     parts = cluster.prep.array_tasks
     jobs: list[StageJob] = []
-    for stage in STAGES:
+    for stage in stages_of(config):
         left: Sequence[int] | None = None
         if not jobs:  # nothing before this stage is to be done: what is left of it is known
             try:

@@ -19,7 +19,7 @@ from data_prep.contract.redaction import redact_text, redact_urls
 from data_prep.report.failures import TasksFailed
 from data_prep.report.log_progress import LogProgress
 from data_prep.stages.build import count_tasks, run_task, run_tasks
-from data_prep.stages.records import STAGES
+from data_prep.stages.records import ALL_STAGES
 from data_prep.verification.folder import verify
 
 PROGRAM = "narrowbert-prep"
@@ -44,7 +44,7 @@ def main() -> None:
 
 def _run(argv: Sequence[str]) -> int:
     parser = Parser(prog="cluster.prep_stage", add_help=False)
-    parser.add_argument("--stage", choices=STAGES, required=True)
+    parser.add_argument("--stage", choices=ALL_STAGES, required=True)
     parser.add_argument("--part", type=int, required=True)
     parser.add_argument("--parts", type=int, required=True)
     options, rest = parser.parse_known_args(argv)

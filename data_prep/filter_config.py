@@ -160,12 +160,16 @@ class RatiosConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RepeatedLinesConfig:
-    """Lines that a document repeats: the first is left, the others are taken out of the text."""
+    """Lines that a document repeats, or that earlier documents have: the first is left, the others are taken out of
+    the text."""
 
     enabled: bool = False
     """Whether they are taken out."""
     min_characters: int = 20
     """Shorter lines may be repeated."""
+    across_documents: bool = False
+    """Also take out, after all other filters, lines that an earlier document of the corpus has, as CCNet does (Wenzek
+    et al. 2020, section 3.1); the corpus is then read and filtered once more, and each line takes 24 bytes of disk."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -215,7 +219,7 @@ class FiltersConfig:
     ratios: RatiosConfig = dataclasses.field(default_factory=RatiosConfig)
     """Stop words, punctuation and upper case."""
     repeated_lines: RepeatedLinesConfig = dataclasses.field(default_factory=RepeatedLinesConfig)
-    """Lines that a document repeats."""
+    """Lines that a document repeats, or all documents."""
     python: PythonConfig = dataclasses.field(default_factory=PythonConfig)
     """A function of your own."""
     pii: PiiConfig = dataclasses.field(default_factory=PiiConfig)
@@ -239,6 +243,8 @@ def check_filters(filters: FiltersConfig) -> None:
         raise UserError(f"filters.language.min_score is {filters.language.min_score}: expected 0 to 1")
     if filters.ratios.enabled and filters.ratios.min_stop_words and not filters.ratios.stop_words:
         raise UserError("filters.ratios.min_stop_words needs filters.ratios.stop_words: no document could be kept")
+    if filters.repeated_lines.across_documents and not filters.repeated_lines.enabled:
+        raise UserError("filters.repeated_lines.across_documents needs filters.repeated_lines.enabled: set it to true")
     if filters.python.enabled and not filters.python.path:
         raise UserError("filters.python.enabled needs filters.python.path: name the file with your function check")
     repetition = filters.gopher_repetition

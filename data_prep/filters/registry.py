@@ -36,6 +36,10 @@ DOCUMENT_FILTERS: list[type[DocumentFilter]] = [
 ]
 
 
+LITTLE_LEFT = "little_left"
+"""The rule that drops a document of which a filter leaves too little."""
+
+
 def filter_notes(config: PrepConfig, record: Mapping[str, int]) -> list[str]:
     """What the user is told after the map stage, from the record of a map task."""
     notes = (document_filter.note(config, record) for document_filter in DOCUMENT_FILTERS)
@@ -65,7 +69,7 @@ def filtered(document: Document, filters: Sequence[DocumentFilter], min_characte
                 text = AnalysedText(dataclasses.replace(text.document, text=changed), text.language)
                 continue
             detail = f"{len(changed)} characters are left, cleaning.min_characters is {min_characters}"
-            verdict = Refusal(rule="little_left", detail=detail, score=len(changed))
+            verdict = Refusal(rule=LITTLE_LEFT, detail=detail, score=len(changed))
         if verdict is not None:
             reason = document_filter.reason
             return Reject(

@@ -21,6 +21,7 @@ from data_prep.report.statistics import (
     fertility,
     merge,
     notes_on_encodings,
+    notes_on_lines,
     notes_on_repairs,
 )
 
@@ -195,8 +196,9 @@ def _rejected(statistics: Mapping[str, Any], rejects: Sequence[Mapping[str, Any]
         heading = f"{escaped(reason.replace('_', ' '))}: samples"
         samples.append(f"<details><summary>{heading}</summary>\n{entries}</details>\n")
     where = "<p>All that were left out are in <code>rejects.jsonl.gz</code>, each with its reason.</p>\n"
-    repairs = "".join(f"<p>{note}.</p>\n" for note in notes_on_repairs(statistics.get("repaired", 0)))
-    told = table + repairs + (where if counts else "")
+    notes = [*notes_on_repairs(statistics.get("repaired", 0)), *notes_on_lines(statistics.get("repeated_lines", {}))]
+    changes = "".join(f"<p>{note}.</p>\n" for note in notes)
+    told = table + changes + (where if counts else "")
     return "<h2>What stayed and what was left out</h2>\n" + told + "".join(samples)
 
 

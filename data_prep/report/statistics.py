@@ -152,6 +152,7 @@ def source_statistics(
         the name of the first, documents read, not sampled, in the shards, words, tokens and [UNK] of these, each
         document once, rejects (reason -> documents), the weight, if any, documents whose mojibake was ``repaired``,
         documents read in each of the ``encodings`` that are neither UTF-8 nor their file's,
+        lines that earlier documents have and that were taken out (``repeated_lines``, if they are),
         and, where languages were identified, for each the documents that the filters saw, their rejects, and words,
         tokens and [UNK] of what they left.
     """
@@ -175,6 +176,8 @@ def source_statistics(
             entry["repaired"] = count["repaired"]
         if "encodings" in count:
             entry["encodings"] = dict(sorted(count["encodings"].items()))
+        if "repeated_lines" in count:
+            entry["repeated_lines"] = count["repeated_lines"]
         if "languages" in count:
             entry["languages"] = dict(sorted(count["languages"].items()))
         found.append(entry)
@@ -200,6 +203,20 @@ def notes_on_encodings(files: Mapping[str, int], sources: Iterable[Mapping[str, 
 def notes_on_repairs(documents: int) -> list[str]:
     """A line where mojibake was repaired in so many documents."""
     return [f"{documents:,} document{'s' if documents > 1 else ''} repaired of mojibake"] if documents else []
+
+
+def notes_on_lines(counts: Mapping[str, int]) -> list[str]:
+    """A line on lines that were taken out since earlier documents have them, if there are any.
+
+    Args:
+        counts: ``lines``, their ``characters``, and the ``documents`` that they were taken out of.
+    """
+    if not counts.get("lines"):
+        return []
+    return [
+        f"taken out since earlier documents have them: {counts['lines']:,} lines ({counts['characters']:,} characters) "
+        f"of {counts['documents']:,} documents"
+    ]
 
 
 def entry_names(sources: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -24,15 +24,16 @@ from data_prep.stages.map import run_map
 from data_prep.stages.order import run_order
 from data_prep.stages.pack import run_pack
 from data_prep.stages.records import (
-    STAGES,
     DamagedTask,
     number_of_tasks,
     require_record,
     require_stage_before,
     set_aside,
+    stages_of,
     task_record,
 )
 from data_prep.stages.reduce import run_reduce
+from data_prep.stages.texts.lines import run_lines, run_repeated
 from data_prep.stages.work_folder import index_large_files, locked_work_folder, prepare_work_folder, read_plan
 from data_prep.stages.work_plan import (
     PLAN,
@@ -50,6 +51,8 @@ from data_prep.stages.workers import WorkerKilled, Workers
 Result = TypeVar("Result")
 
 _RUN: dict[str, Callable[[WorkPlan, int], dict[str, Any]]] = {
+    "lines": run_lines,
+    "repeated": run_repeated,
     "map": run_map,
     "duplicates": run_duplicates,
     "survivors": lambda plan, _: run_survivors(plan),
@@ -58,6 +61,9 @@ _RUN: dict[str, Callable[[WorkPlan, int], dict[str, Any]]] = {
     "reduce": run_reduce,
 }
 """Stage -> what runs its task of that number and returns the record."""
+
+_READ_IN_PARTS = {("map", "pack"): ("duplicates", "survivors"), ("lines", "repeated"): ("repeated",)}
+"""A stage, and one that finds its results damaged -> the stages that may have read them so."""
 
 MAX_REPAIRS = 100
 """Damaged results that one command makes again; more than that is a file system that loses what it is given."""
@@ -86,7 +92,7 @@ def build_planned(planned: Planned, workers: Workers, progress: Progress) -> Sum
         with locked_work_folder(plan.work, progress, exclusive=True):
             prepare_work_folder(planned, progress)
             index_large_files(planned, workers, progress)
-            for stage in STAGES[1:-1]:
+            for stage in stages_of(plan.config)[1:-1]:
                 _run_stage(plan, stage, None, workers, progress)
             return _finish(plan, identity, workers, progress)
     except OSError as error:
@@ -111,7 +117,8 @@ def run_task(config: PrepConfig, task: str, index: int | None, progress: Progres
             check_draws([(found.file, found.survey["bytes"]) for found in planned.files], config)
             prepare_work_folder(planned, progress)
             index_large_files(planned, workers, progress)
-            return f"{planned.plan.work}: map and pack tasks 0 to {planned.plan.num_tasks - 1}"
+            numbered = "lines, map and pack" if "lines" in stages_of(config) else "map and pack"
+            return f"{planned.plan.work}: {numbered} tasks 0 to {planned.plan.num_tasks - 1}"
         plan, identity = read_plan(config)
         if Path(config.output).exists():
             done = _already_there(plan, identity)
@@ -140,6 +147,10 @@ def run_tasks(
         TasksFailed: with ``keep_going``, some tasks failed (``TasksRefused``: for a mistake of the user's, each).
     """
     with Workers(config.num_workers, apart=keep_going, note=progress.note) as workers:
+        if stage not in stages_of(config):
+            raise UserError(
+                f"--task {stage} needs --filters.repeated_lines.across_documents true, which adds this stage"
+            )
         plan, _ = read_plan(config)
         with locked_work_folder(plan.work, progress, exclusive=False):
             return _run_stage(plan, stage, indices, workers, progress, keep_going=keep_going)
@@ -185,15 +196,15 @@ def _finish(plan: WorkPlan, identity: dict[str, Any], workers: Workers, progress
 def _repaired(plan: WorkPlan, stage: str, workers: Workers, progress: Progress, action: Callable[[], Result]) -> Result:
     """What ``action`` of a stage gives; what earlier stages left and it finds damaged is made again first.
 
-    The stages between map and pack have read the tables of a map task without looking at every byte of them: what
-    they made of a damaged one is made again too.
+    The stages of ``_READ_IN_PARTS`` have read the tables of a task without looking at every byte of them: what they
+    made of a damaged one is made again too.
     """
     for _ in range(MAX_REPAIRS):
         try:
             return action()
         except DamagedTask as damage:
             progress.note(str(damage))
-            again = ("duplicates", "survivors") if (damage.stage, stage) == ("map", "pack") else ()
+            again = _READ_IN_PARTS.get((damage.stage, stage), ())
             for between in again:
                 for index in range(number_of_tasks(plan, between)):
                     set_aside(plan, between, index)
@@ -217,7 +228,7 @@ def _run_once(
     work = _Work(plan, stage)
     progress.start(stage, *work.of(chosen), work.of(set(chosen) - set(todo))[0])
     for number, record in _results(plan, stage, todo, workers, progress, keep_going=keep_going):
-        progress.advance(work.of([number])[0], record.get("documents", 0) if stage == "map" else 0)
+        progress.advance(work.of([number])[0], record.get("documents", 0) if work.in_bytes else 0)
     if stage == "map" and chosen:
         record = require_record(plan, "map", chosen[0])
         for note in filter_notes(plan.config, record):
@@ -225,7 +236,7 @@ def _run_once(
     if stage == "pack" and indices is None:
         check_counts(plan)
     line = f"{stage}: {len(todo)} of {len(chosen)} tasks run, {len(chosen) - len(todo)} done before"
-    following = {"map": "duplicates", "order": "reduce"}.get(stage)
+    following = {"lines": "repeated", "map": "duplicates", "order": "reduce"}.get(stage)
     if following is None or any(task_record(plan, stage, index) is None for index in (0, total - 1)) or indices:
         return line
     return f"{line}; {following} tasks 0 to {number_of_tasks(plan, following) - 1}"
@@ -301,14 +312,14 @@ def _try_task(task: tuple[WorkPlan, str, int]) -> dict[str, Any] | TaskFailure:
 
 
 class _Work:
-    """How much work the tasks of a stage are, and its unit: bytes of text for map, tasks for the others."""
+    """How much work the tasks of a stage are, and its unit: bytes of text where the corpus is read, else tasks."""
 
     def __init__(self, plan: WorkPlan, stage: str) -> None:
         self._plan = plan
-        self._in_bytes = stage == "map"
+        self.in_bytes = stage in ("lines", "map")
 
     def of(self, numbers: Iterable[int]) -> tuple[int, str]:
-        if not self._in_bytes:
+        if not self.in_bytes:
             return len(list(numbers)), "tasks"
         numbers = list(numbers)
         if len(numbers) == self._plan.num_tasks:

@@ -11,7 +11,6 @@ A task leaves a table of dropped documents, rising, with the place of the id of 
 reads of every table the range that concerns its part.
 """
 
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,8 +18,6 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.arrays.ranges import hash_limits
-from data_prep.arrays.spill import Spill
 from data_prep.config import validation_fraction
 from data_prep.corpus.documents import Reject
 from data_prep.corpus.draws import draws_of, stratified_share
@@ -33,27 +30,25 @@ from data_prep.filters.near_duplicates import (
     near_pairs,
     near_survivors,
 )
+from data_prep.filters.registry import LITTLE_LEFT
+from data_prep.filters.rules.repeated_lines import RepeatedLines
 from data_prep.stages.map import BANDS, DOCUMENTS, KEYS, SIGNATURES, DocumentTable, document_ids, read_documents
 from data_prep.stages.records import (
     checked_folder,
     committed,
-    damaged,
     document_starts,
     require_record,
     summary_of,
     task_folder,
-    unique_name,
 )
+from data_prep.stages.texts.hash_ranges import SortedTables, first_at_least
 from data_prep.stages.work_plan import WorkPlan
-
-BUCKET_ENTRIES = 1 << 20
-"""Entries of the tables that are sorted at once."""
-
-TOGETHER_ENTRIES, TOGETHER_PARTS = 1 << 16, 1 << 10
-"""Entries, and parts of the corpus, whose tables are cut into buckets in one go."""
 
 PAIRS_AT_ONCE = 1 << 22
 """Pairs of near-duplicates that are read before those that several tasks found are thrown together."""
+
+MOST_BANDS = 32
+"""Bands of a document, about."""
 
 _checked: set[Path] = set()
 """Folders whose files this process has compared with their hashes."""
@@ -143,7 +138,8 @@ def _all_pairs(plan: WorkPlan, tasks: range) -> np.ndarray:
 def dropped_documents(
     plan: WorkPlan, part: int, table: DocumentTable, near: Path | None = None
 ) -> tuple[np.ndarray, Iterator[Reject]]:
-    """The documents of a map task that do not survive: their rows, and their rejects.
+    """The documents of a map task that do not survive: their rows, and their rejects. Of those that are no duplicates
+    too little is left.
 
     ``near`` has the table of dropped near-duplicates, where the task that makes it has not committed yet.
     """
@@ -166,10 +162,15 @@ def dropped_documents(
         reason, survivor = found.get(first, ("duplicate", name))
         if reason == "in_validation" or plan.config.duplicates.exact:
             found[row] = ("in_validation" if reason == "in_validation" else "duplicate", survivor)
-    rows = np.array(sorted(found), dtype=np.int64)
+    details = {row: (reason, f"of {name}") for row, (reason, name) in found.items()}
+    limit = f"cleaning.min_characters is {plan.config.cleaning.min_characters}"
+    for row in np.flatnonzero(table.little_left).tolist():
+        left = f"{table.column('characters')[row]} characters are left, {limit}"
+        details.setdefault(row, (f"{RepeatedLines.reason}.{LITTLE_LEFT}", left))
+    rows = np.array(sorted(details), dtype=np.int64)
     ids = table.ids(rows)
     rejects = (
-        Reject(id=name, reason=found[row][0], detail=f"of {found[row][1]}", sample="")
+        Reject(id=name, reason=details[row][0], detail=details[row][1], sample="")
         for row, name in zip(rows.tolist(), ids, strict=True)
     )
     return rows, rejects
@@ -178,7 +179,10 @@ def dropped_documents(
 def _exact(plan: WorkPlan, number: int, of: int) -> tuple[np.ndarray, np.ndarray]:
     """[d] documents whose text an earlier one has, rising, and that one."""
     dtypes = {"high": np.dtype("<u8"), "low": np.dtype("<u8"), "documents": np.dtype("<i8")}
-    found = [equal_keys(**columns) for columns in _buckets(plan, KEYS, KEY, "high", number, of, dtypes)]
+    starts = document_starts(plan)
+    tables = SortedTables(plan, "map", KEYS, KEY, "high", starts, entries=int(starts[-1]))
+    scratch = plan.work / "duplicates"
+    found = [equal_keys(**columns) for columns in tables.buckets(number, of, dtypes, scratch)]
     documents, survivors = (np.concatenate(column) for column in zip(*found, strict=True))
     order = np.argsort(documents)
     return documents[order], survivors[order]
@@ -197,76 +201,12 @@ def _near(plan: WorkPlan, number: int, of: int) -> np.ndarray:
     pairs: list[np.ndarray] = []
     dtypes = {"key": np.dtype("<u8"), "documents": np.dtype("<i8")}
     signatures = KeptSignatures(lambda documents: _read_signatures(plan, documents))
-    for columns in _buckets(plan, BANDS, BAND_KEY, "key", number, of, dtypes):
+    starts = document_starts(plan)
+    tables = SortedTables(plan, "map", BANDS, BAND_KEY, "key", starts, entries=MOST_BANDS * int(starts[-1]))
+    for columns in tables.buckets(number, of, dtypes, plan.work / "duplicates"):
         order = np.lexsort((columns["documents"], columns["key"]))
         pairs.append(near_pairs(columns["key"][order], columns["documents"][order], signatures.of, threshold))
     return distinct_pairs(pairs)
-
-
-def _buckets(
-    plan: WorkPlan, name: str, dtype: np.dtype, key: str, number: int, of: int, dtypes: dict[str, np.dtype]
-) -> Iterator[dict[str, np.ndarray]]:
-    """The entries of range ``number`` of all map tasks' tables, in buckets that fit into memory."""
-    starts = document_starts(plan)
-    low, high = _limits(number, of)
-    wanted = int(starts[-1]) * (1 if dtype == KEY else 1 << 5) // of  # at most 32 bands, about
-    shares = max(1, -(-wanted // BUCKET_ENTRIES))
-    limits = np.array([low + share * (high - low) // shares for share in range(shares)], dtype=np.uint64)
-    with Spill(plan.work / "duplicates" / unique_name(f"scratch-{number}"), dtypes) as spill:
-        for columns in _read_together(plan, name, dtype, key, low, high):
-            buckets = np.searchsorted(limits, columns[key], side="right") - 1
-            order = np.argsort(buckets, kind="stable")  # a part's entries are rising already
-            ends = np.searchsorted(buckets[order], np.arange(shares + 1))
-            for bucket in np.flatnonzero(np.diff(ends)).tolist():
-                here = order[ends[bucket] : ends[bucket + 1]]
-                spill.add(bucket, **{field: columns[field][here] for field in dtypes})
-        for bucket in range(shares):
-            yield spill.take(bucket)
-
-
-def _read_together(
-    plan: WorkPlan, name: str, dtype: np.dtype, key: str, low: int, high: int
-) -> Iterator[dict[str, np.ndarray]]:
-    """Entries of the tables of several map tasks, as columns with the documents' numbers: many small ones at once."""
-    starts = document_starts(plan)
-    pending: list[np.ndarray] = []
-    documents: list[np.ndarray] = []
-    held = 0
-    for part in range(plan.num_tasks):
-        entries = _range_of(plan, part, name, dtype, key, low, high)
-        pending.append(entries)
-        documents.append(entries["row"] + starts[part])
-        held += len(entries)
-        if part == plan.num_tasks - 1 or held >= TOGETHER_ENTRIES or len(pending) >= TOGETHER_PARTS:
-            whole = np.concatenate(pending)
-            fields = {field: whole[field] for field in dtype.names or () if field != "row"}
-            yield {**fields, "documents": np.concatenate(documents)}
-            pending, documents, held = [], [], 0
-
-
-def _limits(number: int, of: int) -> tuple[int, int]:
-    """First value of range ``number`` and the one behind it."""
-    limits = [*hash_limits(of).tolist(), 2**64]
-    return limits[number], limits[number + 1]
-
-
-def _range_of(plan: WorkPlan, part: int, name: str, dtype: np.dtype, key: str, low: int, high: int) -> np.ndarray:
-    """The entries of one map task's table with low <= key < high."""
-    record = require_record(plan, "map", part)
-    if not record["files"][name]["size"]:
-        return np.empty(0, dtype=dtype)
-    table = np.memmap(task_folder(plan, "map", part) / name, dtype=dtype, mode="r")
-    keys = table[key]
-    entries = np.array(table[_first_at_least(keys, low) : _first_at_least(keys, high)])
-    found = entries[key]
-    if len(found) and (found[0] < low or found[-1] >= high or (found[1:] < found[:-1]).any()):
-        damaged(plan, "map", part, f"{name} is not sorted")
-    return entries
-
-
-def _first_at_least(keys: np.ndarray, value: int) -> int:
-    """The place of the first of rising keys that is not below a value; few pages of a map are touched."""
-    return bisect_left(range(len(keys)), value, key=lambda row: int(keys[row]))
 
 
 def _read_signatures(plan: WorkPlan, documents: np.ndarray) -> np.ndarray:
@@ -314,7 +254,7 @@ def _read_dropped(folder: Path, low: int, high: int) -> Iterator[tuple[int, str,
         return
     table = np.memmap(folder / TABLE, dtype=DROPPED, mode="r")
     documents = table["document"]
-    entries = np.array(table[_first_at_least(documents, low) : _first_at_least(documents, high)])
+    entries = np.array(table[first_at_least(documents, low) : first_at_least(documents, high)])
     with (folder / NAMES).open("rb") as stream:
         for document, begin, length, validation in entries.tolist():
             stream.seek(begin)

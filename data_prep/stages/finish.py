@@ -24,6 +24,7 @@ from data_prep.report.statistics import (
     merge,
     mostly_rejected,
     notes_on_encodings,
+    notes_on_lines,
     notes_on_masks,
     notes_on_repairs,
     notes_on_weights,
@@ -241,11 +242,13 @@ def _statistics(plan: WorkPlan) -> dict[str, Any]:
     sources = source_statistics(planned_files(plan), counts, source_weights(plan))
     encodings = encodings_of(survey for survey, _ in planned_files(plan))
     repaired = sum(source.get("repaired", 0) for source in sources)
+    lines = merge(source.get("repeated_lines", {}) for source in sources)
     return {
         "read": sum(source["read"] for source in sources),
         "not_sampled": sum(source["not_sampled"] for source in sources),
         "rejects": merge(source["rejects"] for source in sources),
         **({"repaired": repaired} if plan.config.cleaning.repair_mojibake else {}),
+        **({"repeated_lines": lines} if plan.config.filters.repeated_lines.across_documents else {}),
         "sources": sources,
         "dropped_tokens": packed["dropped_tokens"],
         "documents": packed["statistics"],
@@ -259,6 +262,7 @@ def _notes(plan: WorkPlan, statistics: Mapping[str, Any]) -> list[str]:
     return [
         *notes_on_encodings(statistics.get("encodings", {}), statistics["sources"]),
         *notes_on_repairs(statistics.get("repaired", 0)),
+        *notes_on_lines(statistics.get("repeated_lines", {})),
         *notes_on_weights(source_weights(plan)),
         *mostly_rejected(statistics["sources"]),
         *_notes_on_losses(plan),

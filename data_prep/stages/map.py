@@ -4,37 +4,31 @@ import contextlib
 import gzip
 import itertools
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from data_prep.config import CorpusConfig, PrepConfig, validation_fraction
-from data_prep.contract.command_line import UserError
+from data_prep.config import validation_fraction
 from data_prep.contract.files import safetensors_written_to
 from data_prep.contract.shard_format import TOKENIZER
 from data_prep.contract.tokenizer import load_tokenizer
-from data_prep.corpus.documents import CorpusFile, Document, Partition, Reject
+from data_prep.corpus.documents import Document, Partition, Reject
 from data_prep.corpus.draws import copies_of, document_draw
-from data_prep.corpus.formats.gzip_index import GzipIndex, needs_index
-from data_prep.corpus.reading import read_partition
-from data_prep.corpus.surveys import survey
 from data_prep.corpus.written_texts import TextFile
-from data_prep.filter_config import used_filters
-from data_prep.filters.document_filter import DocumentFilter
-from data_prep.filters.evaluation_ngrams import evaluation_files
 from data_prep.filters.exact_duplicates import key_table, text_key
 from data_prep.filters.near_duplicates import NUM_PERMUTATIONS, band_table, near_signature
-from data_prep.filters.registry import filtered, open_filters
+from data_prep.filters.registry import filtered
 from data_prep.report.statistics import count_language, count_tokens_of_language, merge
-from data_prep.stages.records import RECORD, committed, sizes_and_hashes
-from data_prep.stages.work_plan import GZIP_INDEXES, PLAN, SurveyedFile, WorkPlan, as_json, map_task, stamp_of
+from data_prep.stages.records import committed
+from data_prep.stages.texts.kept import taken_over
+from data_prep.stages.texts.lines import EarlierLines
+from data_prep.stages.texts.reading import filters_of, read_planned
+from data_prep.stages.work_plan import SurveyedFile, WorkPlan, map_task
 from data_prep.tokens.losses import stripped_marks
 from data_prep.tokens.word_table import TextEncoder
 
@@ -52,9 +46,26 @@ DOCUMENTS, KEYS, SIGNATURES, BANDS = "documents.safetensors", "keys.bin", "signa
 REJECTS_PART, TEXT = "rejects.jsonl.gz", "text.parquet"
 
 
-Kept = tuple[Document, int, int, bool]
-"""A document, how many copies of it are taken, its source, and whether it is of ``validation_paths`` (see
-``CorpusFile``)."""
+LINE_COLUMNS = ("lines_out", "characters_out")
+"""Beside them with ``filters.repeated_lines.across_documents``: what was taken out of each document."""
+
+
+class Kept(NamedTuple):
+    """A document that is kept, unless it is a duplicate."""
+
+    document: Document
+    """As it is tokenized."""
+    whole: str
+    """Its text with the lines that earlier documents have, by which it is compared with others."""
+    lines: tuple[int, int]
+    """How many of those lines were taken out, and their characters."""
+    little_left: bool
+    """Whether too little is left of it to be kept."""
+    copies: int
+    """How often it is taken."""
+    source: int
+    """As in ``CorpusFile``, and so is ``validation``."""
+    validation: bool
 
 
 class RejectFile:
@@ -91,8 +102,13 @@ class DocumentTable:
         self._columns = columns
 
     def column(self, name: str) -> np.ndarray:
-        """[documents] i64, one of ``COLUMNS``."""
+        """[documents] i64, one of ``COLUMNS`` or ``LINE_COLUMNS``."""
         return self._columns[name]
+
+    @property
+    def little_left(self) -> np.ndarray:
+        """[documents] bool, of which repeated lines were taken out and too little is left to be kept."""
+        return self.column("length") == 0  # others without tokens are not in the table
 
     @property
     def repeats(self) -> np.ndarray:
@@ -124,11 +140,11 @@ def document_ids(folder: Path, rows: np.ndarray) -> list[str]:
 class _NewDocuments:
     """The kept documents of one map task, while they are found."""
 
-    def __init__(self, texts: TextFile | None) -> None:
+    def __init__(self, texts: TextFile | None, *, lines: bool) -> None:
         self.texts = texts
         """Where their texts go, if they are wanted."""
         self.ids: list[str] = []
-        self.columns: dict[str, list[int]] = {name: [] for name in COLUMNS}
+        self.columns: dict[str, list[int]] = {name: [] for name in (*COLUMNS, *(LINE_COLUMNS if lines else ()))}
         self.keys: list[bytes] = []
         self.signatures: list[np.ndarray] = []
 
@@ -158,25 +174,11 @@ def _encoder(shards: Path, _plan_hash: str, dtype: str) -> TextEncoder:
     return TextEncoder(load_tokenizer(shards / TOKENIZER), np.dtype(dtype))
 
 
-@lru_cache(maxsize=1)
-def _filters(work: Path, _plan_hash: str, config: PrepConfig) -> list[DocumentFilter]:
-    identity = json.loads((work / PLAN).read_text())["identity"]
-    planned = identity["evaluation_inputs"]
-    found = [survey(file, config.corpus) for file in evaluation_files(config)]
-    if as_json(found) != planned:
-        raise UserError(
-            f"the evaluation files are not what they were when {work / PLAN} was made: give them as they were"
-        )
-    if as_json(used_filters(config.filters)) != identity["configuration"].get("filters", {}):
-        raise UserError(f"a file of the filters is not what it was when {work / PLAN} was made: give it as it was")
-    return open_filters(config)
-
-
 def run_map(plan: WorkPlan, index: int) -> dict[str, Any]:
     """Clean and tokenize one part of the corpus; its record."""
     task = map_task(plan, index)
     if task.kept is not None:
-        return _take_over(plan, index, Path(task.kept))
+        return taken_over(plan, "map", index, Path(task.kept))
     sources: dict[str, dict[str, Any]] = {}
     record: dict[str, Any] = {}
     with committed(plan, "map", index, record) as folder:
@@ -185,62 +187,28 @@ def run_map(plan: WorkPlan, index: int) -> dict[str, Any]:
             RejectFile(folder) as rejects,
             TextFile(folder / TEXT) if plan.config.write_text else contextlib.nullcontext() as texts,
         ):
-            table = _NewDocuments(texts)
+            lines = EarlierLines(plan, index) if plan.config.filters.repeated_lines.across_documents else None
+            table = _NewDocuments(texts, lines=lines is not None)
             kept = itertools.chain.from_iterable(
-                _kept(plan, partition, found, sources, rejects.write) for partition, found in task.partitions
+                _kept(plan, partition, found, lines, sources, rejects.write) for partition, found in task.partitions
             )
             for batch in _batches(kept):
                 tokens.write(_encode_batch(plan, batch, table, sources, rejects.write).data)
         table.write(folder, plan)
+        if lines is not None and plan.config.keep_documents:
+            lines.put(folder)
+            record["lines"] = len(lines)
         record["documents"], record["sources"] = len(table.ids), merge([sources, rejects.by_source()])
-        for document_filter in _filters(plan.work, plan.hash, plan.config):
+        for document_filter in filters_of(plan):
             record |= document_filter.counts()
     return record
-
-
-def _take_over(plan: WorkPlan, index: int, kept: Path) -> dict[str, Any]:
-    """The result of a task of an earlier preparation as this task's own.
-
-    Raises:
-        UserError: it is not what that preparation left.
-    """
-    try:
-        record = json.loads((kept / RECORD).read_text())
-        files = record.pop("files")
-        with committed(plan, "map", index, {key: value for key, value in record.items() if key != "plan"}) as folder:
-            for name in files:
-                try:
-                    os.link(kept / name, folder / name)
-                except OSError:  # another file system, or one without links
-                    shutil.copyfile(kept / name, folder / name)
-            if sizes_and_hashes(folder) != files:
-                raise UserError(f"{kept} is damaged: restore {kept.parents[1]} from a copy or prepare it again")
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"cannot take over the documents {kept}: {error}") from error
-    return record
-
-
-def _check_unchanged(plan: WorkPlan, found: SurveyedFile) -> None:
-    """Raise UserError where a file is not what the plan surveyed."""
-    stamp = stamp_of(found.file)
-    planned = found.survey["sha256"]
-    if stamp != found.stamp and _sha256(found.file, plan.config.corpus, json.dumps(stamp)) != planned:
-        raise UserError(
-            f"corpus file {found.file.path or found.file.name} is not what it was when {plan.work / PLAN} was made: "
-            "put it back, or give the command without --task (or with --task plan) to plan anew"
-        )
-
-
-@lru_cache(maxsize=1024)
-def _sha256(file: CorpusFile, config: CorpusConfig, _stamp: str) -> str:
-    """Of a file that was touched or copied, read once for each of its states."""
-    return survey(file, config)["sha256"]
 
 
 def _kept(
     plan: WorkPlan,
     partition: Partition,
     found: SurveyedFile,
+    lines: EarlierLines | None,
     sources: dict[str, dict[str, Any]],
     reject: Callable[[Reject, int], None],
 ) -> Iterator[Kept]:
@@ -249,12 +217,8 @@ def _kept(
     counts = sources.setdefault(str(source), {"read": 0, "not_sampled": 0})
     if not found.file.validation:  # what corpus.temperature evens out
         counts.setdefault("bytes", 0)
-    filters = _filters(plan.work, plan.hash, plan.config)
-    _check_unchanged(plan, found)
-    index = GzipIndex(plan.work / GZIP_INDEXES, found.survey["sha256"])
-    usable = needs_index(found.file, found.survey) and index.exists()  # most files are spared the look
-    items = read_partition(found.file, partition, plan.config.corpus, plan.config.cleaning, index if usable else None)
-    for item in items:
+    filters, min_characters = filters_of(plan), plan.config.cleaning.min_characters
+    for item in read_planned(plan, partition, found):
         counts["read"] += 1
         if isinstance(item, Reject):
             reject(item, source)
@@ -272,15 +236,23 @@ def _kept(
             encoder = _encoder(plan.shards, plan.hash, plan.geometry.token_dtype.str)
             stripped = stripped_marks(encoder.tokenizer, item.text)
             counts |= {name: counts.get(name, 0) + number for name, number in stripped.items()}
-        judged = filtered(item, filters, plan.config.cleaning.min_characters) if filters else item
+        judged = filtered(item, filters, min_characters) if filters else item
         count_language(counts, judged)
         if isinstance(judged, Reject):
             reject(judged, source)
-        else:
-            if not found.file.validation:
-                counts["bytes"] += len(judged.text.encode())
-            yield judged, copies, source, found.file.validation
-    _check_unchanged(plan, found)  # what was read is what was hashed
+            continue
+        left, *out = (judged, 0, 0) if lines is None else lines.taken_out(judged)
+        if not found.file.validation:
+            counts["bytes"] += len(left.text.encode())
+        yield Kept(
+            document=left,
+            whole=judged.text,
+            lines=(out[0], out[1]),
+            little_left=out[0] > 0 and len(left.text) < min_characters,
+            copies=copies,
+            source=source,
+            validation=found.file.validation,
+        )
 
 
 def _batches(items: Iterable[Kept]) -> Iterator[list[Kept]]:
@@ -288,7 +260,7 @@ def _batches(items: Iterable[Kept]) -> Iterator[list[Kept]]:
     size = 0
     for item in items:
         batch.append(item)
-        size += len(item[0].text)
+        size += len(item.document.text)
         if size >= BATCH_CHARACTERS:
             yield batch
             batch, size = [], 0
@@ -305,29 +277,30 @@ def _encode_batch(
 ) -> np.ndarray:
     """Tokens of a batch; its documents go into the table, what they are by language into ``sources``."""
     encoder = _encoder(plan.shards, plan.hash, plan.geometry.token_dtype.str)
-    tokens, lengths = encoder.encode([document.text for document, *_ in batch])
+    tokens, lengths = encoder.encode(["" if item.little_left else item.document.text for item in batch])
     unknown = np.concatenate([[0], np.cumsum(tokens == plan.special_ids["unk"])])
     ends = np.cumsum(lengths)
     first = len(table.ids)
+    texts: list[str] = []
     fraction = validation_fraction(plan.config) if plan.config.validation_split == "hash" else 0.0  # later: by source
-    for (document, copies, source, of_validation), length, end in zip(
-        batch, lengths.tolist(), ends.tolist(), strict=True
-    ):
-        if not length:
+    for item, length, end in zip(batch, lengths.tolist(), ends.tolist(), strict=True):
+        document, source = item.document, item.source
+        if not length and not item.little_left:
             reject(Reject(id=document.key, reason="no_tokens", detail="", sample=document.text[:1000]), source)
             continue
         table.ids.append(document.key)
-        table.keys.append(text_key(document.text))
-        validation = of_validation or document_draw(document.id) < fraction
+        table.keys.append(text_key(item.whole))
+        texts.append(document.text)
+        validation = item.validation or document_draw(document.id) < fraction
         words, of_unknown = len(document.text.split()), int(unknown[end] - unknown[end - length])
-        row = (length, len(document.text), words, of_unknown, validation, copies, source)
+        row = (length, len(document.text), words, of_unknown, validation, item.copies, source)
+        row += item.lines if LINE_COLUMNS[0] in table.columns else ()
         made = {"words": words, "tokens": length, "unknown_tokens": of_unknown}
         count_tokens_of_language(sources[str(source)], document.language, made)
         for column, value in zip(table.columns.values(), row, strict=True):
             column.append(value)
         if plan.config.duplicates.near_threshold is not None:
-            table.signatures.append(near_signature(document.text, plan.config.duplicates.near_characters))
+            table.signatures.append(near_signature(item.whole, plan.config.duplicates.near_characters))
     if table.texts is not None:
-        texts = [document.text for (document, *_), length in zip(batch, lengths.tolist(), strict=True) if length]
         table.texts.write(table.ids[first:], table.columns["validation"][first:], texts)
     return tokens

@@ -36,6 +36,9 @@ IN_MEMORY_BYTES = 1 << 28
 SHUFFLE_STREAM = 1 << 40
 """Variant number, beyond any real one, whose stream keys order the rows."""
 
+REPEATED_LINES = {"lines": "lines_out", "characters": "characters_out"}
+"""What is counted of lines that earlier documents have, and its column of a map task's table."""
+
 ROWS, BOUNDARIES = "rows.bin", "boundaries.bin"
 
 
@@ -97,7 +100,8 @@ def run_pack(plan: WorkPlan, index: int) -> dict[str, Any]:
             tokens=table.column("length")[keep],
             unknown=int(table.column("unknown")[keep].sum()),
         )
-        record["sources"] = merge([_by_source(table, keep), rejects_by_source])
+        lines = plan.config.filters.repeated_lines.across_documents
+        record["sources"] = merge([_by_source(table, keep, lines=lines), rejects_by_source])
     return record
 
 
@@ -132,8 +136,9 @@ def _write_rejects(folder: Path, rejects: Iterator[Reject], sources: np.ndarray)
     return file.by_source()
 
 
-def _by_source(table: DocumentTable, keep: np.ndarray) -> dict[str, Any]:
-    """Source -> documents that are kept of it, their words, tokens and tokens that are [UNK]."""
+def _by_source(table: DocumentTable, keep: np.ndarray, *, lines: bool) -> dict[str, Any]:
+    """Source -> documents that are kept of it, their words, tokens and tokens that are [UNK], and what was taken out of
+    them with ``lines``."""
     sources = table.column("source")
     columns = {"words": "words", "tokens": "length", "unknown_tokens": "unknown"}
     counts: dict[str, Any] = {}
@@ -141,6 +146,10 @@ def _by_source(table: DocumentTable, keep: np.ndarray) -> dict[str, Any]:
         chosen = keep & (sources == source)
         sums = {name: int(table.column(column)[chosen].sum()) for name, column in columns.items()}
         counts[str(source)] = {"documents": int(chosen.sum()), **sums}
+        if lines:
+            out = {name: int(table.column(column)[chosen].sum()) for name, column in REPEATED_LINES.items()}
+            shortened = int((table.column("lines_out")[chosen] > 0).sum())
+            counts[str(source)]["repeated_lines"] = {"documents": shortened, **out}
     return counts
 
 

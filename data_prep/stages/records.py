@@ -3,6 +3,8 @@
 A task reads what earlier ones committed and commits its own result by a rename. It can therefore be killed at any
 point, run twice, and run on any machine that sees the work folder, OUTPUT.partial:
 
+    lines/000003/               the lines of a part of the corpus (with filters.repeated_lines.across_documents)
+    repeated/000000/            which of them stand in an earlier part (likewise)
     map/000003/                 a part of the corpus, cleaned and tokenized: tokens, documents, keys, rejects
     duplicates/000000/          which documents of a range of the keys' hash do not survive
     survivors/000000/           which near-duplicates do not
@@ -30,6 +32,7 @@ from typing import Any, NoReturn
 import numpy as np
 import xxhash
 
+from data_prep.config import PrepConfig
 from data_prep.contract.command_line import UserError
 from data_prep.contract.files import flush_to_disk, write_atomically
 from data_prep.contract.shard_format import SPLITS
@@ -41,7 +44,10 @@ from data_prep.stages.work_plan import WorkPlan
 STAGES = ("plan", "map", "duplicates", "survivors", "pack", "order", "reduce", "finish")
 """The stages in order; each needs all of the one before it."""
 
-ARRAY_STAGES = ("map", "duplicates", "pack", "reduce")
+ALL_STAGES = (STAGES[0], "lines", "repeated", *STAGES[1:])
+"""The stages in order, with those of ``filters.repeated_lines.across_documents``."""
+
+ARRAY_STAGES = ("lines", "repeated", "map", "duplicates", "pack", "reduce")
 """Those of many tasks."""
 
 RECORD = "record.json"
@@ -66,6 +72,11 @@ class DamagedTask(UserError):
 
     def __str__(self) -> str:
         return self.args[0]
+
+
+def stages_of(config: PrepConfig) -> tuple[str, ...]:
+    """The stages of a preparation in their order."""
+    return ALL_STAGES if config.filters.repeated_lines.across_documents else STAGES
 
 
 def task_folder(plan: WorkPlan, stage: str, index: int) -> Path:
@@ -191,9 +202,12 @@ def checked_folder(plan: WorkPlan, stage: str, index: int, *names: str) -> Path:
 
 
 def number_of_tasks(plan: WorkPlan, stage: str) -> int:
-    """How many tasks a stage has; those of ``duplicates`` are known after ``map``, of ``reduce`` after ``order``."""
-    if stage in ("map", "pack"):
+    """How many tasks a stage has; those of ``repeated`` are known after ``lines``, of ``duplicates`` after ``map``, of
+    ``reduce`` after ``order``."""
+    if stage in ("lines", "map", "pack"):
         return plan.num_tasks
+    if stage == "repeated":
+        return summary_of(plan, "lines")["repeated_tasks"]
     if stage == "duplicates":
         return sum(summary_of(plan, "map")["duplicates_tasks"])
     if stage == "reduce":
@@ -212,9 +226,15 @@ def records_of(plan: WorkPlan, stage: str) -> Iterator[dict[str, Any]]:
 
 def require_stage_before(plan: WorkPlan, stage: str) -> None:
     """Raise UserError where a task of the stage before is not done."""
-    before = STAGES[STAGES.index(stage) - 1]
+    stages = stages_of(plan.config)
+    before = stages[stages.index(stage) - 1]
     if before != "plan":
         summary_of(plan, before)
+
+
+def _lines_summary(plan: WorkPlan, records: Iterator[dict[str, Any]]) -> dict[str, Any]:
+    lines = [record["lines"] for record in records]
+    return {"lines": lines, "repeated_tasks": max(1, range_tasks(sum(lines), KEY.itemsize, plan.num_tasks))}
 
 
 def _map_summary(plan: WorkPlan, records: Iterator[dict[str, Any]]) -> dict[str, Any]:
@@ -257,7 +277,7 @@ def _other_summary(_: WorkPlan, records: Iterator[dict[str, Any]]) -> dict[str, 
     return {"tasks": sum(1 for _ in records)}
 
 
-_SUMMARIES = {"map": _map_summary, "pack": _pack_summary}
+_SUMMARIES = {"lines": _lines_summary, "map": _map_summary, "pack": _pack_summary}
 
 
 def summary_of(plan: WorkPlan, stage: str) -> dict[str, Any]:

@@ -69,7 +69,7 @@ class VocabularySummary:
     """What to call a source, and a language where ``filters.language`` identifies them -> words, tokens and
     unknown_tokens of that text."""
     notes: list[str]
-    """What it loses of the corpus, a line each."""
+    """What it loses of the corpus or takes otherwise than the shards, a line each."""
     rejects: dict[str, int]
     """Reason -> documents or lines that the vocabulary was not trained on."""
     encodings: dict[str, int]
@@ -107,10 +107,16 @@ def build_vocabulary(config: PrepConfig, progress: Progress) -> VocabularySummar
         weights={} if config.corpus.temperature is None else corpus.weights,
         unknown_share=unknown,
         tokens=tokens,
-        notes=notes_on_losses(unknown, {} if config.vocabulary.strip_accents else counts),
+        notes=[*_notes(config), *notes_on_losses(unknown, {} if config.vocabulary.strip_accents else counts)],
         rejects=dict(corpus.rejects),
         encodings=corpus.encodings,
     )
+
+
+def _notes(config: PrepConfig) -> list[str]:
+    if not config.filters.repeated_lines.across_documents:
+        return []
+    return ["filters.repeated_lines.across_documents is for shards alone: the vocabulary counts these lines each time"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

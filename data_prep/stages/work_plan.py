@@ -388,6 +388,7 @@ _NEWER: tuple[tuple[str, str, Any], ...] = (
     ("corpus", "errors", CorpusConfig.errors),
     ("duplicates", "near_characters", None),
     ("cleaning", "repair_mojibake", CleaningConfig.repair_mojibake),
+    ("filters.repeated_lines", "across_documents", False),
     ("", "filters", {}),
     ("", "keep_documents", False),
     ("", "validation_split", PrepConfig.validation_split),
@@ -412,8 +413,10 @@ def pinned_configuration(config: PrepConfig) -> dict[str, Any]:
     del content["duplicates"]["evaluation_paths"]
     content["filters"] = used_filters(config.filters)
     for section, name, default in _NEWER:
-        place = content[section] if section else content
-        if place[name] == default:
+        place = content
+        for key in section.split(".") if section else ():
+            place = place.get(key, {})
+        if name in place and place[name] == default:
             del place[name]
     return content
 

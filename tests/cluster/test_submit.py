@@ -115,7 +115,7 @@ def test_preparation_names_a_stage_that_is_none(
 ) -> None:
     argv = ["prep", "--output", str(tmp_path / "shards"), "--cluster", str(cluster_file)]
     line = refused([*argv, "--cluster.prep.time_limits", "[maps=1:00]"], capsys)
-    assert "cluster.prep.time_limits has 'maps=1:00': the stages are plan, map, " in line
+    assert "cluster.prep.time_limits has 'maps=1:00': the stages are plan, lines, repeated, map, " in line
     assert line.endswith("did you mean 'map'?\n")
 
 

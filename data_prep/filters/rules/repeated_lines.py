@@ -30,10 +30,16 @@ class RepeatedLines(DocumentFilter):
         kept = []
         lines = text.text.split("\n")
         for line in lines:
-            key = line.strip().casefold()
-            if len(key) >= self.min_characters:
+            key = repeatable(line, self.min_characters)
+            if key is not None:
                 if key in seen:
                     continue
                 seen.add(key)
             kept.append(line)
         return None if len(kept) == len(lines) else "\n".join(kept)
+
+
+def repeatable(line: str, min_characters: int) -> str | None:
+    """What a line is compared with others by, without white space at the ends and case; None for a shorter one."""
+    key = line.strip().casefold()
+    return key if len(key) >= min_characters else None

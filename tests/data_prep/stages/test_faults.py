@@ -232,7 +232,7 @@ def test_an_unreadable_input_loses_nothing_that_is_done(
         raise UserError("cannot read the corpus file: Stale file handle")
 
     with monkeypatch.context() as patch:
-        patch.setattr("data_prep.stages.map.read_partition", failing)
+        patch.setattr("data_prep.stages.texts.reading.read_partition", failing)
         with pytest.raises(UserError, match="Stale file handle"):
             build_shards(config, no_progress)
     done = (tmp_path / "shards.partial/map/000000/record.json").stat().st_mtime_ns

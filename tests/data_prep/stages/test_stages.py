@@ -148,7 +148,7 @@ def test_a_changed_input_is_noticed_and_never_mixed(tiny_config, tmp_path, monke
         corpus_of(tmp_path / "corpus", sentences(300, 1))
         run_task(single, "plan", None, no_progress)
         if touched:
-            monkeypatch.setattr("data_prep.stages.map.read_partition", rewriting(file))
+            monkeypatch.setattr("data_prep.stages.texts.reading.read_partition", rewriting(file))
         else:
             corpus_of(tmp_path / "corpus", sentences(300, 2))
         with pytest.raises(UserError, match=r"texts\.jsonl is not what it was"):
@@ -223,7 +223,7 @@ def test_rows_are_shuffled_across_shards_and_by_the_seed(tiny_config, tiny_shard
 def test_nothing_depends_on_how_much_is_held_at_once(many_tasks, tmp_path, monkeypatch):
     config = replace(many_tasks, duplicates=DuplicatesConfig(near_threshold=0.7))
     build_shards(replace(config, output=str(tmp_path / "whole")), no_progress)
-    for name in ("order.HASHED_ROWS", "order.BIN_ROWS", "pack.FILL_ROWS", "duplicates.BUCKET_ENTRIES"):
+    for name in ("order.HASHED_ROWS", "order.BIN_ROWS", "pack.FILL_ROWS", "texts.hash_ranges.BUCKET_ENTRIES"):
         monkeypatch.setattr(f"data_prep.stages.{name}", 7)
     monkeypatch.setattr("data_prep.stages.pack.IN_MEMORY_BYTES", 0)
     monkeypatch.setattr("data_prep.stages.pack.SCATTERED_ROWS", 5)
