@@ -218,8 +218,8 @@ def export(
         run_dir: the run's directory.
         output: the folder to make; it must not exist.
         pooling: ``cls`` or ``mean``: how sentence-transformers makes embeddings of texts.
-        model_type: ``bert``: as that class of transformers, which needs no remote code. With ``pooling`` that is the
-            encoder alone.
+        model_type: ``bert`` or ``modernbert``: as that class of transformers, which needs no remote code. With
+            ``pooling`` that is the encoder alone.
 
     Returns:
         ``output``.

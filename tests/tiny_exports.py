@@ -18,6 +18,11 @@ MASK = SPECIAL_IDS["mask"]
 NARROW_LAYOUTS = ["2sf:2sf", "1sf 2s:2f", "1sf 1s:1f 2sf"]
 LAYOUTS = ["3sf", *NARROW_LAYOUTS]
 WORDS = ["the", "a", "cat", "dog", "sat", "ran", "on", "mat", "road", "caf", "##s", "##ing", "##e", "."]
+MODERN: dict[str, Any] = {
+    "normalization": "pre", "skip_first_norm": True, "position_embedding_type": "rope", "hidden_act": "geglu",
+    "bias": False, "layer_norm_eps": 1e-5, "attention_window": 4,
+}  # fmt: skip
+"""What makes a layout such as 2sfwf a ModernBERT."""
 
 
 def tiny_config(layout: str, heads: int = HEADS, **options: Any) -> NarrowBertConfig:

@@ -7,7 +7,7 @@ from pathlib import Path
 from data_prep.contract.command_line import Parser, UserError, path_argument, refuse_old_options
 from pipeline.commands import COMMANDS
 
-MODEL_TYPES = ("narrowbert", "bert")
+MODEL_TYPES = ("narrowbert", "bert", "modernbert")
 MODEL_TYPE_HELP = "class to write; those of transformers itself need no remote code, and no layer right of ':'"
 OLD_OPTIONS = {
     "--from": "narrowbert convert MODEL_DIR --output DIR",

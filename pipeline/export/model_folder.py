@@ -94,7 +94,7 @@ def open_config(folder: Path, also: Collection[str] = ()) -> PreTrainedConfig:
         tuned = next((str(found) for found in sorted(folder.glob("seed-*/model"))), None)
         raise UserError(f"{path} names no model_type: it is no model's" + (f" (give {tuned})" if tuned else ""))
     if kind not in (NarrowBertConfig.model_type, *also):
-        hint = "narrowbert convert makes a NarrowBERT of a BERT" if kind == "bert" else "give a NarrowBERT"
+        hint = "narrowbert convert makes a NarrowBERT of it" if kind in ("bert", "modernbert") else "give a NarrowBERT"
         raise UserError(f"{folder} is a {kind}, by its config.json: {hint}{' or a BERT' * ('bert' in also)}")
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True)

@@ -6,28 +6,14 @@ from pathlib import Path
 
 from data_prep.contract.command_line import UserError
 from pipeline.export.model_folder import Json
+from pipeline.export.plain.modernbert import BIASES, IN_LAYER, OUTSIDE, SEGMENTS, SETTINGS, WORDS
 from pipeline.initialisation.stored_tensor import StoredTensor
 from pipeline.layout import Layout
 
 MODEL_TYPE = "modernbert"
-
-_OUTSIDE = {
-    "embeddings.tok_embeddings": ("bert.embeddings.word_embeddings",),
-    "embeddings.norm": ("bert.embeddings.LayerNorm",),
-    "final_norm": ("bert.final_norm",),
-    "head.dense": ("cls.predictions.transform.dense",),
-    "head.norm": ("cls.predictions.transform.LayerNorm",),
-    "decoder": ("cls.predictions.decoder",),
-}
-_IN_LAYER = {
-    "attn_norm": ("attention.output.LayerNorm",),
-    "attn.Wqkv": ("attention.self.query", "attention.self.key", "attention.self.value"),
-    "attn.Wo": ("attention.output.dense",),
-    "mlp_norm": ("output.LayerNorm",),
-    "mlp.Wi": ("intermediate.gate", "intermediate.dense"),  # what is activated, then what it is multiplied by
-    "mlp.Wo": ("output.dense",),
-}
-_SEGMENTS = "bert.embeddings.token_type_embeddings.weight"
+_DEFAULTS: dict[str, Json] = {
+    "intermediate_size": 1152, "norm_eps": 1e-5, "local_attention": 128, "mlp_dropout": 0.0, "attention_dropout": 0.0,
+}  # fmt: skip
 
 
 def config_of(path: Path, config: dict[str, Json]) -> dict[str, Json]:
@@ -49,27 +35,21 @@ def config_of(path: Path, config: dict[str, Json]) -> dict[str, Json]:
         kinds = [f"{'sliding' if isinstance(every, int) and n % every else 'full'}_attention" for n in range(layers)]
     if not isinstance(kinds, list) or len(kinds) != layers or not kinds:
         raise UserError(f"{path}: layer_types does not say of each of num_hidden_layers what it is")
-    biases = {
-        key: bool(config.get(key, False)) for key in ("attention_bias", "mlp_bias", "norm_bias", "classifier_bias")
-    }
+    biases = {key: bool(config.get(key, False)) for key in BIASES}
     if len(set(biases.values())) > 1:
         raise UserError(f"{path}: {', '.join(key for key in biases if biases[key])} alone; all or none is known here")
     translated: dict[str, Json] = {
         "model_type": "narrowbert",
         "layout": str(Layout(full="".join("wf" if kind == "sliding_attention" else "sf" for kind in kinds), narrow="")),
-        "intermediate_size": config.get("intermediate_size", 1152),
-        "layer_norm_eps": config.get("norm_eps", 1e-5),
         "normalization": "pre",
         "skip_first_norm": True,
         "position_embedding_type": "rope",
         "rope_theta": _theta(config, "full_attention", "global_rope_theta", 160_000.0),
-        "attention_window": config.get("local_attention", 128),
         "local_rope_theta": _theta(config, "sliding_attention", "local_rope_theta", 10_000.0),
         "hidden_act": "geglu",
-        "hidden_dropout_prob": config.get("mlp_dropout", 0.0),
-        "attention_probs_dropout_prob": config.get("attention_dropout", 0.0),
         "bias": biases["norm_bias"],
     }
+    translated |= {ours: config.get(theirs, _DEFAULTS[theirs]) for ours, theirs in SETTINGS.items()}
     same = ("vocab_size", "hidden_size", "num_attention_heads", "initializer_range", "max_position_embeddings")
     return translated | {key: config[key] for key in same if key in config}
 
@@ -84,18 +64,18 @@ def tensors_of(tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
             named[name] = dataclasses.replace(
                 stored, shape=(rows, *stored.shape[1:]), first_row=number * rows if len(names) > 1 else None
             )
-    words = named.get("bert.embeddings.word_embeddings.weight")
+    words = named.get(WORDS)
     if words is not None:
-        named[_SEGMENTS] = dataclasses.replace(words, shape=(2, words.shape[1]), is_zero=True)
+        named[SEGMENTS] = dataclasses.replace(words, shape=(2, words.shape[1]), is_zero=True)
     return named
 
 
 def _names(key: str) -> tuple[str, ...]:
     module, _, kind = key.removeprefix("model.").removeprefix("bert.").rpartition(".")
     found = re.fullmatch(r"layers\.([0-9]+)\.(.+)", module)
-    if found is not None and found[2] in _IN_LAYER:
-        return tuple(f"bert.encoder.layer.{found[1]}.{name}.{kind}" for name in _IN_LAYER[found[2]])
-    return tuple(f"{name}.{kind}" for name in _OUTSIDE[module]) if module in _OUTSIDE else (key,)
+    if found is not None and found[2] in IN_LAYER:
+        return tuple(f"bert.encoder.layer.{found[1]}.{name}.{kind}" for name in IN_LAYER[found[2]])
+    return tuple(f"{name}.{kind}" for name in OUTSIDE[module]) if module in OUTSIDE else (key,)
 
 
 def _theta(config: dict[str, Json], kind: str, older: str, default: float) -> Json:

@@ -17,7 +17,7 @@ from pipeline.export.folder import pooling_of, write_pooling
 from pipeline.initialisation.pretrained import export_pretrained
 from tests.clients.layouts import LAYOUTS, each_layout
 from tests.marks import long
-from tests.tiny_exports import HIDDEN, write_folder
+from tests.tiny_exports import HIDDEN, MODERN, write_folder
 
 TEXTS = ["the cat sat on the mat.", "a dog", "", "the cats ran on a road. the dog sat"]
 
@@ -113,7 +113,7 @@ def test_an_export_of_an_earlier_version_is_pooled_as_it_says(tmp_path: Path) ->
     assert_same(model.encode(TEXTS), expected(folder, "mean"))
 
 
-PLAIN: dict[str, tuple[str, dict[str, Any]]] = {"bert": ("3sf", {})}
+PLAIN: dict[str, tuple[str, dict[str, Any]]] = {"bert": ("3sf", {}), "modernbert": ("2sfwf", MODERN)}
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])

@@ -15,6 +15,13 @@ from pipeline.export import AUTO_CLASSES
 from pipeline.export.configuration_narrowbert import NarrowBertConfig
 from pipeline.export.modeling_narrowbert import GATED
 from pipeline.export.names import CONFIG_NAMES, State
+from pipeline.export.plain.modernbert import (
+    SETTINGS,
+    global_every,
+    modernbert_config,
+    modernbert_remarks,
+    to_modernbert,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,7 +44,7 @@ class Form:
     takes: Mapping[str, str]
     """Option of ``NarrowBertConfig`` -> its name there."""
     without_effect: frozenset[str]
-    """Options that change nothing in a model that has what is needed."""
+    """Options that change nothing in a model that has what is needed, or that ``configure`` and ``rename`` see to."""
     classes: Mapping[str, str]
     """Our class -> the one that computes the same."""
     inputs: Sequence[str]
@@ -126,5 +133,37 @@ BERT = Form(
     remarks=_no_remarks,
 )
 
-FORMS = {BERT.model_type: BERT}
+_SAME_AS_MODERNBERT = (
+    "vocab_size", "hidden_size", "num_attention_heads", "max_position_embeddings", "initializer_range", "pad_token_id",
+    "cls_token_id", "sep_token_id",
+)  # fmt: skip
+
+MODERNBERT = Form(
+    model_type="modernbert",
+    needs=(
+        Need(
+            option="layout",
+            holds=lambda config: global_every(config) is not None,
+            text="sf as the first and then every Nth layer, with wf between, such as 7sfwfwf sf or 12sf",
+        ),
+        exactly("normalization", "pre"),
+        exactly("skip_first_norm", True),
+        exactly("norm", "layernorm"),
+        exactly("position_embedding_type", "rope"),
+        exactly("hidden_act", "geglu"),
+    ),
+    takes={name: name for name in _SAME_AS_MODERNBERT} | SETTINGS,
+    # The configuration has bias and the bases under several keys each, and segments are added to the words.
+    without_effect=frozenset(
+        {"bias", "rope_theta", "local_rope_theta", "type_vocab_size", "narrow_kv", "tie_word_embeddings"}
+        | {"mask_token_id", "classifier_dropout"}
+    ),
+    classes={f"Narrow{name}": name.replace("Bert", "ModernBert") for name in ("BertModel", "BertForMaskedLM")},
+    inputs=("input_ids", "attention_mask"),
+    configure=modernbert_config,
+    rename=to_modernbert,
+    remarks=modernbert_remarks,
+)
+
+FORMS = {form.model_type: form for form in (BERT, MODERNBERT)}
 """By ``model_type``."""
