@@ -47,10 +47,15 @@ class ModelConfig:
     """Dropout after embeddings and on every sublayer's output."""
     attention_dropout: float = 0.1
     """Dropout on attention probabilities."""
+    attention_output_dropout: float | None = None
+    """Dropout on the output of attention sublayers, where it is not hidden_dropout (ModernBERT: 0.1 there alone)."""
     layernorm_epsilon: float = 1e-12
     """Epsilon of the layer norms (BERT: 1e-12)."""
+    initialization: Literal["normal", "megatron"] = "normal"
+    """How weights are drawn: all from one normal distribution (BERT); or cut off at 3 standard deviations, and those
+    of output projections divided by sqrt(2 num_layers), so that the residual stream does not grow with depth."""
     init_method_std: float = 0.02
-    """Standard deviation of the normal initialisation (BERT: 0.02)."""
+    """Standard deviation of the normal distribution (BERT: 0.02)."""
     normalization: Literal["post", "pre"] = "post"
     """Norm after each residual sum (BERT), or before each sublayer and once at the end."""
     skip_first_norm: bool = False

@@ -86,6 +86,7 @@ def _check_ranges(config: RunConfig) -> None:
     for name, value in [
         ("model.hidden_dropout", config.model.hidden_dropout),
         ("model.attention_dropout", config.model.attention_dropout),
+        ("model.attention_output_dropout", config.model.attention_output_dropout or 0.0),
         ("optimizer.lr_warmup_fraction", config.optimizer.lr_warmup_fraction),
         ("optimizer.adam_beta1", config.optimizer.adam_beta1),
         ("optimizer.adam_beta2", config.optimizer.adam_beta2),

@@ -15,6 +15,7 @@ from pipeline.engine.compilation import DTYPES
 from pipeline.model.arithmetic import RowShape
 from pipeline.model.attention import dot_product_attention
 from pipeline.model.attention_mask import attention_mask
+from pipeline.model.parameters import takes_blocks
 from pipeline.model.position import build_slopes
 
 Result = TypeVar("Result")
@@ -65,7 +66,7 @@ def attention_kernel(config: RunConfig, shape: RowShape, device: torch.device, *
         torch.arange(length, device=device),
         length,
         dtype,
-        use_blocks=device.type == "cuda" and not model.attention_dropout,
+        use_blocks=device.type == "cuda" and takes_blocks(model),
     )
     if mask.block_mask is not None:
         return "FlexAttention, blocks between documents left out"

@@ -29,7 +29,7 @@ _RENAMED = {
 }
 """Options whose names in the export are those of transformers' BERT."""
 
-TRAINING_ONLY = {"document_attention", "recompute"}
+TRAINING_ONLY = {"attention_output_dropout", "document_attention", "initialization", "recompute"}
 """What changes nothing for a row of one document: the export has no need of it."""
 
 # An option that the exported classes do not know has no name here, so that ``export_config`` refuses it.

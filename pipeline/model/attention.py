@@ -11,6 +11,7 @@ from torch import nn
 from pipeline.config import ModelConfig
 from pipeline.model.attention_mask import AttentionMask, flex
 from pipeline.model.linear_and_norm import column_linear, interleaved_column_linear, row_linear
+from pipeline.model.parameters import output_dropout
 from pipeline.model.position import Rotation
 from pipeline.model.sublayer import Sublayer
 from pipeline.model.window import windowed_attention
@@ -22,12 +23,12 @@ from pipeline.parallel.layers import Initializer
 class _Attention(Sublayer):
     """What both kinds of attention share: the scaled product and the output projection."""
 
-    def __init__(self, config: ModelConfig, init_method: Initializer) -> None:
-        super().__init__(config)
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config, output_dropout(config, "s"))
         self.head_dim = config.head_dim
         self.local_heads = config.num_attention_heads // tensor_parallel_group().size()
         self.attention_dropout = config.attention_dropout
-        self.linear_proj = row_linear(config, config.hidden_size, init_method)
+        self.linear_proj = row_linear(config, config.hidden_size)
 
     def _attend(
         self,
@@ -54,7 +55,7 @@ class FullAttention(_Attention):
     """Every position attends to every position (an ``s`` left of the ``:``), or to those in a window (a ``w``)."""
 
     def __init__(self, config: ModelConfig, init_method: Initializer) -> None:
-        super().__init__(config, init_method)
+        super().__init__(config)
         # Output features are [num_heads, 3, head_dim], so that a tensor-parallel rank holds whole heads.
         self.linear_qkv = column_linear(config, 3 * config.hidden_size, init_method)
 
@@ -78,7 +79,7 @@ class NarrowAttention(_Attention):
     """
 
     def __init__(self, config: ModelConfig, init_method: Initializer) -> None:
-        super().__init__(config, init_method)
+        super().__init__(config)
         self.linear_q = column_linear(config, config.hidden_size, init_method)
 
     def forward(
@@ -125,10 +126,21 @@ def dot_product_attention(
     dropout_p: float,
 ) -> torch.Tensor:
     """softmax(q k^T / sqrt(D) + bias) v: [B, A, Q, D]. On CUDA ``bias`` may be bool, True at the keys that are seen."""
-    if q_BAQD.is_cuda or q_BAQD.dtype == torch.float32:
+    if not q_BAQD.is_cpu or q_BAQD.dtype == torch.float32:
         return F.scaled_dot_product_attention(q_BAQD, k_BASD, v_BASD, attn_mask=bias, dropout_p=dropout_p)
     # On CPU two plain products train 1.4 to 2.5 times faster in bf16 than torch's fused kernel
-    # (benchmarks/cpu_choices.py). The softmax itself computes in fp32 whatever its input's type.
+    # (benchmarks/cpu_choices.py).
+    return plain_attention(q_BAQD, k_BASD, v_BASD, bias, dropout_p)
+
+
+def plain_attention(
+    q_BAQD: torch.Tensor,
+    k_BASD: torch.Tensor,
+    v_BASD: torch.Tensor,
+    bias: torch.Tensor | None,
+    dropout_p: float,
+) -> torch.Tensor:
+    """``dot_product_attention`` as two products; the softmax computes in fp32 whatever its input's type."""
     scores_BAQS = (q_BAQD * q_BAQD.shape[-1] ** -0.5) @ k_BASD.transpose(-1, -2)
     if bias is not None:
         scores_BAQS = scores_BAQS + bias

@@ -17,6 +17,7 @@ from pipeline.model.attention import FrozenKeyValue, FullAttention, NarrowAttent
 from pipeline.model.attention_mask import AttentionMask, attention_mask
 from pipeline.model.feedforward import FeedForward
 from pipeline.model.linear_and_norm import build_norm
+from pipeline.model.parameters import takes_blocks
 from pipeline.model.position import Rotation, build_rotation, build_slopes
 from pipeline.parallel.layers import Initializer
 
@@ -121,7 +122,6 @@ class Encoder(nn.Module):
         radius: int | None = None,
     ) -> AttentionMask:
         """Mask of the queries at ``positions``, [S] or [B, P]; ``radius`` is that of the window, if they have one."""
-        has_dropout = self.training and self.config.attention_dropout > 0
         return attention_mask(
             key_mask_B11S,
             document_ids_BS,
@@ -129,7 +129,7 @@ class Encoder(nn.Module):
             positions,
             state_BSH.shape[1],
             state_BSH.dtype,
-            use_blocks=state_BSH.is_cuda and not has_dropout,
+            use_blocks=state_BSH.is_cuda and (takes_blocks(self.config) or not self.training),
             radius=radius,
         )
 

@@ -4,7 +4,6 @@ Shape suffixes: B rows of a batch, S tokens of a row, P narrow positions of a ro
 rank's share of the (padded) vocabulary.
 """
 
-import functools
 import typing
 
 import torch
@@ -13,7 +12,7 @@ from torch import nn
 
 from pipeline.config import ModelConfig
 from pipeline.model.encoder import Encoder
-from pipeline.model.linear_and_norm import build_norm, column_linear
+from pipeline.model.linear_and_norm import build_norm, column_linear, initializer
 from pipeline.model.parameters import NUM_TOKEN_TYPES, has_position_embeddings
 from pipeline.model.position import positions_in_document
 from pipeline.parallel.layers import (
@@ -108,7 +107,7 @@ class NarrowBertForPretraining(nn.Module):
         super().__init__()
         self.config = config
         padded_size = vocab_size if padded_size is None else padded_size
-        init_method = functools.partial(nn.init.normal_, mean=0.0, std=config.init_method_std)
+        init_method = initializer(config)
         self.embeddings = Embeddings(config, vocab_size, padded_size, init_method)
         self.encoder = Encoder(config, init_method)
         self.head = MaskedLMHead(config, vocab_size, padded_size, init_method)

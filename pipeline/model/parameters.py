@@ -128,6 +128,17 @@ def has_position_embeddings(model: ModelConfig) -> bool:
     return model.position == "absolute"
 
 
+def output_dropout(model: ModelConfig, letter: str) -> float:
+    """Dropout on the output of a layout's sublayer."""
+    output = model.attention_output_dropout
+    return model.hidden_dropout if output is None or letter not in ATTENTIONS else output
+
+
+def takes_blocks(model: ModelConfig) -> bool:
+    """Whether FlexAttention, which knows no dropout, computes its attention on CUDA."""
+    return not model.attention_dropout
+
+
 def is_gated(model: ModelConfig) -> bool:
     """Whether the feed-forward sublayers have a gate beside the value."""
     return model.activation in ("geglu", "swiglu")

@@ -14,10 +14,10 @@ class Sublayer(nn.Module):
     "On Layer Normalization in the Transformer Architecture"); the encoder then ends in a norm.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, dropout: float) -> None:
         super().__init__()
         self.is_pre_norm = config.normalization == "pre"
-        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.dropout = nn.Dropout(dropout)
         self.norm = build_norm(config)
 
     def _input(self, state: torch.Tensor) -> torch.Tensor:

@@ -7,10 +7,9 @@ GPU's fused attention keeps less.
 """
 
 import dataclasses
-import math
 import weakref
 from collections.abc import Callable, Collection
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch.nn import functional
@@ -20,10 +19,11 @@ from torch.utils._pytree import tree_leaves
 
 from pipeline.config import BUCKET_ELEMENTS, LIVE_ELEMENTS, RunConfig, adds_in_fp32
 from pipeline.engine.compilation import DTYPES
-from pipeline.layout import group_sublayers, parse_layout
+from pipeline.layout import ATTENTIONS, group_sublayers, parse_layout, without_windows
 from pipeline.model.arithmetic import RowShape
+from pipeline.model.attention import plain_attention
 from pipeline.model.masked_lm import NarrowBertForPretraining
-from pipeline.model.parameters import count_moments, count_parameters, padded_vocab_size
+from pipeline.model.parameters import count_moments, count_parameters, output_dropout, padded_vocab_size, takes_blocks
 
 Argument = torch.Tensor | torch.dtype | torch.device | float | bool | None
 Result = TypeVar("Result")
@@ -68,8 +68,15 @@ class LiveBytes(TorchDispatchMode):
         self._known.pop(key, None)
 
 
-class _FusedAttention(TorchFunctionMode):
-    """Takes the CPU's fused attention without dropout, as torch does for tensors that have storage."""
+class _Attention(TorchFunctionMode):
+    """Attention of tensors without storage as it is on a device: what the backward pass needs differs.
+
+    A GPU's kernel keeps no scores. A CPU's keeps none in fp32 without dropout.
+    """
+
+    def __init__(self, *, on_gpu: bool) -> None:
+        super().__init__()
+        self._on_gpu = on_gpu
 
     def __torch_function__(
         self,
@@ -79,7 +86,13 @@ class _FusedAttention(TorchFunctionMode):
         kwargs: dict[str, Argument] | None = None,
     ) -> Result:
         kwargs = kwargs or {}
-        if func is not functional.scaled_dot_product_attention or kwargs["dropout_p"]:
+        if func is not functional.scaled_dot_product_attention:
+            return func(*args, **kwargs)
+        query, plain = args[0], cast(Callable[..., Result], plain_attention)
+        assert isinstance(query, torch.Tensor)
+        if not self._on_gpu and query.dtype != torch.float32:
+            return plain(*args, kwargs["attn_mask"], kwargs["dropout_p"])
+        if not self._on_gpu and kwargs["dropout_p"]:
             return func(*args, **kwargs)
         return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*args, attn_mask=kwargs["attn_mask"])[0]
 
@@ -103,10 +116,10 @@ class Memory:
         return self.weights + self.gradients + self.optimizer + self.activations
 
 
-def predict_memory(config: RunConfig, shape: RowShape, world_size: int) -> Memory:
+def predict_memory(config: RunConfig, shape: RowShape, world_size: int, *, on_gpu: bool = False) -> Memory:
     """Bytes that one of ``world_size`` processes needs for weights, gradients, optimizer states and activations."""
     weights, gradients, optimizer = state_bytes(config, shape, world_size, config.training.zero_stage)
-    activations = activation_bytes(config, shape)
+    activations = activation_bytes(config, shape, on_gpu=on_gpu)
     return Memory(weights=weights, gradients=gradients, optimizer=optimizer, activations=activations)
 
 
@@ -183,14 +196,14 @@ def model_state_bytes(
     return weights, gradients, optimizer
 
 
-def activation_bytes(config: RunConfig, shape: RowShape) -> int:
+def activation_bytes(config: RunConfig, shape: RowShape, *, on_gpu: bool = False) -> int:
     """Peak bytes of a micro-batch's forward and backward pass besides weights and gradients.
 
     Of tensor-parallel ranks each computes its share of the heads, inner width and vocabulary; what they
     hold whole is counted as the difference between a layer of full width and its parts.
     """
     size = config.training.tensor_model_parallel_size
-    whole = _trace(config, shape)
+    whole = _trace(_without_blocks(config) if on_gpu else config, shape, on_gpu=on_gpu)
     if size == 1:
         return whole
     replicated = _replicated_bytes(config, shape)
@@ -204,18 +217,27 @@ def _replicated_bytes(config: RunConfig, shape: RowShape) -> int:
     pass begins while nothing has been freed.
     """
     layout = parse_layout(config.model.layout)
-    kept = 3 if config.model.hidden_dropout else 2
+    kept = {letter: 3 if output_dropout(config.model, letter) else 2 for letter in ATTENTIONS + "f"}
     width = config.model.hidden_size * DTYPES[config.training.precision].itemsize
     sides = ((layout.full, shape.seq_length), (layout.narrow, shape.masked_per_row))
     if config.model.recompute:
-        groups = [(len(group), length) for letters, length in sides for group in group_sublayers(letters)]
-        positions = sum(length for _, length in groups) + kept * math.prod(groups[-1])
+        groups = [(group, length) for letters, length in sides for group in group_sublayers(letters)]
+        last, length = groups[-1]
+        positions = sum(length for _, length in groups) + sum(kept[letter] for letter in last) * length
     else:
-        positions = kept * sum(len(letters) * length for letters, length in sides)
-    return config.training.micro_batch_size * (positions + kept * shape.seq_length) * width
+        positions = sum(kept[letter] * length for letters, length in sides for letter in letters)
+    return config.training.micro_batch_size * (positions + kept["f"] * shape.seq_length) * width
 
 
-def _trace(config: RunConfig, shape: RowShape) -> int:
+def _without_blocks(config: RunConfig) -> RunConfig:
+    """What keeps as much on a GPU, where FlexAttention keeps no mask, if there is no dropout that it does not know."""
+    if not takes_blocks(config.model):
+        return config
+    model = dataclasses.replace(config.model, layout=without_windows(config.model.layout), document_attention="shared")
+    return dataclasses.replace(config, model=model)
+
+
+def _trace(config: RunConfig, shape: RowShape, *, on_gpu: bool) -> int:
     rows, dtype = config.training.micro_batch_size, DTYPES[config.training.precision]
     with torch.device("meta"):
         padded = padded_vocab_size(shape.vocab_size, 1)
@@ -229,6 +251,6 @@ def _trace(config: RunConfig, shape: RowShape) -> int:
         live.ignore(parameter)
         # A gradient moves on as soon as it is there; where to is not counted here.
         parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
-    with live, _FusedAttention():
+    with live, _Attention(on_gpu=on_gpu):
         model(input_ids, positions, None, positions, label_mask, documents).loss_sum.backward()
     return live.peak

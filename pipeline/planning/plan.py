@@ -190,7 +190,7 @@ def _memory_lines(config: RunConfig, shape: RowShape, processes: int) -> list[tu
     from pipeline.planning.memory import bucket_bytes, predict_memory, state_bytes  # torch, which only this needs
 
     lines = []
-    chosen = predict_memory(config, shape, processes)
+    chosen = predict_memory(config, shape, processes, on_gpu=True)
     first, last = 0 if config.training.precision == "fp32" else 1, 2 if config.optimizer.type == "muon" else 3
     for stage in range(first, last + 1):
         total = sum(state_bytes(config, shape, processes, stage)) + chosen.activations
@@ -200,6 +200,9 @@ def _memory_lines(config: RunConfig, shape: RowShape, processes: int) -> list[tu
     lines.append(("", ", ".join(f"{part} {getattr(chosen, part) / 2**30:.3f}" for part in parts)))
     if config.training.zero_stage:
         lines.append(("on a GPU besides, to sum gradients", f"{bucket_bytes(config, processes) / 2**30:.3f} GiB"))
+    scores = predict_memory(config, shape, processes).activations - chosen.activations
+    if scores > 0:
+        lines.append(("on a CPU besides, for attention's scores", f"{scores / 2**30:.3f} GiB"))
     # Weights and moments in fp32; ZeRO 0 has no master weights among its optimizer states.
     copy = chosen.optimizer if config.training.zero_stage else chosen.optimizer * 3 // 2
     lines.append(("host memory besides, for checkpoints", f"{copy / 2**30:.3f} GiB"))

@@ -112,6 +112,31 @@ def test_initialisation_is_berts() -> None:
             assert (parameter == (1.0 if name.endswith("norm.weight") else 0.0)).all(), name
 
 
+def test_megatrons_initialisation_cuts_off_and_scales_output_projections_by_depth() -> None:
+    torch.manual_seed(0)
+    options = {"initialization": "megatron", "hidden_size": 128, "ffn_hidden_size": 512}
+    model = NarrowBertForPretraining(ModelConfig(layout="2sf s:f 5sf", num_attention_heads=4, **options), 2000)
+    outputs = 0
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 2 and parameter.numel() > 1000:
+            is_output = name.endswith(("linear_proj.weight", "linear_fc2.weight"))
+            outputs += is_output
+            std = 0.02 / 4 if is_output else 0.02  # 8 attention sublayers: sqrt(2 * 8) = 4
+            assert parameter.abs().max() <= 3 * std, name
+            assert parameter.std().item() == pytest.approx(0.9866 * std, rel=0.02), name  # of what is cut off at 3
+    assert outputs == 16
+
+
+@pytest.mark.parametrize("output_dropout", [None, 0.0, 0.25])
+def test_dropout_of_attentions_output_is_that_of_its_sublayers_alone(output_dropout: float | None) -> None:
+    model = build("sf w:sf", hidden_dropout=0.125, attention_output_dropout=output_dropout)
+    dropouts = {type(module).__name__: module.dropout.p for module in model.modules() if hasattr(module, "dropout")}
+    of_attention = 0.125 if output_dropout is None else output_dropout
+    assert dropouts == {
+        "Embeddings": 0.125, "FullAttention": of_attention, "NarrowAttention": of_attention, "FeedForward": 0.125,
+    }  # fmt: skip
+
+
 def test_dropout_acts_in_training_only() -> None:
     model, batch = build("sf:sf", hidden_dropout=0.3, attention_dropout=0.3), rows()
     assert model(**batch).loss_sum != model(**batch).loss_sum

@@ -54,7 +54,13 @@ def test_activations_grow_with_rows_and_shrink_with_narrow_layers() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"attention_dropout": 0.0}, {"document_attention": "isolated", "attention_dropout": 0.0}, {"recompute": True}],
+    [
+        {},
+        {"attention_dropout": 0.0},
+        {"document_attention": "isolated", "attention_dropout": 0.0},
+        {"recompute": True},
+        {"hidden_dropout": 0.0, "attention_output_dropout": 0.1},
+    ],
 )
 def test_prediction_is_what_a_pass_makes(options: dict[str, Any]) -> None:
     config = dataclasses.replace(configuration(precision="fp32"))
@@ -71,6 +77,23 @@ def test_prediction_is_what_a_pass_makes(options: dict[str, Any]) -> None:
         output = model(ids, positions, None, positions, torch.ones_like(positions, dtype=torch.bool), documents)
         output.loss_sum.backward()
     assert activation_bytes(config, SHAPE) == pytest.approx(live.peak, rel=0.02)
+
+
+def test_on_a_gpu_a_token_keeps_as_much_in_rows_of_any_length_and_on_a_cpu_it_keeps_its_scores() -> None:
+    model = dataclasses.replace(
+        configuration().model, layout="sf wf:sf", normalization="pre", position="rope", attention_window=8,
+        max_position_embeddings=1024, attention_dropout=0.0, document_attention="isolated",
+    )  # fmt: skip
+    kept = {}
+    for length in (128, 1024):
+        training = dataclasses.replace(configuration().training, micro_batch_size=4096 // length)
+        config = dataclasses.replace(configuration(), model=model, training=training)
+        shape = RowShape(seq_length=length, masked_per_row=length // 8, vocab_size=SHAPE.vocab_size)
+        kept[length] = [activation_bytes(config, shape, on_gpu=on_gpu) for on_gpu in (True, False)]
+    assert kept[1024][0] == pytest.approx(kept[128][0], rel=0.02)
+    scores = 4 * model.num_attention_heads * 1024 * 1024 * 2  # of the one full attention, and their softmax
+    assert kept[1024][1] > kept[1024][0] + 2 * scores
+    assert kept[128][1] > kept[128][0]
 
 
 def test_states_are_split_over_the_right_processes() -> None:
