@@ -17,9 +17,11 @@ from cluster.__main__ import _dispatch
 from cluster.slurm import find_jobs
 from cluster.submission import Submission, submission_of_shards
 from data_prep.__main__ import main as prepare
-from data_prep.contract.command_line import run_command
+from data_prep.contract.command_line import UserError, run_command
 from data_prep.contract.shards import open_shards
+from data_prep.report.log_progress import LogProgress
 from data_prep.stages.records import STAGES
+from data_prep.stages.work_folder import locked_work_folder
 from tests.cluster.faulty_prep import python_with_faults
 from tests.cluster.slurm_cluster import SlurmCluster
 from tests.conftest import write_corpus
@@ -215,6 +217,14 @@ class _Files(SimpleHTTPRequestHandler):
         return super().send_head()
 
 
+def _is_free(work: Path) -> bool:
+    try:
+        with locked_work_folder(work, LogProgress(print), exclusive=True):
+            return True
+    except UserError:
+        return False
+
+
 def test_a_signature_in_a_url_is_in_no_script_log_or_error(
     slurm: SlurmCluster, tmp_path: Path, shard_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -235,6 +245,8 @@ def test_a_signature_in_a_url_is_in_no_script_log_or_error(
         slurm.wait_for_state(job_of(submission, "map"), "COMPLETED|FAILED|CANCELLED", 60)
         assert run_command("narrowbert-submit", _dispatch, ["cancel", str(tmp_path / "shards")]) == 0
         slurm.wait_for(lambda: not submission.active_jobs(), "an end of the jobs", 15)
+        # A killed process can hold its folder for a moment after Slurm has called the job ended.
+        slurm.wait_for(lambda: _is_free(tmp_path / "shards.partial"), "an end of the job's processes", 15)
         (served / "gone").touch()
         stage = ["--config", str(submission.config_file), "--stage", "plan", "--part", "0", "--parts", "1"]
         error = run_process("cluster.prep_stage", *stage, expect=2).stderr
