@@ -5,8 +5,9 @@
 The file names the contestants, the control first, each with options of `narrowbert train`; `seeds` are trained for
 each of them, or those of `seeds:` beside its options. All read the same rows in the same order and are evaluated on
 the same validation positions. They train in turn, a slice of time each, so that what else the machine does meets all
-of them alike: a slice ends with SIGTERM, which saves, and the next one resumes. The same command goes on where it was
-stopped. Time is that of the steps as the run has logged it, without starts, evaluations and checkpoints.
+of them alike: a slice ends with SIGTERM, which saves, and the next one resumes. With `--at_once 2` two train side by
+side, each on its share of the cores. The same command goes on where it was stopped. Time is that of the steps as the
+run has logged it, without starts, evaluations and checkpoints.
 
 Writes `points/NAME-SEED.tsv` (step, tokens, seconds, loss, accuracy of every evaluation) and `curves.svg`, and prints
 the table.
@@ -16,11 +17,13 @@ import argparse
 import dataclasses
 import itertools
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +65,7 @@ class Contestant:
     def is_done(self) -> bool:
         return (self.run_dir / "DONE").exists()
 
-    def train(self, shards: Path, processes: int, seconds: float) -> None:
+    def train(self, shards: Path, processes: int, threads: int, seconds: float) -> None:
         """Train for a slice of time, or to the end."""
         options = {"data.path": str(shards), "training.seed": self.seed, "tracking.enabled": False, **self.options}
         words = [word for key, value in options.items() for word in (f"--{key}", _word(value))]
@@ -72,7 +75,8 @@ class Contestant:
         ]  # fmt: skip
         self.run_dir.parent.mkdir(parents=True, exist_ok=True)
         with self.run_dir.with_suffix(".log").open("a") as log:
-            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+            environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
             try:
                 code = process.wait(seconds)
             except subprocess.TimeoutExpired:
@@ -196,6 +200,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     parser.add_argument("--only", nargs="+", help="names to train now")
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--at_once", type=int, default=1, help="how many train side by side")
     parser.add_argument("--slice", type=float, default=300.0, help="seconds that each trains in turn")
     parser.add_argument("--hours", type=float, help="end after so long, to go on later")
     parser.add_argument("--record", action="store_true", help="append the table to results/time_to_loss.jsonl")
@@ -203,17 +208,20 @@ def main() -> None:
     contestants = read_contestants(chosen.contestants, chosen.output, chosen.seeds)
     control = contestants[0].name
     ends = time.monotonic() + 3600 * chosen.hours if chosen.hours else float("inf")
-    waiting = [one for one in contestants if not chosen.only or one.name in chosen.only]
-    while waiting := [one for one in waiting if not one.is_done]:
-        for contestant in waiting:
-            if time.monotonic() >= ends:
-                break
-            contestant.train(chosen.shards, chosen.processes, chosen.slice)
-            for last in contestant.evaluations()[-1:]:
-                print(f"{contestant.label}: step {last.step}, loss {last.loss:.3f}", flush=True)
-        write_points(contestants, chosen.output)
+    threads = max(1, len(os.sched_getaffinity(0)) // (chosen.processes * chosen.at_once))
+
+    def train(contestant: Contestant) -> None:
         if time.monotonic() >= ends:
-            break
+            return
+        contestant.train(chosen.shards, chosen.processes, threads, chosen.slice)
+        for last in contestant.evaluations()[-1:]:
+            print(f"{contestant.label}: step {last.step}, loss {last.loss:.3f}", flush=True)
+
+    waiting = [one for one in contestants if not chosen.only or one.name in chosen.only]
+    with ThreadPoolExecutor(chosen.at_once) as pool:
+        while time.monotonic() < ends and (waiting := [one for one in waiting if not one.is_done]):
+            list(pool.map(train, waiting))
+            write_points(contestants, chosen.output)
     write_points(contestants, chosen.output)
     rows = table(contestants, control)
     for row in rows:
