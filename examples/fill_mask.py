@@ -1,4 +1,4 @@
-"""Fill the [MASK] of sentences with an exported model: ``fill_mask.py MODEL_DIR "a [MASK] sentence" ["another [MASK]"]``."""
+"""Fill the [MASK] of sentences with an exported model: ``fill_mask.py MODEL_DIR "a [MASK] sentence" ...``."""
 
 import sys
 
