@@ -126,7 +126,7 @@ def in_torch(shape: Shape, batches: list[dict[str, torch.Tensor]], dtype: torch.
 
 
 def write_networks(shape: Shape, folder: Path) -> None:
-    """Classifiers as files: LAYOUT/onnx/classifier.onnx and .int8.onnx."""
+    """Classifiers as files: LAYOUT/onnx/model.onnx and .int8.onnx."""
     from pipeline.export.int8_files import quantize
     from pipeline.export.onnx_files import write_onnx
 
@@ -147,7 +147,7 @@ def in_onnxruntime(
     found = []
     for layout in ONNX_LAYOUTS:
         computed = padded_flops(shape, NarrowBertConfig(layout=layout), batches, folded=":" in layout)
-        for name, kind in (("classifier.onnx", "onnx fp32"), ("classifier.int8.onnx", "onnx int8")):
+        for name, kind in (("model.onnx", "onnx fp32"), ("model.int8.onnx", "onnx int8")):
             path = folder / layout / "onnx" / name
             session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 

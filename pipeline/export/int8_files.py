@@ -9,18 +9,19 @@ import dataclasses
 import logging
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from tokenizers import Encoding, Tokenizer
+from transformers import PreTrainedConfig
 
 from data_prep.contract.command_line import UserError
 from data_prep.contract.files import process_name
 from data_prep.contract.tokenizer import load_tokenizer
-from pipeline.export.configuration_narrowbert import NarrowBertConfig
 from pipeline.export.model_folder import open_config, open_tokenizer
-from pipeline.export.onnx_files import CLASSIFIER, ENCODER, FILL_MASK
+from pipeline.export.onnx_files import FILL_MASK, LOGITS
+from pipeline.export.plain.forms import FORMS
 
 _MOST_TEXTS = 512
 _BATCH = 8
@@ -72,21 +73,20 @@ def write_int8(folder: Path, originals: list[Path], texts: Path) -> list[Compari
         finally:
             partial.unlink(missing_ok=True)
         sizes = (original.stat().st_size / 1e6, path.stat().st_size / 1e6)
-        batches = list(_batches(encodings, config, masked=original.stem == FILL_MASK.name))
+        batches = list(_batches(encodings, config, masked=original.stem == FILL_MASK))
         found, speed = _run_both(original, path, [inputs for inputs, _ in batches])
-        quality = _JUDGES[original.stem](found, [wanted for _, wanted in batches])
+        quality = _judge(original, found, [wanted for _, wanted in batches])
         compared.append(Comparison(path=path, megabytes=sizes, quality=quality, speed=speed))
     return compared
 
 
-def read_texts(folder: Path, texts: Path) -> tuple[NarrowBertConfig, list[Encoding]]:
+def read_texts(folder: Path, texts: Path) -> tuple[PreTrainedConfig, list[Encoding]]:
     """What ``write_int8`` measures on; called before the files are made, it refuses first what it would refuse last.
 
     Raises:
         UserError: as of ``write_int8``.
     """
-    config = open_config(folder)
-    assert isinstance(config, NarrowBertConfig), "no other type is opened"
+    config = open_config(folder, also=FORMS)
     open_tokenizer(folder, config)
     return config, _tokenize(load_tokenizer(folder / "tokenizer.json"), texts, config.max_position_embeddings)
 
@@ -127,7 +127,7 @@ def _tokenize(tokenizer: Tokenizer, texts: Path, max_length: int) -> list[Encodi
 
 
 def _batches(
-    encodings: list[Encoding], config: NarrowBertConfig, *, masked: bool
+    encodings: list[Encoding], config: PreTrainedConfig, *, masked: bool
 ) -> Iterator[tuple[Batch, np.ndarray]]:
     """Inputs, and with ``masked`` the tokens that were there, [B, P], -1 where a text has fewer."""
     generator = np.random.default_rng(0)
@@ -170,6 +170,8 @@ def _run_both(original: Path, quantised: Path, batches: list[Batch]) -> tuple[li
     sessions = [
         onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]) for path in (original, quantised)
     ]
+    asked = {entry.name for entry in sessions[0].get_inputs()}  # a ModernBERT has no token_type_ids
+    batches = [{name: array for name, array in batch.items() if name in asked} for batch in batches]
     found = [tuple(np.asarray(session.run(None, batch)[0]) for session in sessions) for batch in batches]
     ratios = []
     for _ in range(_ROUNDS):
@@ -183,6 +185,18 @@ def _run_both(original: Path, quantised: Path, batches: list[Batch]) -> tuple[li
     return found, statistics.median(ratios)
 
 
+def _judge(original: Path, found: list[tuple[np.ndarray, ...]], wanted: list[np.ndarray]) -> str:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(original, providers=["CPUExecutionProvider"])
+    if original.stem == FILL_MASK:
+        return _judge_fill_mask(found, wanted)
+    if session.get_outputs()[0].name == LOGITS:
+        return _judge_classifier(found)
+    # Where the first output is the states of all tokens, [CLS] stands for its text.
+    return _judge_encoder([tuple(array[:, 0] if array.ndim == 3 else array for array in pair) for pair in found])
+
+
 def _judge_fill_mask(found: list[tuple[np.ndarray, ...]], wanted: list[np.ndarray]) -> str:
     total = sum(int((tokens >= 0).sum()) for tokens in wanted)
     right = [
@@ -192,19 +206,12 @@ def _judge_fill_mask(found: list[tuple[np.ndarray, ...]], wanted: list[np.ndarra
     return f"finds {right[1] / total:.1%} of {total} masked tokens (fp32 {right[0] / total:.1%})"
 
 
-def _judge_encoder(found: list[tuple[np.ndarray, ...]], _: list[np.ndarray]) -> str:
+def _judge_encoder(found: list[tuple[np.ndarray, ...]]) -> str:
     cosines = [(a * b).sum(-1) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)) for a, b in found]
     every = np.concatenate(cosines)
     return f"embeddings of {len(every)} texts have a cosine of {every.mean():.4f} to fp32's (least {every.min():.4f})"
 
 
-def _judge_classifier(found: list[tuple[np.ndarray, ...]], _: list[np.ndarray]) -> str:
+def _judge_classifier(found: list[tuple[np.ndarray, ...]]) -> str:
     same = np.concatenate([a.argmax(-1) == b.argmax(-1) for a, b in found])
     return f"the same label as fp32 for {same.mean():.1%} of {len(same)} texts"
-
-
-_JUDGES: dict[str, Callable[[list[tuple[np.ndarray, ...]], list[np.ndarray]], str]] = {
-    FILL_MASK.name: _judge_fill_mask,
-    ENCODER.name: _judge_encoder,
-    CLASSIFIER.name: _judge_classifier,
-}

@@ -16,19 +16,20 @@ from typing import Any, TextIO
 
 import torch
 from tokenizers import Encoding
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from data_prep.contract.command_line import UserError
 from pipeline.engine.bf16_products import ensure_bf16_products
 from pipeline.export import NarrowBertConfig, NarrowBertModel
 from pipeline.export.folder import pooling_of
 from pipeline.export.model_folder import open_config, open_model, open_tokenizer
+from pipeline.export.plain.forms import FORMS
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 POOLINGS = ("cls", "mean")
 _PREDICTORS = {
-    "NarrowBertForSequenceClassification": "AutoModelForSequenceClassification",
-    "NarrowBertForTokenClassification": "AutoModelForTokenClassification",
+    "ForSequenceClassification": "AutoModelForSequenceClassification",
+    "ForTokenClassification": "AutoModelForTokenClassification",
 }
 
 Texts = tuple[str, ...]
@@ -138,9 +139,9 @@ class _Encoder:
 
 def _open_encoder(options: EncodeOptions) -> _Encoder:
     config = _read_config(options)
-    architecture = (config.architectures or [""])[0]
-    auto_class = "AutoModel" if options.pooling else _PREDICTORS.get(architecture, "AutoModel")
-    if architecture == "NarrowBertForQuestionAnswering" and options.pooling is None:
+    kind = (config.architectures or [""])[0].rpartition("Bert")[2]  # of our own class or of a plain one
+    auto_class = "AutoModel" if options.pooling else _PREDICTORS.get(kind, "AutoModel")
+    if kind == "ForQuestionAnswering" and options.pooling is None:
         raise UserError(f"{options.model} answers questions about a text: give --pooling cls or mean for embeddings")
     is_tagger = auto_class == "AutoModelForTokenClassification"
     if is_tagger and options.pairs:
@@ -167,9 +168,8 @@ def _open_encoder(options: EncodeOptions) -> _Encoder:
     return _Encoder(tokenize=tokenize, answer=answer)
 
 
-def _read_config(options: EncodeOptions) -> NarrowBertConfig:
-    config = open_config(options.model)
-    assert isinstance(config, NarrowBertConfig), "no other type is opened"
+def _read_config(options: EncodeOptions) -> PreTrainedConfig:
+    config = open_config(options.model, also=FORMS)
     if options.batch_tokens < 1 or options.window < 1:
         raise UserError("--batch_tokens and --window are at least 1")
     if options.max_length is not None and not 3 <= options.max_length <= config.max_position_embeddings:
@@ -191,12 +191,21 @@ def pad_batch(encodings: list[Encoding], pad_id: int, device: torch.device) -> d
     }
 
 
-@torch.inference_mode()
-def _embed(model: NarrowBertModel, encodings: list[Encoding], pooling: str) -> list[Answer]:
+def _inputs(model: PreTrainedModel, encodings: list[Encoding]) -> dict[str, torch.Tensor]:
+    """What the model reads of a batch: a plain ModernBERT has no ``token_type_ids``."""
     assert model.config.pad_token_id is not None
     inputs = pad_batch(encodings, model.config.pad_token_id, model.device)
-    if pooling == "cls":
+    form = FORMS.get(model.config.model_type)
+    return {name: inputs[name] for name in form.inputs} if form else inputs
+
+
+@torch.inference_mode()
+def _embed(model: Any, encodings: list[Encoding], pooling: str) -> list[Answer]:
+    inputs = _inputs(model, encodings)
+    if pooling == "cls" and isinstance(model, NarrowBertModel):
         vectors_BH = model.cls_states(**inputs)
+    elif pooling == "cls":
+        vectors_BH = model(**inputs).last_hidden_state[:, 0]
     else:
         hidden_BSH = model(**inputs).last_hidden_state.float()
         real_BS1 = inputs["attention_mask"].unsqueeze(-1)
@@ -208,7 +217,7 @@ def _embed(model: NarrowBertModel, encodings: list[Encoding], pooling: str) -> l
 
 @torch.inference_mode()
 def _classify(model: PreTrainedModel, encodings: list[Encoding]) -> list[Answer]:
-    logits_BC = model(**pad_batch(encodings, model.config.pad_token_id, model.device)).logits.float()
+    logits_BC = model(**_inputs(model, encodings)).logits.float()
     _require_numbers(logits_BC)
     kind, names = model.config.problem_type, _label_names(model)
     if kind == "regression" or len(names) == 1:
@@ -223,12 +232,18 @@ def _classify(model: PreTrainedModel, encodings: list[Encoding]) -> list[Answer]
 
 @torch.inference_mode()
 def _tag(model: PreTrainedModel, texts: list[Texts], encodings: list[Encoding]) -> list[Answer]:
-    """Tags of words split at white space, None for those that were cut off. Only first sub-words are computed."""
+    """Tags of words split at white space, None for those that were cut off.
+
+    Only first sub-words are read, and of a NarrowBERT computed.
+    """
     firsts = [first_subwords(encoding.word_ids) for encoding in encodings]
     most = max(1, *map(len, firsts))
     positions_BW = torch.tensor([[*row, *[0] * (most - len(row))] for row in firsts], device=model.device)
-    inputs = pad_batch(encodings, model.config.pad_token_id, model.device)
-    logits_BWC = model(**inputs, narrow_positions=positions_BW).logits
+    inputs = _inputs(model, encodings)
+    if isinstance(model.config, NarrowBertConfig):
+        logits_BWC = model(**inputs, narrow_positions=positions_BW).logits
+    else:
+        logits_BWC = model(**inputs).logits.take_along_dim(positions_BW.unsqueeze(-1), 1)
     _require_numbers(logits_BWC)
     tags_BW = logits_BWC.argmax(-1).tolist()
     names = _label_names(model)

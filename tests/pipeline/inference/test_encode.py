@@ -24,9 +24,11 @@ from pipeline.export import (
     NarrowBertForTokenClassification,
 )
 from pipeline.export.folder import write_pooling
+from pipeline.export.plain.tuned import export_tuned
 from pipeline.inference.encode import EncodeOptions, batches_by_length, encode, first_subwords
+from pipeline.initialisation.pretrained import export_pretrained
 from tests.processes import user_error
-from tests.tiny_exports import write_folder
+from tests.tiny_exports import MODERN, write_folder
 
 LINES = ["the cat sat on the mat.", "a dog", "", "the cats ran on a road. the dog sat", "mat", "the the the the " * 9]
 
@@ -148,7 +150,7 @@ def test_first_subwords() -> None:
         ("encoder", {"batch_tokens": 0}, b"", "at least 1"),
         ("nothing", {}, b"", "no model folder"),
         ("broken", {}, b"", "cannot load the model .* lacks 1 tensors"),
-        ("bert", {}, b"", "is a bert"),
+        ("roberta", {}, b"", "is a roberta, by its config.json: give a NarrowBERT or a BERT"),
     ],
 )
 def test_mistakes_are_one_line(
@@ -162,9 +164,9 @@ def test_mistakes_are_one_line(
         weights = load_file(folder / "model.safetensors")
         weights.pop("bert.encoder_narrow.layer.0.attention.self.query.weight")
         save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    if name == "bert":
+    if name == "roberta":
         folder.mkdir()
-        (folder / "config.json").write_text('{"model_type": "bert"}')
+        (folder / "config.json").write_text('{"model_type": "roberta"}')
     with pytest.raises(UserError, match=expected):
         encode(EncodeOptions(model=folder, **options), [b"a\tb\n", b"b\tc\n", line], io.StringIO())
 
@@ -215,3 +217,27 @@ def test_the_pooling_of_an_export_is_the_default(tmp_path: Path, pooling: str) -
     assert own != answers(folder, LINES, pooling={"cls": "mean", "mean": "cls"}[pooling])[0]
     found = narrowbert.encode(folder, LINES)
     assert np.allclose(found, [answer["embedding"] for answer in own], atol=1e-6)
+
+
+@pytest.mark.parametrize(("model_type", "layout", "pooling"), [("bert", "3sf", "mean"), ("modernbert", "2sfwf", "cls")])
+def test_a_plain_form_gives_the_same_embeddings(tmp_path: Path, model_type: str, layout: str, pooling: str) -> None:
+    options = MODERN if model_type == "modernbert" else {}
+    ours = write_folder(tmp_path / "ours", NarrowBertForMaskedLM, layout, **options)
+    arguments: dict[str, Any] = {"layout": None, "tokenizer_path": None, "allow": [], "pooling": pooling}
+    export_pretrained(ours, tmp_path / "plain", model_type=model_type, **arguments)
+    found, cut = answers(tmp_path / "plain", LINES)
+    for answer, wanted in zip(found, answers(ours, LINES, pooling=pooling)[0], strict=True):
+        assert answer["embedding"] == pytest.approx(wanted["embedding"], abs=1e-5)
+    assert cut == 1
+
+
+@pytest.mark.parametrize("model_class", [NarrowBertForSequenceClassification, NarrowBertForTokenClassification])
+def test_a_plain_bert_that_was_tuned_answers_alike(tmp_path: Path, model_class: Any) -> None:
+    names = {0: "O", 1: "B-x", 2: "I-x"}
+    ours = write_folder(tmp_path / "ours", model_class, "3sf", id2label=names)
+    export_tuned(ours, tmp_path / "plain", "bert", None)
+    lines = [line for line in LINES if line]
+    found, wanted = (answers(folder, lines)[0] for folder in (tmp_path / "plain", ours))
+    for answer, own in zip(found, wanted, strict=True):
+        assert answer.get("tags") == own.get("tags")
+        assert answer.get("scores", {}) == pytest.approx(own.get("scores", {}), abs=1e-5)
