@@ -20,7 +20,7 @@ from data_prep.contract.command_line import UserError
 from data_prep.contract.files import process_name
 from data_prep.contract.tokenizer import load_tokenizer
 from pipeline.export.model_folder import open_config, open_tokenizer
-from pipeline.export.onnx_files import FILL_MASK, LOGITS
+from pipeline.export.onnx_files import FILL_MASK, LOGITS, networks
 from pipeline.export.plain.forms import FORMS
 
 _MOST_TEXTS = 512
@@ -61,6 +61,7 @@ def write_int8(folder: Path, originals: list[Path], texts: Path) -> list[Compari
         UserError: no texts, none that has a token, no tokenizer.
     """
     config, encodings = read_texts(folder, texts)
+    outputs = {network.name: network.outputs for network in networks(folder, config)}
     compared = []
     for original in originals:
         path = original.with_suffix(".int8.onnx")
@@ -75,7 +76,7 @@ def write_int8(folder: Path, originals: list[Path], texts: Path) -> list[Compari
         sizes = (original.stat().st_size / 1e6, path.stat().st_size / 1e6)
         batches = list(_batches(encodings, config, masked=original.stem == FILL_MASK))
         found, speed = _run_both(original, path, [inputs for inputs, _ in batches])
-        quality = _judge(original, found, [wanted for _, wanted in batches])
+        quality = _judge(outputs[original.stem], found, [wanted for _, wanted in batches])
         compared.append(Comparison(path=path, megabytes=sizes, quality=quality, speed=speed))
     return compared
 
@@ -185,14 +186,9 @@ def _run_both(original: Path, quantised: Path, batches: list[Batch]) -> tuple[li
     return found, statistics.median(ratios)
 
 
-def _judge(original: Path, found: list[tuple[np.ndarray, ...]], wanted: list[np.ndarray]) -> str:
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(original, providers=["CPUExecutionProvider"])
-    if original.stem == FILL_MASK:
-        return _judge_fill_mask(found, wanted)
-    if session.get_outputs()[0].name == LOGITS:
-        return _judge_classifier(found)
+def _judge(outputs: tuple[str, ...], found: list[tuple[np.ndarray, ...]], wanted: list[np.ndarray]) -> str:
+    if outputs == (LOGITS,):
+        return _judge_fill_mask(found, wanted) if wanted[0].size else _judge_classifier(found)
     # Where the first output is the states of all tokens, [CLS] stands for its text.
     return _judge_encoder([tuple(array[:, 0] if array.ndim == 3 else array for array in pair) for pair in found])
 
