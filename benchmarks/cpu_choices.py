@@ -18,7 +18,7 @@ import torch.nn.functional as F
 
 from pipeline.config import ModelConfig
 from pipeline.engine.bf16_products import ensure_bf16_products
-from pipeline.model.attention import dot_product_attention
+from pipeline.model.attention import plain_attention
 from pipeline.model.masked_lm import NarrowBertForPretraining
 from pipeline.processes.malloc import keep_freed_memory
 
@@ -57,8 +57,18 @@ def products() -> None:
 
 def attention() -> None:
     print("attention, forward and backward, one thread: fused / plain, median of pairs")
+    shapes = [(32, 4, 128, 128), (32, 4, 19, 128), (8, 12, 512, 512), (8, 12, 77, 512)]
+    shapes += [(4, 12, 1024, 1024), (1, 12, 2048, 2048), (2, 12, 307, 2048)]
     for dtype in (torch.bfloat16, torch.float32):
-        for rows, heads, queries, keys in ((32, 4, 128, 128), (32, 4, 19, 128), (8, 12, 512, 512), (8, 12, 77, 512)):
+        for rows, heads, queries, keys in (
+            (32, 4, 128, 128),
+            (32, 4, 19, 128),
+            (8, 12, 512, 512),
+            (8, 12, 77, 512),
+            (4, 12, 1024, 1024),
+            (1, 12, 2048, 2048),
+            (2, 12, 307, 2048),
+        ):
             q = torch.randn(rows, heads, queries, 64, dtype=dtype, requires_grad=True)
             k, v = (torch.randn(rows, heads, keys, 64, dtype=dtype, requires_grad=True) for _ in range(2))
             gradient = torch.randn_like(q)
@@ -67,7 +77,7 @@ def attention() -> None:
                 F.scaled_dot_product_attention(q, k, v).backward(gradient)
 
             def plain(q=q, k=k, v=v, gradient=gradient) -> None:
-                dot_product_attention(q, k, v, None, 0.0).backward(gradient)
+                plain_attention(q, k, v, None, 0.0).backward(gradient)
 
             fused()
             plain()

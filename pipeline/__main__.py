@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from data_prep.contract.command_line import choose_command, run_command
-from pipeline.commands import COMMANDS, DESCRIPTION, PROGRAM
+from pipeline.commands import COMMANDS, DESCRIPTION, PROGRAM, module_of
 
 
 def main() -> None:
@@ -19,7 +19,7 @@ def _dispatch(argv: Sequence[str]) -> int | None:
     # transformers imports torchao where it is installed, which warns of kernels for GPUs that no command uses.
     for name in ("torchao", "torch.utils._pytree"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    return importlib.import_module(f"pipeline.commands.{command}").run(argv[1:])
+    return importlib.import_module(module_of(command)).run(argv[1:])
 
 
 if __name__ == "__main__":

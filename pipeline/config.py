@@ -102,6 +102,13 @@ class InitConfig:
     """Run of this program whose newest checkpoint this one starts from, as RUN, RUN@STEP or a checkpoint's folder."""
     moments: bool = False
     """Whether to take that run's optimizer moments as well, so that its training simply goes on."""
+    growth: Literal["fpi", "aki", "tile", "zero"] | None = None
+    """How a smaller model there becomes a larger one here: fpi copies units so that the model computes the same (Chen
+    et al., "bert2BERT", ACL 2022), aki takes new heads and inner units from the layer above, tile repeats the smaller
+    model around its middle (ModernBERT-large), zero adds units that give nothing (rmsnorm). null: equal sizes."""
+    depth: Literal["stack", "interleave", "identity"] = "stack"
+    """How fewer layers there become more here, on each side of ':': whole copies on top of each other, every layer
+    repeated in place, or repeats that change nothing at first (pre-norm)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

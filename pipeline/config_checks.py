@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 from data_prep.contract.command_line import UserError
@@ -43,6 +44,12 @@ def _check_init(init: InitConfig) -> None:
             f"init.allow is {list(init.allow)}: of init.from_run only [layout] may differ; for other differences "
             "export that run and give the export as init.from_huggingface"
         )
+    if init.growth is not None and init.from_huggingface is None and init.from_run is None:
+        raise UserError("init.growth says how init.from_huggingface or init.from_run grows: give one of them as well")
+    if init.growth is not None and init.moments:
+        raise UserError("init.growth makes new weights, which have no moments: leave out init.moments, and warm up")
+    if init.growth is None and init.depth != InitConfig().depth:
+        raise UserError("init.depth says how a model grows deeper: give init.growth as well, or neither")
     if init.allow and init.from_huggingface is None and init.from_run is None:
         raise UserError("init.allow says what may differ in init.from_huggingface: give that as well, or neither")
 
@@ -269,10 +276,15 @@ def _some(numbers: list[int], near: int) -> str:
     return ", ".join(map(str, sorted(sorted(numbers, key=lambda n: abs(n - near))[:4])))
 
 
+def rows_of_a_process(training: TrainingConfig, world_size: int) -> int:
+    """Rows of a step that each data-parallel process has; where steps differ, of which all have a multiple."""
+    return _common_rows(training) * training.tensor_model_parallel_size // world_size
+
+
 def needs_less_memory(config: RunConfig, world_size: int, *, on_gpu: bool) -> str:
     """What to change so that a process needs less memory, and that the configuration's checks accept."""
     training = config.training
-    rows = _common_rows(training) * training.tensor_model_parallel_size // world_size
+    rows = rows_of_a_process(training, world_size)
     smaller = [n for n in range(1, training.micro_batch_size) if rows % n == 0]
     ways = []
     if smaller:
@@ -287,3 +299,33 @@ def needs_less_memory(config: RunConfig, world_size: int, *, on_gpu: bool) -> st
     if not ways:
         return "take a machine with more memory, or a smaller model"
     return "take " + " or ".join(ways)
+
+
+def with_less_memory(config: RunConfig, world_size: int) -> Iterator[tuple[RunConfig, list[str]]]:
+    """Configurations that need ever less memory, with the options that make them; what costs least time comes first."""
+    options: dict[str, str] = {}
+
+    def changed(section: str, name: str, value: bool | int) -> tuple[RunConfig, list[str]]:
+        nonlocal config
+        part = dataclasses.replace(getattr(config, section), **{name: value})
+        config = dataclasses.replace(config, **{section: part})
+        options[f"--{section}.{name}"] = str(value).lower()
+        return config, [word for pair in options.items() for word in pair]
+
+    def fewer_rows() -> Iterator[tuple[RunConfig, list[str]]]:
+        rows = rows_of_a_process(config.training, world_size)
+        for number in reversed(range(1, config.training.micro_batch_size)):
+            if rows % number == 0:
+                yield changed("training", "micro_batch_size", number)
+
+    yield from fewer_rows()
+    if not config.model.recompute:
+        yield changed("model", "recompute", True)
+    last_stage = 2 if config.optimizer.type == "muon" else 3
+    for stage in range(config.training.zero_stage + 1, last_stage + 1):
+        if world_size > config.training.tensor_model_parallel_size:
+            yield changed("training", "zero_stage", stage)
+    for size in (2, 4, 8):
+        fits = world_size % size == 0 and config.model.num_attention_heads % size == 0
+        if fits and size > config.training.tensor_model_parallel_size:
+            yield changed("training", "tensor_model_parallel_size", size)

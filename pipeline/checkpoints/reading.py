@@ -112,21 +112,38 @@ def read_tensors(folder: Path, kind: str) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def load_run_model(run_dir: Path) -> tuple[NarrowBertForPretraining, TrainerState]:
-    """The model of a run's newest intact checkpoint, in fp32 on CPU, and that checkpoint's state.
+def load_run_model(run_dir: Path, step: int | None = None) -> tuple[NarrowBertForPretraining, TrainerState]:
+    """The model of a run's newest intact checkpoint, or of that of a step, in fp32 on CPU, and the checkpoint's state.
 
     Raises:
-        UserError: there is no intact checkpoint.
+        UserError: there is no intact checkpoint, or none of that step.
     """
+    folder = _newest_of(run_dir) if step is None else _of_step(run_dir, step)
+    state = read_trainer_state(folder)
+    model = NarrowBertForPretraining(ModelConfig(**state.config["model"]), state.vocab_size)
+    load_weights(model, folder)
+    return model.eval(), state
+
+
+def _newest_of(run_dir: Path) -> Path:
     folder, problems = newest_checkpoint(run_dir / "checkpoints")
     if folder is None:
         raise UserError(f"{run_dir} has no intact checkpoint: {'; '.join(problems) or 'nothing is saved there yet'}")
     for problem in problems:
         sys.stderr.write(f"checkpoint passed over: {problem}\n")
-    state = read_trainer_state(folder)
-    model = NarrowBertForPretraining(ModelConfig(**state.config["model"]), state.vocab_size)
-    load_weights(model, folder)
-    return model.eval(), state
+    return folder
+
+
+def _of_step(run_dir: Path, step: int) -> Path:
+    found = {step_of(folder): folder for folder in checkpoint_folders(run_dir / "checkpoints")}
+    if step not in found:
+        there = ", ".join(f"{one}" for one in sorted(one for one in found if one is not None)) or "none"
+        raise UserError(f"{run_dir} has no checkpoint of step {step:,}: those there are of steps {there}")
+    try:
+        verify_checkpoint(found[step])
+    except CheckpointError as error:
+        raise UserError(str(error)) from error
+    return found[step]
 
 
 def load_weights(model: nn.Module, folder: Path, fit: Fit = dict) -> None:

@@ -17,17 +17,17 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
-from transformers import AutoModelForMaskedLM, PreTrainedConfig
+from transformers import AutoModel, AutoModelForMaskedLM, PreTrainedConfig
 
 from data_prep.contract.command_line import UserError
 from data_prep.contract.files import check_writable, is_empty_working_folder, process_name, safetensors_written_to
 from data_prep.contract.tokenizer import tokenizer_content
 from pipeline.export import configuration_narrowbert, modeling_narrowbert
 from pipeline.export.configuration_narrowbert import NarrowBertConfig
-from pipeline.export.model_card import model_card, plain_card
+from pipeline.export.model_card import Validation, model_card, plain_card
 from pipeline.export.model_folder import quiet_transformers, read_json
 from pipeline.export.modeling_narrowbert import NarrowBertForMaskedLM, NarrowBertModel
-from pipeline.export.names import CONFIG_NAMES, TIED, TRAINING_ONLY, State, to_transformers
+from pipeline.export.names import CONFIG_NAMES, TIED, TRAINING_ONLY, State, left_side, to_transformers
 from pipeline.export.plain.forms import FORMS, check_form
 from pipeline.export.plain.writing import write_plain_weights
 
@@ -51,57 +51,71 @@ def write_export(
     special_ids: Mapping[str, int],
     facts: Mapping[str, Any],
     output: Path,
+    validation: Validation | None = None,
     pooling: str | None = None,
     model_type: str = NarrowBertConfig.model_type,
+    encoder_only: bool = False,
 ) -> list[str]:
     """Write a folder that transformers loads: weights (fp32), code, tokenizer, model card.
 
-    The folder appears whole or not at all, and only after it has been loaded back through the
-    registered classes with every parameter equal. A plain form is loaded by transformers' own, without code.
+    It appears whole or not at all, and only after it has been loaded back with every parameter equal. A plain form is
+    loaded by transformers' own classes.
 
     Args:
         state: the training model's full parameters, of any floating type.
-        model_config: the training model's configuration with its ``vocab_size``: the keys of CONFIG_NAMES
-            and TRAINING_ONLY.
+        model_config: its configuration with its ``vocab_size``: the keys of CONFIG_NAMES and TRAINING_ONLY.
         tokenizer_path: the ``tokenizer.json`` of the shards, copied as it is, or the vocab.txt of a BERT.
         special_ids: the ids of pad, unk, cls, sep and mask in it.
-        facts: names and values of the run for the model card.
+        facts, validation: of the run, for the model card.
         output: the folder to make; it may exist if it is empty.
-        pooling: ``cls`` or ``mean``: sentence-transformers shall make embeddings of texts this way. A plain form is
-            then the encoder alone.
-        model_type: ``narrowbert``, or a plain form: a key of FORMS.
+        pooling: ``cls`` or ``mean``, how sentence-transformers makes embeddings; a plain form is then an encoder.
+        model_type: ``narrowbert``, or a key of FORMS.
+        encoder_only: leave out what is right of ``:``, and the head with it.
 
     Returns:
         Lines on what a user should know.
 
     Raises:
-        UserError: `output` exists with something in it or cannot be written, the tokenizer does not belong to the
-            model, or the model is none of the plain form.
+        UserError: `output` cannot be written, the tokenizer is another model's, or the model has no such form.
         ValueError: parameters or configuration that do not make the exported model.
     """
     check_output(output)
-    config = export_config(model_config, special_ids)
+    weights, config = _export_form(state, export_config(model_config, special_ids), encoder_only=encoder_only)
     form = FORMS.get(model_type)
     if form is not None:
-        check_form(config, form, NarrowBertForMaskedLM.__name__)
+        check_form(config, form, NarrowBertModel.__name__ if encoder_only else NarrowBertForMaskedLM.__name__)
     tokenizer = tokenizer_content(tokenizer_path)
     tokenizer_config = _tokenizer_config(tokenizer, tokenizer_path, config, special_ids)
-    weights = {n: w.detach().cpu().float().contiguous() for n, w in to_transformers(state, config).items()}
     name, mask_token = Path(output).resolve().name, tokenizer_config["mask_token"]
     with whole_folder(output) as partial:
         if form is None:
             described, remarks = _write_model(partial, config, weights), list[str]()
-            card = model_card(name, config.layout, mask_token, facts)
+            card = model_card(name, described, mask_token, facts, validation)
         else:
-            described, remarks = write_plain_weights(partial, config, weights, form, encoder_alone=pooling is not None)
+            described, remarks = write_plain_weights(
+                partial, config, weights, form, encoder_alone=encoder_only or pooling is not None
+            )
             tokenizer_config["model_input_names"] = form.inputs
-            card = plain_card(name, described, mask_token, facts)
+            card = plain_card(name, described, mask_token, facts, validation)
         (partial / "tokenizer.json").write_bytes(tokenizer)
         _write_json(partial / "tokenizer_config.json", tokenizer_config)
         if pooling is not None:
             write_pooling(partial, described, pooling)
         (partial / "README.md").write_text(card, encoding="utf-8")
     return remarks
+
+
+def _export_form(
+    state: Mapping[str, torch.Tensor], config: NarrowBertConfig, *, encoder_only: bool
+) -> tuple[State, NarrowBertConfig]:
+    """Parameters in fp32 under the export's names, of the whole model or of its left side, and its configuration."""
+    weights = {n: w.detach().cpu().float().contiguous() for n, w in to_transformers(state, config).items()}
+    if not encoder_only:
+        return weights, config
+    try:
+        return left_side(weights, config)
+    except ValueError as error:
+        raise UserError(f"--encoder_only: {error}") from error
 
 
 @contextlib.contextmanager
@@ -131,7 +145,7 @@ def _write_model(folder: Path, config: NarrowBertConfig, weights: State) -> PreT
         shutil.copyfile(module.__file__, folder / Path(module.__file__).name)
     with safetensors_written_to(folder):
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    _load_back(folder, weights)
+    _load_back(folder, weights, AutoModel if config.architectures == ["NarrowBertModel"] else AutoModelForMaskedLM)
     return config
 
 
@@ -248,18 +262,18 @@ def pooling_of(folder: Path) -> str | None:
     return "mean" if modes.get("pooling_mode_mean_tokens") or modes.get("pooling_mode") == "mean" else "cls"
 
 
-def _load_back(folder: Path, weights: State) -> None:
+def _load_back(folder: Path, weights: State, auto_class: type[AutoModel | AutoModelForMaskedLM]) -> None:
     """Load what was written as a user would, and compare.
 
     Raises:
         ValueError: a parameter that is missing, unexpected or different after loading.
     """
     with quiet_transformers():
-        model, info = AutoModelForMaskedLM.from_pretrained(
+        model, info = auto_class.from_pretrained(
             folder, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
         )
     problems = [f"{kind}: {name}" for kind, names in info.items() for name in sorted(map(str, names))]
-    loaded = model.state_dict()
+    loaded = {f"{'' if auto_class is AutoModelForMaskedLM else 'bert.'}{n}": w for n, w in model.state_dict().items()}
     problems += [f"missing: {name}" for name in loaded if name not in weights and name not in TIED]
     problems += [f"different: {n}" for n, w in weights.items() if n in loaded and not loaded[n].equal(w)]
     if problems:

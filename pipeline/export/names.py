@@ -1,5 +1,6 @@
 """The names and packing of the parameters in training and in the export."""
 
+import copy
 import dataclasses
 import inspect
 from collections.abc import Iterator, Mapping
@@ -105,6 +106,33 @@ def from_transformers(state: Mapping[str, torch.Tensor], config: NarrowBertConfi
         parts = [untied[name] for name in parameter.theirs]
         converted[parameter.ours] = _pack(parts, parameter.blocks) if len(parts) > 1 else parts[0]
     return converted
+
+
+def left_side(state: State, config: NarrowBertConfig) -> tuple[State, NarrowBertConfig]:
+    """The encoder left of ``:`` and the embeddings, without what is right of it and without the head.
+
+    A pre-norm encoder ends in the norm of the frozen state: its result is what the narrow layers read.
+
+    Args:
+        state: parameters of the export.
+        config: of it.
+
+    Raises:
+        ValueError: one line: there is nothing on one of the sides, or nothing right of ``:`` reads the state.
+    """
+    full, narrow = parse_layout(config.layout)
+    if not set(full) & set(ATTENTIONS) or not narrow:
+        raise ValueError(f"layout {config.layout} has no encoder left of ':' that something right of it reads")
+    if "bert.final_norm.weight" in state and not config.narrow_kv_owners:
+        raise ValueError(f"layout {config.layout} has no attention right of ':', whose norm would end the encoder")
+    kept = {name: tensor for name, tensor in state.items() if name.startswith(("bert.embeddings.", "bert.encoder."))}
+    for name, tensor in state.items():
+        if name.startswith("bert.frozen_norm."):
+            kept[name.replace("frozen_norm", "final_norm")] = tensor
+    alone = copy.deepcopy(config)
+    alone.layout = config.layout.partition(":")[0].strip()
+    alone.architectures = ["NarrowBertModel"]
+    return kept, alone
 
 
 def parameter_shapes(config: NarrowBertConfig) -> dict[str, tuple[int, ...]]:

@@ -16,6 +16,9 @@ from pipeline.model.parameters import COMPUTING_OPTIONS, has_position_embeddings
 if TYPE_CHECKING:  # transformers is imported only where layers are read on other sides of the ':'
     from pipeline.export.configuration_narrowbert import NarrowBertConfig
 
+_GROWING = ("layout", "hidden_size", "num_attention_heads", "ffn_hidden_size")
+"""What ``init.growth`` changes."""
+
 _POSITIONS = "embeddings.position_embeddings.weight"
 
 
@@ -35,6 +38,9 @@ def differences(state: TrainerState, config: RunConfig, shards: Mixture) -> tupl
         if before == now:
             continue
         text = f"model.{name} {before} there, {now} here"
+        if config.init.growth is not None and name in _GROWING:
+            others.append(text)
+            continue
         changed = dataclasses.replace(there, **{name: now})
         if name == "max_position_embeddings" and now > before:
             others.append(f"{text}, repeated in turn" if has_position_embeddings(here) else text)
@@ -47,7 +53,33 @@ def differences(state: TrainerState, config: RunConfig, shards: Mixture) -> tupl
             wrong.append(text)
         else:
             others.append(text)
+    if config.init.growth is not None:
+        wrong += _cannot_grow(there, config, shards)
     return wrong, others
+
+
+def _cannot_grow(there: ModelConfig, config: RunConfig, shards: Mixture) -> list[str]:
+    """Why a model cannot grow to that of a run."""
+    from pipeline.initialisation.growth.grow import growth_of
+
+    growth, (small, here) = growth_of(config), sizes(there, config, shards)
+    assert growth is not None
+    problems = growth.problems(small, here)
+    reread = dataclasses.replace(there, layout=small.layout)
+    if not _is_reread(there, reread, shards, is_allowed="layout" in config.init.allow):
+        problems.append(f"model.layout {there.layout} there, {config.model.layout} here")
+    if all(getattr(there, name) == getattr(config.model, name) for name in _GROWING):
+        problems.append("it has the same sizes: leave out init.growth")
+    return problems
+
+
+def sizes(there: ModelConfig, config: RunConfig, shards: Mixture) -> "tuple[NarrowBertConfig, NarrowBertConfig]":
+    """The model of a run as large as ``there``, and as it is."""
+    from pipeline.initialisation.growth.grow import smaller_config
+
+    here = _export_config(config.model, shards)
+    sizes = there.hidden_size, there.num_attention_heads, there.ffn_hidden_size
+    return smaller_config(here, there.layout, *sizes), here
 
 
 def _is_reread(there: ModelConfig, here: ModelConfig, shards: Mixture, *, is_allowed: bool) -> bool:
@@ -75,31 +107,55 @@ def _export_config(model: ModelConfig, shards: Mixture) -> "NarrowBertConfig":
 
 
 def fit_to(config: RunConfig, shards: Mixture, state: TrainerState) -> Fit:
-    """The parent's tensors, of weights or moments, as those of this model: every element is one of theirs."""
+    """The parent's tensors, of weights or moments, as those of this model.
+
+    Every element is one of theirs, unless the model grows: then weights alone are read.
+    """
     here, there = config.model, model_of(state)
 
     def fit(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         if has_position_embeddings(here) and here.max_position_embeddings > there.max_position_embeddings:
             rows = torch.arange(here.max_position_embeddings) % there.max_position_embeddings
             tensors = {**tensors, _POSITIONS: tensors[_POSITIONS][rows]}
-        if parse_layout(here.layout) != parse_layout(there.layout):
+        if config.init.growth is not None:
+            tensors = _grown(tensors, config, there, shards)
+        elif parse_layout(here.layout) != parse_layout(there.layout):
             tensors = _reread(tensors, here, there, shards)
         return tensors
 
     return fit
 
 
+def _grown(
+    tensors: dict[str, torch.Tensor], config: RunConfig, there: ModelConfig, shards: Mixture
+) -> dict[str, torch.Tensor]:
+    from pipeline.export.names import from_transformers
+    from pipeline.initialisation.growth.grow import growth_of
+
+    growth, (small, here) = growth_of(config), sizes(there, config, shards)
+    assert growth is not None
+    return from_transformers(growth.apply(as_exported(tensors, small, there, shards), small, here), here)
+
+
 def _reread(
     tensors: dict[str, torch.Tensor], here: ModelConfig, there: ModelConfig, shards: Mixture
 ) -> dict[str, torch.Tensor]:
-    from pipeline.export.names import from_transformers, to_transformers
+    from pipeline.export.names import from_transformers
+
+    ours = _export_config(here, shards)
+    return from_transformers(as_exported(tensors, ours, there, shards), ours)
+
+
+def as_exported(
+    tensors: dict[str, torch.Tensor], ours: "NarrowBertConfig", there: ModelConfig, shards: Mixture
+) -> dict[str, torch.Tensor]:
+    """The parent's tensors under the export's names of a model with as many layers, ``ours``."""
+    from pipeline.export.names import to_transformers
     from pipeline.initialisation.match import origins_of
 
-    as_long = dataclasses.replace(there, max_position_embeddings=here.max_position_embeddings)
+    as_long = dataclasses.replace(there, max_position_embeddings=ours.max_position_embeddings)
     # Muon's matrices have no second moments, and none are read here.
     table = model_parameters(as_long, shards.vocab_size)
     missing = {entry.name: torch.zeros(entry.shape) for entry in table if entry.name not in tensors}
     exported = to_transformers({**tensors, **missing}, _export_config(as_long, shards))
-    ours = _export_config(here, shards)
-    origins = origins_of(parse_layout(there.layout), ours)
-    return from_transformers({name: exported[origin] for name, origin in origins.items()}, ours)
+    return {name: exported[origin] for name, origin in origins_of(parse_layout(there.layout), ours).items()}

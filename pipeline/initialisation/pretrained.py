@@ -42,12 +42,9 @@ def export_pretrained(
     """
     check_output(output)
     source = open_source(folder)
-    names = ("tokenizer.json", "vocab.txt")
-    tokenizer_path = tokenizer_path or next((folder / n for n in names if (folder / n).is_file()), folder / names[0])
-    if not tokenizer_path.is_file():
-        raise UserError(f"no tokenizer at {tokenizer_path}: name a tokenizer.json or vocab.txt with --tokenizer")
+    tokenizer_path = tokenizer_of(folder, tokenizer_path)
     ids = special_ids(load_tokenizer(tokenizer_path))
-    model_config = _model_config(source, layout)
+    model_config = model_config_of(source, layout)
     matched = match(source, export_config(model_config, ids), allow, tokenizer_path)
     if matched.kept:
         raise UserError(f"{folder} lacks what a masked-LM model needs: {', '.join(matched.kept)}")
@@ -68,7 +65,20 @@ def export_pretrained(
     return [*matched.describe(), *remarks]
 
 
-def _model_config(source: PretrainedSource, layout: str | None) -> dict[str, Json]:
+def tokenizer_of(folder: Path, named: Path | None = None) -> Path:
+    """The tokenizer of a model: ``named``, or its tokenizer.json or vocab.txt.
+
+    Raises:
+        UserError: there is none.
+    """
+    names = ("tokenizer.json", "vocab.txt")
+    path = named or next((folder / n for n in names if (folder / n).is_file()), folder / names[0])
+    if not path.is_file():
+        raise UserError(f"no tokenizer at {path}: name a tokenizer.json or vocab.txt with --tokenizer")
+    return path
+
+
+def model_config_of(source: PretrainedSource, layout: str | None) -> dict[str, Json]:
     """A checkpoint's configuration as the training model's."""
     config: dict[str, Json] = dataclasses.asdict(ModelConfig())
     config |= {ours: source.setting(theirs) for ours, theirs in CONFIG_NAMES.items() if ours != "layout"}

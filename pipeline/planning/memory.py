@@ -21,7 +21,7 @@ from pipeline.config import BUCKET_ELEMENTS, LIVE_ELEMENTS, RunConfig, adds_in_f
 from pipeline.engine.compilation import DTYPES
 from pipeline.layout import ATTENTIONS, group_sublayers, parse_layout, without_windows
 from pipeline.model.arithmetic import RowShape
-from pipeline.model.attention import plain_attention
+from pipeline.model.attention import plain_attention, takes_products
 from pipeline.model.masked_lm import NarrowBertForPretraining
 from pipeline.model.parameters import count_moments, count_parameters, output_dropout, padded_vocab_size, takes_blocks
 
@@ -71,7 +71,7 @@ class LiveBytes(TorchDispatchMode):
 class _Attention(TorchFunctionMode):
     """Attention of tensors without storage as it is on a device: what the backward pass needs differs.
 
-    A GPU's kernel keeps no scores. A CPU's keeps none in fp32 without dropout.
+    A GPU's kernel keeps no scores. A CPU's keeps none without dropout.
     """
 
     def __init__(self, *, on_gpu: bool) -> None:
@@ -88,9 +88,10 @@ class _Attention(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is not functional.scaled_dot_product_attention:
             return func(*args, **kwargs)
-        query, plain = args[0], cast(Callable[..., Result], plain_attention)
+        (query, key), plain = args[:2], cast(Callable[..., Result], plain_attention)
         assert isinstance(query, torch.Tensor)
-        if not self._on_gpu and query.dtype != torch.float32:
+        assert isinstance(key, torch.Tensor)
+        if not self._on_gpu and takes_products(query, key):
             return plain(*args, kwargs["attn_mask"], kwargs["dropout_p"])
         if not self._on_gpu and kwargs["dropout_p"]:
             return func(*args, **kwargs)

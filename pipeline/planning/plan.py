@@ -38,6 +38,8 @@ class PlanOptions:
     """Masked positions per row; default: as in the shards, or 15% of seq_length."""
     vocab_size: int | None = None
     """Vocabulary size; default: as in the shards."""
+    gpu_gibibytes: float | None = None
+    """GiB of memory of a GPU: says whether a process fits, and if not, what lets it."""
     nodes: int = 1
     """Nodes over which the processes are spread evenly."""
     node_tokens_per_second: float | None = None
@@ -99,7 +101,7 @@ def plan(config: RunConfig, options: PlanOptions) -> Plan:
         *_muon_lines(config, flops, options.processes),
         ("steps", f"{config.training.train_steps:,} of {_rows_of_steps(config)}"),
         ("tokens", f"{tokens:,}" + (f" ({_epochs(rows, shards)})" if shards else "")),
-        *_memory_lines(config, shape, options.processes),
+        *_memory_lines(config, shape, options),
         *_communication_lines(config, shape, options),
         *_growth_lines(config, shards, parameters, moments, options),
         _time_line(config.model, schedule, tokens, options.tokens_per_second),
@@ -177,7 +179,7 @@ def _epochs(rows: int, shards: Mixture) -> str:
 
 
 def _check_options(options: PlanOptions) -> None:
-    for name in ("tokens_per_second", "node_tokens_per_second", "network_gigabytes_per_second"):
+    for name in ("gpu_gibibytes", "tokens_per_second", "node_tokens_per_second", "network_gigabytes_per_second"):
         value = getattr(options, name)
         if value is not None and not 0 < value < float("inf"):
             raise UserError(f"{name} is {value}: give a number above 0")
@@ -185,11 +187,11 @@ def _check_options(options: PlanOptions) -> None:
         raise UserError(f"processes {options.processes} cannot be spread evenly over nodes {options.nodes}")
 
 
-def _memory_lines(config: RunConfig, shape: RowShape, processes: int) -> list[tuple[str, str]]:
+def _memory_lines(config: RunConfig, shape: RowShape, options: PlanOptions) -> list[tuple[str, str]]:
     """Memory per process for every ZeRO stage, and what the configured one is made of."""
     from pipeline.planning.memory import bucket_bytes, predict_memory, state_bytes  # torch, which only this needs
 
-    lines = []
+    lines, processes = list[tuple[str, str]](), options.processes
     chosen = predict_memory(config, shape, processes, on_gpu=True)
     first, last = 0 if config.training.precision == "fp32" else 1, 2 if config.optimizer.type == "muon" else 3
     for stage in range(first, last + 1):
@@ -200,6 +202,11 @@ def _memory_lines(config: RunConfig, shape: RowShape, processes: int) -> list[tu
     lines.append(("", ", ".join(f"{part} {getattr(chosen, part) / 2**30:.3f}" for part in parts)))
     if config.training.zero_stage:
         lines.append(("on a GPU besides, to sum gradients", f"{bucket_bytes(config, processes) / 2**30:.3f} GiB"))
+    if options.gpu_gibibytes is not None:
+        from pipeline.planning.fitting import fitting_line
+
+        text = fitting_line(config, shape, processes, options.gpu_gibibytes)
+        lines.append((f"on a GPU of {options.gpu_gibibytes:g} GiB", text))
     scores = predict_memory(config, shape, processes).activations - chosen.activations
     if scores > 0:
         lines.append(("on a CPU besides, for attention's scores", f"{scores / 2**30:.3f} GiB"))

@@ -176,7 +176,7 @@ def open_run(
         ),
         meter=Meter(config, shards, state.skipped_steps if state else 0),
         records=records,
-        validation=Validation(engine, shards, training, attempt.eval_masked_per_row, ranks, gauges, records, device),
+        validation=Validation(engine, shards, config, attempt, ranks, gauges, records, device),
         saver=Saver(writer, engine, config, shards, attempt, ranks, records, budget, step),
         budget=budget,
     )

@@ -11,13 +11,14 @@ import torch.distributed as dist
 
 from data_prep.contract.command_line import UserError
 from pipeline.checkpoints.reading import load_run_model
-from pipeline.config import TrainingConfig
+from pipeline.config import RunConfig
 from pipeline.data.batches import Batch, validation_batches
 from pipeline.data.mixture import Mixture
 from pipeline.engine.protocol import Engine
 from pipeline.model.masked_lm import NarrowBertForPretraining
 from pipeline.parallel.groups import data_parallel_group
 from pipeline.processes.ranks import Ranks
+from pipeline.runs.attempts import Attempt
 from pipeline.runs.directory import open_run_shards, read_run_record
 from pipeline.training.gauges import Gauges
 from pipeline.training.reading import try_to_read
@@ -90,8 +91,8 @@ class Validation:
     Args:
         engine: whose model is evaluated.
         shards: whose validation rows are read.
-        training: how many rows, and in what micro-batches.
-        masked_per_row: masked positions of a row to evaluate.
+        config: of the run: how many rows, in what micro-batches, and what it has grown out of.
+        attempt: this start: how many masked positions of a row it evaluates.
         ranks: this process among the others.
         gauges: what the figures are plotted against.
         records: where the figures go.
@@ -102,15 +103,16 @@ class Validation:
         self,
         engine: Engine,
         shards: Mixture,
-        training: TrainingConfig,
-        masked_per_row: int,
+        config: RunConfig,
+        attempt: Attempt,
         ranks: Ranks,
         gauges: Gauges,
         records: Records,
         device: torch.device,
     ) -> None:
-        self._engine, self._shards, self._training, self._device = engine, shards, training, device
-        self._masked_per_row = masked_per_row
+        self._engine, self._shards, self._device = engine, shards, device
+        self._config, self._training, self._parent = config, config.training, attempt.parent
+        self._masked_per_row = attempt.eval_masked_per_row
         self._ranks, self._gauges, self._records = ranks, gauges, records
         self._has_rows = shards.split("validation").num_rows > 0
         if not self._has_rows and ranks.is_main:
@@ -122,7 +124,23 @@ class Validation:
         Returns:
             Whether all were asked to stop.
         """
-        return not self._records.has(step, "validation/loss") and self.run(step)
+        if self._records.has(step, "validation/loss"):
+            return False
+        has_grown = step == 0 and self._config.init.growth is not None and self._has_rows
+        return (has_grown and self._measure_source(step)) or self.run(step)
+
+    def _measure_source(self, step: int) -> bool:
+        """Write down the loss of the smaller model, in the precision of this one; result as of ``run``."""
+        from pipeline.initialisation.growth.source_model import source_model  # imports transformers
+
+        source = source_model(self._config, self._shards, self._parent)
+        dtype = next(self._engine.module.parameters()).dtype
+        result = self._measure(source.to(self._device, dtype), step)
+        if result is not None and self._ranks.is_main:
+            text = f"the smaller model has a validation loss of {result.loss:.4f}"
+            self._records.event("grown", step, text)
+            log.info("%s, on the same rows", text)
+        return result is None
 
     def run(self, step: int) -> bool:
         """Evaluate on the validation split, if there is one, after ``step`` steps and write the figures.
@@ -135,6 +153,21 @@ class Validation:
         """
         if not self._has_rows:
             return False
+        result = self._measure(self._engine.module, step)
+        if result is None:
+            return True
+        if self._ranks.is_main:
+            figures = {
+                "validation/loss": result.loss,
+                "validation/masked_accuracy": result.masked_accuracy,
+                "validation/perplexity": result.perplexity,
+            }
+            self._records.write(step, figures | self._gauges.consumed(step))
+            log.info("step %d  validation loss %.4f, masked accuracy %.4f", step, result.loss, result.masked_accuracy)
+        return False
+
+    def _measure(self, model: NarrowBertForPretraining, step: int) -> Evaluation | None:
+        """Evaluate a model; None after a stop. ``UserError`` as of ``run``."""
         self._ranks.reached("reading validation rows", step)
         batches, problem = try_to_read(
             lambda: list(
@@ -149,25 +182,14 @@ class Validation:
             )
         )
         if self._ranks.agree(problem, step):
-            return True
+            return None
 
         def may_continue() -> bool:
             stop = self._ranks.agree("", step)
             self._ranks.reached("evaluating", step)
             return not stop
 
-        result = evaluate(self._engine.module, batches or [], self._device, may_continue)
-        if result is None:
-            return True
-        if self._ranks.is_main:
-            figures = {
-                "validation/loss": result.loss,
-                "validation/masked_accuracy": result.masked_accuracy,
-                "validation/perplexity": result.perplexity,
-            }
-            self._records.write(step, figures | self._gauges.consumed(step))
-            log.info("step %d  validation loss %.4f, masked accuracy %.4f", step, result.loss, result.masked_accuracy)
-        return False
+        return evaluate(model, batches or [], self._device, may_continue)
 
 
 def evaluate_run(run_dir: Path, max_rows: int | None = None) -> tuple[int, Evaluation]:

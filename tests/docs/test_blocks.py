@@ -40,6 +40,8 @@ TINY: dict[str, dict[str, Any]] = {
         "tracking.enabled": False,
     },
 }  # fmt: skip
+HALF = {"model.hidden_size": 16, "model.num_attention_heads": 2, "model.ffn_hidden_size": 32}
+"""Of the preset that another one grows out of."""
 # What is replaced in a block before it runs.
 SUBSTITUTIONS = {
     "--processes 8": "--processes 2",
@@ -51,6 +53,12 @@ SUBSTITUTIONS = {
     "'[[0, 24], [60, 48]]'": "'[[0, 8], [60, 16]]'",
     "--training.time_budget_hours 8 --training.train_steps 1000000": "--training.time_budget_hours 1e-3 "
     "--training.train_steps 100",
+    "--training.train_steps 35000": "--training.train_steps 4",
+    "--training.train_steps 3500": "--training.train_steps 4",
+    "--model.hidden_size 384 --model.num_attention_heads 6": "--model.hidden_size 16 --model.num_attention_heads 2",
+    "--model.ffn_hidden_size 1024": "--model.ffn_hidden_size 32",
+    "--model.hidden_size 768 --model.num_attention_heads 12": "--model.hidden_size 32 --model.num_attention_heads 4",
+    "--model.ffn_hidden_size 2048": "--model.ffn_hidden_size 64",
     "sat on the mat": "reads a row of tokens",
 }
 # What does not run in a test, and why. Commands of the project among them must still parse.
@@ -82,6 +90,7 @@ NEEDS = {
     "docs/how-to/read-shards-elsewhere.md": ["shards"],
     "docs/how-to/own-loss.md": ["shards"],
     "docs/how-to/start-from-a-bert.md": ["shards", "bert-base-uncased"],
+    "docs/how-to/grow-models.md": ["shards"],
     "docs/how-to/precision.md": ["shards"],
     "docs/how-to/preemption-and-failures.md": ["shards"],
     "docs/how-to/optimizers.md": ["shards"],
@@ -108,7 +117,8 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(ROOT / "configs", folder / "configs")
     for kind, sizes in TINY.items():
         for path in (folder / "configs" / kind).glob("*.yaml"):
-            path.write_text(yaml.safe_dump(_with_sizes(yaml.safe_load(path.read_text()), sizes)))
+            own = sizes | (HALF if path.stem == "grown-base-small" else {})
+            path.write_text(yaml.safe_dump(_with_sizes(yaml.safe_load(path.read_text()), own)))
     _write_texts(folder)
     prep = "--config configs/prep/base.yaml --corpus.paths '[my-text/*.jsonl]' --output shards/mine"
     train = "narrowbert train --config configs/pretrain/quickstart.yaml --data.path shards/mine --tracking.enabled true"

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.contract.command_line import UserError, config_as_dict, read_config
-from pipeline.commands.train import TrainArguments
+from pipeline.commands.runs.train import TrainArguments
 from pipeline.config import (
     RESUMABLE_CHANGES,
     SCHEDULE_CHANGES,

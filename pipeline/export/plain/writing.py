@@ -55,7 +55,14 @@ def write_plain(folder: Path, model: NarrowBertPreTrainedModel, form: Form) -> t
 def write_plain_weights(
     folder: Path, config: NarrowBertConfig, weights: State, form: Form, *, encoder_alone: bool
 ) -> tuple[PreTrainedConfig, list[str]]:
-    """``write_plain`` of a masked-LM model with an export's weights, or of its encoder."""
+    """``write_plain`` of a masked-LM model with an export's weights, or of its encoder.
+
+    ``weights`` without a head are of an encoder.
+    """
+    if not any(name.startswith("cls.") for name in weights):
+        encoder = NarrowBertModel(config)
+        encoder.load_state_dict({name.removeprefix("bert."): tensor for name, tensor in weights.items()})
+        return write_plain(folder, encoder, form)
     model = NarrowBertForMaskedLM(config)
     model.load_state_dict({**weights, **{tied: weights[name] for tied, name in TIED.items()}})
     if not encoder_alone:

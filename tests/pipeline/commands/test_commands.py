@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.commands import COMMANDS
+from pipeline.commands import COMMANDS, module_of
 from tests.processes import run_command, user_error
 
 
 def test_every_command_has_a_module_and_a_sentence() -> None:
-    modules = {path.stem for path in Path(importlib.import_module("pipeline.commands").__path__[0]).glob("*.py")}
+    modules = {path.stem for path in Path(importlib.import_module("pipeline.commands").__path__[0]).rglob("*.py")}
     assert modules - {"__init__"} == set(COMMANDS)
     for name, text in COMMANDS.items():
-        assert callable(importlib.import_module(f"pipeline.commands.{name}").run)
+        assert callable(importlib.import_module(module_of(name)).run)
         assert text[0].isupper()
         assert text.endswith(".")
 

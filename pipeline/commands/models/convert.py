@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from data_prep.contract.command_line import Parser, UserError, path_argument
 from pipeline.commands import COMMANDS
-from pipeline.commands.export import MODEL_TYPE_HELP, MODEL_TYPES, how_to_load
+from pipeline.commands.models.export import MODEL_TYPE_HELP, MODEL_TYPES, how_to_load
 
 
 def run(argv: Sequence[str]) -> None:

@@ -1,0 +1,1 @@
+"""Commands on exported models: to write them, and to use them."""

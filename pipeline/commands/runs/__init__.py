@@ -1,0 +1,1 @@
+"""Commands on runs: what costs what, training, and what came of it."""
