@@ -58,8 +58,7 @@ def write_export(
 ) -> list[str]:
     """Write a folder that transformers loads: weights (fp32), code, tokenizer, model card.
 
-    It appears whole or not at all, and only after it has been loaded back with every parameter equal. A plain form is
-    loaded by transformers' own classes.
+    It appears whole or not at all, after it has been loaded back (a plain form by transformers) with equal parameters.
 
     Args:
         state: the training model's full parameters, of any floating type.
@@ -67,7 +66,7 @@ def write_export(
         tokenizer_path: the ``tokenizer.json`` of the shards, copied as it is, or the vocab.txt of a BERT.
         special_ids: the ids of pad, unk, cls, sep and mask in it.
         facts, validation: of the run, for the model card.
-        output: the folder to make; it may exist if it is empty.
+        output: the folder to make, or an empty one.
         pooling: ``cls`` or ``mean``, how sentence-transformers makes embeddings; a plain form is then an encoder.
         model_type: ``narrowbert``, or a key of FORMS.
         encoder_only: leave out what is right of ``:``, and the head with it.
@@ -80,12 +79,13 @@ def write_export(
         ValueError: parameters or configuration that do not make the exported model.
     """
     check_output(output)
-    weights, config = _export_form(state, export_config(model_config, special_ids), encoder_only=encoder_only)
+    config = export_config(model_config, special_ids)
+    tokenizer = tokenizer_content(tokenizer_path)
+    tokenizer_config = _tokenizer_config(tokenizer, tokenizer_path, config, special_ids)
+    weights, config = _export_form(state, config, encoder_only=encoder_only)
     form = FORMS.get(model_type)
     if form is not None:
         check_form(config, form, NarrowBertModel.__name__ if encoder_only else NarrowBertForMaskedLM.__name__)
-    tokenizer = tokenizer_content(tokenizer_path)
-    tokenizer_config = _tokenizer_config(tokenizer, tokenizer_path, config, special_ids)
     name, mask_token = Path(output).resolve().name, tokenizer_config["mask_token"]
     with whole_folder(output) as partial:
         if form is None:

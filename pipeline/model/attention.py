@@ -137,8 +137,8 @@ def dot_product_attention(
 def takes_products(q_BAQD: torch.Tensor, k_BASD: torch.Tensor) -> bool:
     """Whether attention on CPU is two plain products: in half precision, for rows that are not long.
 
-    There they train up to 2.5 times faster than torch's fused kernel. From about 1,024 tokens on they do not, and all
-    their scores are in memory (benchmarks/cpu_choices.py).
+    There they train up to 2.5 times faster than torch's fused kernel. From 1,024 tokens on they are hardly faster, and
+    all their scores are in memory (benchmarks/cpu_choices.py).
     """
     return q_BAQD.dtype != torch.float32 and q_BAQD.shape[-2] * k_BASD.shape[-2] < _MANY_SCORES
 

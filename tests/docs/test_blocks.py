@@ -127,7 +127,7 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
         f"narrowbert-prep shards {prep}",
         "cp -r shards/mine shards/quickstart",
         f"{train} --run_dir runs/mine --model.layout sf:2sf",
-        f"{train} --run_dir runs/control --model.layout 3sf",
+        f"{train} --run_dir runs/control --model.layout 3sf".replace("quickstart", "bert-base-control"),
         "cp -r runs/mine runs/narrow",
         "narrowbert export runs/mine --output my-model --register my-encoder",
         "narrowbert export runs/control --output my-control",
