@@ -5,6 +5,12 @@ from typing import Literal
 
 from data_prep.contract.shell.paths import PATH
 
+GrowthMethod = Literal["fpi", "aki", "tile", "zero"]
+"""How a smaller model becomes a wider one; see ``InitConfig.growth``."""
+
+Depth = Literal["stack", "interleave", "identity"]
+"""How fewer layers become more; see ``InitConfig.depth``."""
+
 LIVE_ELEMENTS = 50_000_000
 """Weights that ZeRO 3 keeps fetched at once; DeepSpeed's own limit of 10^9 would keep all of most encoders."""
 
@@ -102,11 +108,11 @@ class InitConfig:
     """Run of this program whose newest checkpoint this one starts from, as RUN, RUN@STEP or a checkpoint's folder."""
     moments: bool = False
     """Whether to take that run's optimizer moments as well, so that its training simply goes on."""
-    growth: Literal["fpi", "aki", "tile", "zero"] | None = None
+    growth: GrowthMethod | None = None
     """How a smaller model there becomes a larger one here: fpi copies units so that the model computes the same (Chen
     et al., "bert2BERT", ACL 2022), aki takes new heads and inner units from the layer above, tile repeats the smaller
     model around its middle (ModernBERT-large), zero adds units that give nothing (rmsnorm). null: equal sizes."""
-    depth: Literal["stack", "interleave", "identity"] = "stack"
+    depth: Depth = "stack"
     """How fewer layers there become more here, on each side of ':': whole copies on top of each other, every layer
     repeated in place, or repeats that change nothing at first (pre-norm)."""
 

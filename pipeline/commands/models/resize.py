@@ -1,13 +1,13 @@
 """``narrowbert resize``."""
 
 from collections.abc import Sequence
+from typing import get_args
 
 from data_prep.contract.command_line import Parser, UserError, path_argument, path_or_url_argument
 from pipeline.commands import COMMANDS
+from pipeline.config import Depth, GrowthMethod
 
 SIZES = ("hidden_size", "num_attention_heads", "ffn_hidden_size")
-GROWTHS = ("fpi", "aki", "tile", "zero")
-DEPTHS = ("stack", "interleave", "identity")
 
 
 def run(argv: Sequence[str]) -> None:
@@ -20,8 +20,12 @@ def run(argv: Sequence[str]) -> None:
     for name in SIZES:
         parser.add_argument(f"--model.{name}", type=int, dest=name, metavar="N", help="of the new model")
     parser.add_argument("--model.layout", dest="layout", metavar="LAYOUT", help="of the new model, such as 2sf:10sf")
-    parser.add_argument("--growth", choices=GROWTHS, default=GROWTHS[0], help="as init.growth of train (default: fpi)")
-    parser.add_argument("--depth", choices=DEPTHS, default=DEPTHS[0], help="as init.depth of train (default: stack)")
+    parser.add_argument(
+        "--growth", choices=get_args(GrowthMethod), default="fpi", help="as init.growth of train (default: fpi)"
+    )
+    parser.add_argument(
+        "--depth", choices=get_args(Depth), default="stack", help="as init.depth of train (default: stack)"
+    )
     parser.add_argument("--seed", type=int, default=42, help="of what is drawn")
     parser.add_argument(
         "--blend", type=path_or_url_argument, metavar="SOURCE", help="a model of the new sizes to blend with"

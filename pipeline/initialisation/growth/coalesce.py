@@ -10,9 +10,10 @@ from collections.abc import Mapping
 
 import torch
 
+from pipeline.config import Depth
 from pipeline.export.configuration_narrowbert import NarrowBertConfig
 from pipeline.export.names import State, parameter_shapes
-from pipeline.initialisation.growth.deepen import Depth, key_value_owners, layer_origins
+from pipeline.initialisation.growth.deepen import key_value_owners, layer_origins
 from pipeline.initialisation.growth.units import LAYER, Kind, axes_of, balanced_map, block, num_units
 
 

@@ -1,20 +1,20 @@
-"""A model of more layers out of a model of fewer, on each side of the narrowing point by itself."""
+"""A model of more layers out of a model of fewer, on each side of the narrowing point by itself.
+
+``stack``: whole copies of a side on top of each other (Gong et al., "StackBERT", ICML 2019). ``interleave``: every
+layer repeated in place. ``identity``: the same, repeats giving nothing to the residual stream, which in pre-norm leaves
+the model as it was.
+"""
 
 import dataclasses
 import re
 from collections.abc import Mapping
-from typing import Literal
 
 import torch
 
+from pipeline.config import Depth
 from pipeline.export.configuration_narrowbert import NarrowBertConfig
 from pipeline.export.names import State, parameter_shapes
 from pipeline.initialisation.growth.units import LAYER, depth_map
-
-Depth = Literal["stack", "interleave", "identity"]
-DEPTHS: tuple[Depth, ...] = ("stack", "interleave", "identity")
-"""Whole copies of a side on top of each other (Gong et al., "StackBERT", ICML 2019); every layer repeated in place; the
-same, repeats giving nothing to the residual stream, which in pre-norm leaves the model as it was."""
 
 _OUTPUTS = re.compile(r".*\.(attention\.output|output)\.dense\.(weight|bias)")
 

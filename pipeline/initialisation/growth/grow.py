@@ -7,12 +7,11 @@ from collections.abc import Mapping
 import torch
 
 from data_prep.contract.command_line import UserError
-from pipeline.config import RunConfig
+from pipeline.config import Depth, GrowthMethod, RunConfig
 from pipeline.export.configuration_narrowbert import NarrowBertConfig, parse_layout
 from pipeline.export.names import State, parameter_shapes
-from pipeline.initialisation.growth.coalesce import coalesce
-from pipeline.initialisation.growth.deepen import Depth, deepen, layer_origins
-from pipeline.initialisation.growth.widen import Method, widen
+from pipeline.initialisation.growth.deepen import deepen, layer_origins
+from pipeline.initialisation.growth.widen import widen
 from pipeline.layout import without_windows
 
 SIZES = {
@@ -27,7 +26,7 @@ SIZES = {
 class Growth:
     """How a model becomes another."""
 
-    method: Method
+    method: GrowthMethod
     """Of more units."""
     depth: Depth
     """Of more layers."""
@@ -101,11 +100,6 @@ def growth_of(config: RunConfig) -> Growth | None:
     """How a run's weights grow out of what they start from; None: they have the model's sizes."""
     init = config.init
     return init.growth and Growth(method=init.growth, depth=init.depth, seed=config.training.seed)
-
-
-def shrink(state: Mapping[str, torch.Tensor], there: NarrowBertConfig, here: NarrowBertConfig, depth: Depth) -> State:
-    """Parameters of an export ``there`` as those of the smaller model ``here``, which ``shrink_problems`` accepted."""
-    return coalesce(state, there, here, depth)
 
 
 def shrink_problems(there: NarrowBertConfig, here: NarrowBertConfig, depth: Depth) -> list[str]:

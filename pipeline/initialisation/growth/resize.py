@@ -14,8 +14,8 @@ from pipeline.checkpoints.reading import load_run_model
 from pipeline.export.configuration_narrowbert import NarrowBertConfig
 from pipeline.export.folder import check_output, export_config, write_export
 from pipeline.export.names import CONFIG_NAMES, State, from_transformers, to_transformers
-from pipeline.initialisation.growth.coalesce import interpolate
-from pipeline.initialisation.growth.grow import SIZES, Growth, shrink, shrink_problems
+from pipeline.initialisation.growth.coalesce import coalesce, interpolate
+from pipeline.initialisation.growth.grow import SIZES, Growth, shrink_problems
 from pipeline.initialisation.match import match
 from pipeline.initialisation.pretrained import model_config_of, tokenizer_of
 from pipeline.initialisation.source import open_source
@@ -75,7 +75,7 @@ def resize(
         problems = shrink_problems(there.config, here, growth.depth)
         if problems:
             raise UserError(f"{source} cannot become smaller so: {'; '.join(problems)}")
-        state, lines = shrink(there.state, there.config, here, growth.depth), list[str]()
+        state, lines = coalesce(there.state, there.config, here, growth.depth), list[str]()
     else:
         growth.check(source, there.config, here)
         state, lines = growth.apply(there.state, there.config, here), growth.remarks(there.config, here)

@@ -11,6 +11,7 @@ from typing import Literal
 
 import torch
 
+from pipeline.config import Depth
 from pipeline.export.configuration_narrowbert import NarrowBertConfig
 
 Kind = Literal["residual", "head", "inner"]
@@ -134,7 +135,7 @@ def centred_map(small: int, large: int, unit_block: int) -> UnitMap:
     return UnitMap(of=of, share=torch.ones(large, dtype=torch.float64), num_small=small, block=unit_block)
 
 
-def depth_map(small: int, large: int, depth: Literal["stack", "interleave", "identity"]) -> list[int]:
+def depth_map(small: int, large: int, depth: Depth) -> list[int]:
     """Layer of the smaller model that each layer of the larger one stands for.
 
     ``stack`` puts whole copies on top of each other, and the top layers on top of those (Chen et al. 2022, algorithm

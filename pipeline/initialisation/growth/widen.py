@@ -1,16 +1,17 @@
 """A model of more heads, inner units and dimensions out of a smaller one of the same layers.
 
 After Chen et al., "bert2BERT: Towards Reusable Pretrained Language Models" (ACL 2022), section 3: ``fpi`` keeps what
-the model computes, ``aki`` takes the new heads and inner units from the layer above. ``zero`` and ``tile``: see
-``METHODS``.
+the model computes at integer ratios, ``aki`` takes the new heads and inner units from the layer above. ``tile`` repeats
+the smaller model around its middle and divides nothing. ``zero`` adds dimensions that hold zeros, which for RMSNorm is
+exact at any ratio.
 """
 
 import math
 from collections.abc import Mapping
-from typing import Literal
 
 import torch
 
+from pipeline.config import GrowthMethod
 from pipeline.export.configuration_narrowbert import NarrowBertConfig
 from pipeline.export.names import State, parameter_shapes
 from pipeline.initialisation.growth.units import (
@@ -25,16 +26,11 @@ from pipeline.initialisation.growth.units import (
     num_units,
 )
 
-Method = Literal["fpi", "aki", "tile", "zero"]
-METHODS: tuple[Method, ...] = ("fpi", "aki", "tile", "zero")
-"""Copies that divide their value among themselves (the model computes the same at integer ratios); the same, new heads
-and inner units of the layer above; the smaller model repeated around its middle, nothing divided; or new dimensions
-that hold zeros, which for RMSNorm is exact at any ratio."""
 KINDS: tuple[Kind, ...] = ("residual", "head", "inner")
 
 
 def widen(
-    state: Mapping[str, torch.Tensor], there: NarrowBertConfig, here: NarrowBertConfig, method: Method, seed: int
+    state: Mapping[str, torch.Tensor], there: NarrowBertConfig, here: NarrowBertConfig, method: GrowthMethod, seed: int
 ) -> State:
     """Parameters of an export, wider: a pure function of its arguments, the same on every rank.
 

@@ -1,6 +1,6 @@
 """Grown and coalesced models: what they compute, what stays symmetric, and what is refused."""
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -8,13 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.contract.command_line import UserError
+from pipeline.config import GrowthMethod
 from pipeline.export import NarrowBertConfig, NarrowBertForMaskedLM
 from pipeline.export.names import State, parameter_shapes
 from pipeline.initialisation.growth.coalesce import coalesce, interpolate
-from pipeline.initialisation.growth.deepen import DEPTHS, deepen, layer_origins
+from pipeline.initialisation.growth.deepen import deepen, layer_origins
 from pipeline.initialisation.growth.grow import Growth, shrink_problems, smaller_config
 from pipeline.initialisation.growth.units import balanced_map, centred_map, depth_map
-from pipeline.initialisation.growth.widen import METHODS, widen
+from pipeline.initialisation.growth.widen import widen
 
 HEAD, VOCABULARY = 4, 30
 IDS = torch.randint(5, VOCABULARY, (3, 10), generator=torch.Generator().manual_seed(0))
@@ -223,7 +224,7 @@ def test_no_two_units_are_equal_after_some_steps_without_dropout(method: Any, op
                 assert len(matrix.detach().unique(dim=0)) == len(matrix), name
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", get_args(GrowthMethod))
 def test_the_same_seed_gives_the_same_bytes(method: Any) -> None:
     there, here = (
         config(layout, heads, 6 * heads, norm="rmsnorm") for layout, heads in (("1sf:1sf", 2), ("2sf:3sf", 3))
@@ -290,4 +291,3 @@ def test_what_growing_changes_is_said() -> None:
         remarks = Growth(**{"method": "fpi", "depth": "stack", "seed": 0, **growth}).remarks(small, here)
         assert len(remarks) == len(expected), remarks
         assert all(line.startswith(start) for line, start in zip(remarks, expected, strict=True))
-    assert DEPTHS == ("stack", "interleave", "identity")
